@@ -1,0 +1,25 @@
+"""lamina: a content-addressed snapshot engine for container images.
+
+    async with engine.open_engine("/var/lib/lamina") as e: ...
+
+The public names are those of `__all__`, `engine.errors`, the contract in `engine.snapshots`, and
+`engine.testing`. They are loaded when first used, so that a module below can be imported alone.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.app import Engine, open_engine
+    from engine.mount import Mount, activate, deactivate, mounted
+
+__all__ = ["Engine", "Mount", "activate", "deactivate", "mounted", "open_engine"]
+
+_HOMES = {"Engine": "app", "open_engine": "app"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"engine.{_HOMES.get(name, 'mount')}"), name)

@@ -1,0 +1,185 @@
+"""The engine in process: what a container runtime links in.
+
+Async. Slow work runs on threads and in worker processes; every operation holds a lease for what it
+makes or finds until that is anchored.
+"""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from engine.archive.importer import Imported, import_images
+from engine.content.image import ResolvedImage
+from engine.gc.collect import Collected
+from engine.kv.schema import Image
+from engine.metadata.leases import leased
+from engine.mount import Mount
+from engine.oci.platform import Platform, normalise
+from engine.progress import Report, Step, silent
+from engine.snapshots import Snapshotter
+from engine.stores import Stores, open_stores
+from engine.unpack.pool import WorkerPool, open_pool
+from engine.unpack.unpacker import Unpacked, unpack
+
+__all__ = ["Engine", "host_platform", "open_engine"]
+
+
+def host_platform() -> Platform:
+    """Return the platform of this machine."""
+    host = os.uname()
+    return normalise(Platform(os=host.sysname.lower(), architecture=host.machine))
+
+
+class Engine:
+    """An open engine; get one from `open_engine`. Its methods may run concurrently."""
+
+    def __init__(self, stores: Stores, pool: WorkerPool) -> None:
+        self.stores = stores
+        self._pool = pool
+
+    async def import_image(
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        snapshotter: str | None = None,
+        platform: Platform | None = None,
+        replace: bool = False,
+        report: Report = silent,
+    ) -> list[Image]:
+        """Import the images of an OCI layout, an OCI archive or a docker archive; return them.
+
+        With `snapshotter` they are also unpacked, before they get their names: an image that cannot
+        be unpacked leaves nothing behind. `name` is for a source of one image; `replace` lets a name
+        move. Raises Refused, NotFound, AlreadyExists and others (`engine.errors`).
+        """
+        platform = platform or self.stores.platform
+        try:
+            async with self._lease() as lease:
+                found = await trio.to_thread.run_sync(
+                    partial(
+                        import_images,
+                        Path(path),
+                        self.stores.content,
+                        platform=platform,
+                        spool=self.stores.root.trash,
+                        lease=lease,
+                        report=_cancellable(report),
+                    )
+                )
+                if snapshotter:
+                    backend = await self._snapshotter(snapshotter)
+                    for imported in found:
+                        await self._unpack(imported.image, backend, lease, report)
+                return await trio.to_thread.run_sync(self._name, found, name, replace)
+        except BaseException:
+            # What came in and has no name is garbage; a store should not grow by what failed.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.stores.collect)
+            raise
+
+    def _name(self, found: Sequence[Imported], name: str | None, replace: bool) -> list[Image]:
+        return self.stores.images.put_all(
+            {
+                label: imported.target
+                for imported in found
+                for label in ([name] if name else imported.names)
+            },
+            replace=replace,
+        )
+
+    async def unpack(
+        self,
+        name: str,
+        *,
+        snapshotter: str | None = None,
+        platform: Platform | None = None,
+        report: Report = silent,
+    ) -> Unpacked:
+        """Unpack an image for a backend (the best that works here); what exists is not redone."""
+        backend = await self._snapshotter(snapshotter)
+        async with self._lease() as lease:
+            image = await trio.to_thread.run_sync(self._resolve, name, platform)
+            return await self._unpack(image, backend, lease, report)
+
+    async def _unpack(
+        self, image: ResolvedImage, backend: Snapshotter, lease: str, report: Report
+    ) -> Unpacked:
+        return await unpack(
+            image,
+            root=self.stores.root.path,
+            content=self.stores.content,
+            snapshotter=backend,
+            pool=self._pool,
+            lease=lease,
+            report=report,
+        )
+
+    def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
+        return self.stores.resolve(self.stores.images.get(name).target, platform)
+
+    async def prepare(self, key: str, name: str, *, snapshotter: str | None = None) -> list[Mount]:
+        """Make a writable root file system of an image, unpacked if need be; return its mounts.
+
+        It stays, and keeps its image's layers, until `release`. Raises AlreadyExists for a key in use.
+        """
+        backend = await self._snapshotter(snapshotter)
+        async with self._lease() as lease:
+            image = await trio.to_thread.run_sync(self._resolve, name, None)
+            unpacked = await self._unpack(image, backend, lease, silent)
+            return await trio.to_thread.run_sync(backend.prepare, key, unpacked.chain_id)
+
+    async def release(self, key: str, *, snapshotter: str | None = None) -> None:
+        """Remove what `prepare` made. Raises NotFound, and FailedPrecondition while it is mounted."""
+        backend = await self._snapshotter(snapshotter)
+        await trio.to_thread.run_sync(backend.remove, key)
+        await trio.to_thread.run_sync(backend.cleanup)
+
+    async def collect(self) -> Collected:
+        """Drop and delete everything that no image, active snapshot or lease holds."""
+        return await trio.to_thread.run_sync(self.stores.collect)
+
+    async def _snapshotter(self, name: str | None) -> Snapshotter:
+        return await trio.to_thread.run_sync(self.stores.snapshotter, name)
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[str]:
+        held = leased(self.stores.root.meta, self.stores.namespace)
+        lease = await trio.to_thread.run_sync(held.__enter__)
+        try:
+            yield lease
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(held.__exit__, None, None, None)
+
+
+def _cancellable(report: Report) -> Report:
+    """Return a report that also ends work on a thread once its task is cancelled."""
+
+    def check(step: Step, item: str, total: int, done: int, /) -> None:
+        trio.from_thread.check_cancelled()
+        report(step, item, total, done)
+
+    return check
+
+
+@asynccontextmanager
+async def open_engine(
+    root: Path | str, *, namespace: str = "default", platform: Platform | None = None
+) -> AsyncIterator[Engine]:
+    """Open the store at `root`, made if need be, and close it after the block.
+
+    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root.
+    """
+    opened = open_stores(Path(root), namespace, platform or host_platform())
+    stores = await trio.to_thread.run_sync(opened.__enter__)
+    try:
+        async with open_pool() as pool:
+            yield Engine(stores, pool)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(opened.__exit__, None, None, None)

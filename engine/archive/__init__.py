@@ -1,0 +1,1 @@
+"""Images as files: OCI layouts, OCI archives, docker archives."""

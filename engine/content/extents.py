@@ -1,0 +1,81 @@
+"""The bytes of blobs: extents under (blob number, index), written in order, read without a copy.
+
+Sync; safe from any thread. Knows nothing of digests: the record that names a blob's number is in
+`meta.lmdb` (`engine.kv.schema`).
+"""
+
+from collections.abc import Iterator
+
+from engine.errors import DataLoss
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import EXTENT
+
+__all__ = ["append", "drop", "read", "stored_bytes"]
+
+_DROP_AT_ONCE = 64  # extents deleted in one transaction, so that others can write in between
+
+
+def _key(number: int, index: int) -> bytes:
+    return number.to_bytes(8, "big") + index.to_bytes(4, "big")
+
+
+def append(blobs: Environment, number: int, index: int, data: memoryview) -> int:
+    """Store `data` from extent `index` on in one durable transaction; return the next index.
+
+    All of `data` but the blob's last extent must be whole extents. LMDB holds a transaction's pages
+    in memory: keep `data` under 16 MiB.
+    """
+    with blobs.write() as txn:
+        for start in range(0, len(data), EXTENT):
+            txn.raw.put(_key(number, index), data[start : start + EXTENT])
+            index += 1
+    return index
+
+
+def read(blobs: Environment, number: int, size: int) -> Iterator[memoryview]:
+    """Yield a blob's extents in order; each is dead once the next is asked for.
+
+    Each extent has a read transaction of its own: a reader that takes its time never holds back the
+    pages that others free. Raises DataLoss where an extent is missing or has the wrong length.
+    """
+    for index, start in enumerate(range(0, size, EXTENT)):
+        expected = min(EXTENT, size - start)
+        with blobs.read() as txn:
+            extent = txn.raw.get(_key(number, index))
+            if extent is None or len(extent) != expected:
+                raise DataLoss(
+                    f"extent {index} of blob {number} is missing or damaged: "
+                    "remove the image and import it again"
+                )
+            yield extent
+
+
+def stored_bytes(blobs: Environment, number: int) -> int:
+    """Return how many bytes of a blob are durable, looking only at its extents."""
+    with blobs.read() as txn, txn.raw.cursor() as cursor:
+        last = _last(txn, number)
+        if last is None or not cursor.set_key(_key(number, last)):
+            return 0
+        return last * EXTENT + len(cursor.value())
+
+
+def _last(txn: Transaction, number: int) -> int | None:
+    with txn.raw.cursor() as cursor:
+        found = cursor.last() if not cursor.set_range(_key(number + 1, 0)) else cursor.prev()
+        key = bytes(cursor.key()) if found else b""
+    return int.from_bytes(key[8:], "big") if key[:8] == number.to_bytes(8, "big") else None
+
+
+def drop(blobs: Environment, number: int) -> None:
+    """Delete all extents of a blob, in bounded transactions."""
+    prefix = number.to_bytes(8, "big")
+    left = True
+    while left:
+        with blobs.write() as txn, txn.raw.cursor() as cursor:
+            left = cursor.set_range(prefix)
+            for _ in range(_DROP_AT_ONCE):
+                left = left and bytes(cursor.key()[:8]) == prefix
+                if not left:
+                    break
+                cursor.delete()
+                left = bool(cursor.key())

@@ -1,0 +1,145 @@
+"""A layer's packed bytes in, its archive's bytes out, in pieces of at most 1 MiB.
+
+Sync; the only owner of isal and zstandard. The bytes decide how they are packed and the media type
+must agree. Nothing from PATH is ever run. Output is bounded by size and by ratio, so that a bomb ends
+early; truncation, bad checksums and bytes after the stream are errors.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import zstandard
+from isal import igzip_lib
+
+from engine import limits
+from engine.errors import Refused
+from engine.oci.mediatypes import Compression
+
+__all__ = ["decompressed", "sniff"]
+
+_PIECE = 1 << 20
+_FEED = 1 << 18  # compressed bytes handed over at once: what a member's end leaves is copied
+_GZIP_MEMBERS = 1024  # members that may be small; beyond that each must give 512 bytes on average
+
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # bytes 1 to 3 of 0x184D2A50 to 0x184D2A5F, little-endian
+
+
+def sniff(head: bytes) -> Compression:
+    """Return how bytes that begin with `head` are packed."""
+    if head.startswith(_GZIP_MAGIC):
+        return Compression.GZIP
+    if head.startswith(_ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        return Compression.ZSTD
+    return Compression.NONE
+
+
+def decompressed(
+    packed: Iterable[bytes | memoryview], promised: Compression
+) -> Iterator[bytes]:
+    """Yield the unpacked bytes of `packed`, whose media type promised `promised`.
+
+    Raises Refused for bytes that are not what was promised, damaged, or beyond the limits.
+    """
+    source = iter(packed)
+    first = next(source, b"")
+    found = sniff(bytes(first[:10]))
+    if promised not in {Compression.ANY, found}:
+        raise Refused(f"layer is {found} by its bytes, {promised} by its media type")
+    meter = _Meter()
+    counted = meter.reading(_chain(first, source))
+    if found is Compression.GZIP:
+        unpacked = _gunzip(counted)
+    elif found is Compression.ZSTD:
+        unpacked = _unzstd(counted)
+    else:
+        unpacked = map(bytes, counted)
+    return meter.writing(unpacked)
+
+
+def _chain(
+    first: bytes | memoryview, rest: Iterator[bytes | memoryview]
+) -> Iterator[bytes | memoryview]:
+    yield first
+    yield from rest
+
+
+class _Meter:
+    """Counts both ends of a decompressor and stops it at the limits."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.written = 0
+
+    def reading(self, packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for piece in packed:
+            self.read += len(piece)
+            yield piece
+
+    def writing(self, unpacked: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in unpacked:
+            self.written += len(piece)
+            if self.written > limits.LAYER:
+                raise Refused(f"layer is over {limits.LAYER} bytes unpacked")
+            if self.written > max(limits.RATIO_FROM, self.read * limits.RATIO):
+                raise Refused(f"layer unpacks to over {limits.RATIO} times its size")
+            yield piece
+
+
+def _gunzip(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
+    members, written = 1, 0
+    stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    rest = b""
+    for feed in _slices(packed):
+        pending: bytes | memoryview = feed if not rest else rest + bytes(feed)
+        rest = b""
+        while len(pending) or not (stream.needs_input or stream.eof):
+            if stream.eof:
+                members += 1
+                if members > _GZIP_MEMBERS + written // 512:
+                    raise Refused("layer is made of too many tiny gzip members")
+                stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+            try:
+                piece = stream.decompress(pending, _PIECE)
+            except igzip_lib.IsalError as error:
+                raise Refused(f"layer's gzip stream is damaged: {error}") from None
+            pending = stream.unused_data if stream.eof else b""
+            written += len(piece)
+            if piece:
+                yield piece
+    if not stream.eof:
+        raise Refused("layer's gzip stream is cut off")
+
+
+def _slices(packed: Iterator[bytes | memoryview]) -> Iterator[memoryview]:
+    for piece in packed:
+        view = memoryview(piece)
+        for start in range(0, len(view), _FEED):
+            yield view[start : start + _FEED]
+
+
+class _Readable(Protocol):
+    def read(self, size: int) -> bytes: ...
+
+
+class _Source:
+    """The file that zstandard's reader wants, over pieces."""
+
+    def __init__(self, packed: Iterator[bytes | memoryview]) -> None:
+        self._pieces = _slices(packed)
+
+    def read(self, _size: int) -> bytes:
+        return bytes(next(self._pieces, b""))
+
+
+def _unzstd(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
+    source: _Readable = _Source(packed)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW)
+    # A streaming reader, because a decompressobj returns whatever one input gives: gigabytes.
+    reader = unpacker.stream_reader(source, read_size=_FEED, read_across_frames=True)
+    try:
+        while piece := reader.read(_PIECE):
+            yield piece
+    except zstandard.ZstdError as error:
+        raise Refused(f"layer's zstd stream is damaged: {error}") from None

@@ -1,0 +1,66 @@
+"""Run the front half of a pipeline on a thread of its own, a bounded few pieces ahead.
+
+Sync. Inflating and hashing release the interpreter lock, so that they overlap with the system calls
+of the back half.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+__all__ = ["ahead"]
+
+T = TypeVar("T")
+_DEPTH = 4  # pieces in flight: enough to smooth a large file, few enough to bound memory
+
+
+class _End:
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+@contextmanager
+def ahead(pieces: Iterable[T]) -> Iterator[Iterator[T]]:
+    """Iterate over `pieces` on a thread and give them here; an error there is raised here.
+
+    When the block ends early, the thread ends after the piece that it is making.
+    """
+    box: queue.Queue[T | _End] = queue.Queue(_DEPTH)
+    stop = threading.Event()
+
+    def produce() -> None:
+        error: BaseException | None = None
+        try:
+            for piece in pieces:
+                box.put(piece)
+                if stop.is_set():
+                    return
+        except BaseException as caught:  # noqa: BLE001  it is raised again in the consumer
+            error = caught
+        box.put(_End(error))
+
+    def consume() -> Iterator[T]:
+        while not isinstance(piece := box.get(), _End):
+            yield piece
+        if piece.error is not None:
+            raise piece.error
+
+    thread = threading.Thread(target=produce, name="ahead", daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        stop.set()
+        while thread.is_alive():
+            _drain(box)
+            thread.join(0.01)
+
+
+def _drain(box: "queue.Queue[T | _End]") -> None:
+    try:
+        while True:
+            box.get_nowait()
+    except queue.Empty:
+        return

@@ -1,0 +1,239 @@
+"""The layer rules: archive entries in, a small closed set of operations out.
+
+Pure. Everything that an image says is checked here: names, types, links, attributes, counts. What
+comes out names its place as (parent, name): normalised, relative, without `..`, and never a whiteout
+name among ordinary ones. How layers combine is in docs/layers.md.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import Enum, auto
+
+import msgspec
+
+from engine import limits
+from engine.diff import tar
+from engine.diff.tar import Entry
+from engine.errors import Refused, printable
+
+__all__ = ["Kind", "Operation", "Rules", "WHITEOUT_PREFIX", "split_name"]
+
+WHITEOUT_PREFIX = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_AUFS_OWN = frozenset((b".wh..wh.aufs", b".wh..wh.plnk", b".wh..wh.orph"))
+_HIGHEST_ID = (1 << 32) - 2  # the next one means "leave as it is" to chown(2)
+_HIGHEST_MAJOR, _HIGHEST_MINOR = (1 << 12) - 1, (1 << 20) - 1  # what dev_t of Linux holds
+_LATEST = (1 << 63) - 1  # nanoseconds
+
+_CAPABILITY = b"security.capability"
+_CAPABILITY_SIZES = {0x01000000: 12, 0x02000000: 20, 0x03000000: 24}  # linux/capability.h
+
+
+class Kind(Enum):
+    """What there is to do for one entry."""
+
+    DIRECTORY = auto()
+    FILE = auto()
+    SYMLINK = auto()
+    HARDLINK = auto()
+    NODE = auto()
+    """A device or a fifo."""
+    WHITEOUT = auto()
+    """Hide `name` of the layers below."""
+    OPAQUE = auto()
+    """Hide all that the layers below have in `parent`."""
+
+
+class Operation(msgspec.Struct, frozen=True, gc=False):
+    """One thing to do; `target` is the normalised path of a hard link's other name."""
+
+    kind: Kind
+    parent: bytes
+    name: bytes
+    entry: Entry
+    target: bytes = b""
+
+
+_KINDS = {
+    tar.FILE: Kind.FILE,
+    tar.DIRECTORY: Kind.DIRECTORY,
+    tar.SYMLINK: Kind.SYMLINK,
+    tar.HARDLINK: Kind.HARDLINK,
+    tar.CHAR_DEVICE: Kind.NODE,
+    tar.BLOCK_DEVICE: Kind.NODE,
+    tar.FIFO: Kind.NODE,
+}
+
+
+class Rules:
+    """The rules over one layer; keeps the counts that are bounded over the whole of it."""
+
+    def __init__(self, *, name_bytes: int, whiteout_names: bool) -> None:
+        self._name_bytes = name_bytes
+        self._whiteout_names = whiteout_names
+        self._names = 0
+        self.entries = 0
+        self.xattrs_left_out = 0
+
+    def operations(self, entries: Iterable[Entry]) -> Iterator[Operation]:
+        """Yield what to do for each entry; Refused for one that breaks a rule."""
+        for entry in entries:
+            self._count(entry)
+            parts = _parts(entry.name)
+            if not parts:
+                _check_root(entry)
+                continue
+            self._check_parts(parts, entry.name)
+            operation = self._operation(entry, b"/".join(parts[:-1]), parts[-1])
+            if operation is not None:
+                yield operation
+
+    def _count(self, entry: Entry) -> None:
+        self.entries += 1
+        self._names += len(entry.name) + len(entry.link)
+        if self.entries > limits.LAYER_ENTRIES:
+            raise Refused(f"layer has over {limits.LAYER_ENTRIES} entries")
+        if self._names > limits.LAYER_NAMES:
+            raise Refused(f"layer has over {limits.LAYER_NAMES} bytes of names")
+
+    def _check_parts(self, parts: list[bytes], name: bytes) -> None:
+        if len(parts) > limits.PATH_DEPTH:
+            raise Refused(f"{printable(name)!r} is over {limits.PATH_DEPTH} folders deep")
+        for part in (*parts[:-1], parts[-1].removeprefix(WHITEOUT_PREFIX)):
+            if len(part) > self._name_bytes:
+                raise Refused(
+                    f"{printable(part)!r} is over the {self._name_bytes} bytes that a name may have"
+                )
+        if not self._whiteout_names:
+            for part in parts[:-1]:
+                if part.startswith(WHITEOUT_PREFIX) and part not in _AUFS_OWN:
+                    raise Refused(f"{printable(name)!r}: this backend cannot hold such a folder")
+
+    def _operation(self, entry: Entry, parent: bytes, name: bytes) -> Operation | None:
+        if name.startswith(WHITEOUT_PREFIX):
+            return _marker(entry, parent, name)
+        if b".wh..wh." in parent and not _AUFS_OWN.isdisjoint(parent.split(b"/")):
+            return None
+        _check_attributes(entry)
+        kept = self._xattrs(entry)
+        if kept is not entry.xattrs:
+            entry = msgspec.structs.replace(entry, xattrs=kept)
+        if not 0 <= entry.mtime <= _LATEST:
+            entry = msgspec.structs.replace(entry, mtime=0)  # as containerd does
+        kind = _KINDS[entry.type]
+        if kind is Kind.HARDLINK:
+            return Operation(kind, parent, name, entry, _link_target(entry))
+        if kind is Kind.SYMLINK:
+            _check_symlink(entry)
+        elif kind is Kind.NODE:
+            _check_node(entry)
+        return Operation(kind, parent, name, entry)
+
+    def _xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        if not entry.xattrs:
+            return entry.xattrs
+        held = sum(len(key) + len(value) for key, value in entry.xattrs.items())
+        if len(entry.xattrs) > limits.XATTRS or held > limits.XATTR_BYTES:
+            raise Refused(f"{printable(entry.name)!r} has too many or too large xattrs")
+        kept = {key: value for key, value in entry.xattrs.items() if _keeps(entry, key, value)}
+        self.xattrs_left_out += len(entry.xattrs) - len(kept)
+        return kept
+
+
+def _parts(name: bytes) -> list[bytes]:
+    """Return the components of a name as the root sees it: `..` stops at the root.
+
+    Lexical and done once, so that no second reading can differ. Empty for the root itself.
+    """
+    if not name or b"\0" in name:
+        raise Refused("layer has an entry without a name")
+    parts: list[bytes] = []
+    last = b""
+    for part in name.split(b"/"):
+        if part in {b"", b"."}:
+            continue
+        last = part
+        if part != b"..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+    if last == b"..":
+        raise Refused(f"layer has an entry that ends in '..': {printable(name)!r}")
+    return parts
+
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Return the parent and the last component of a normalised path."""
+    parent, _, last = name.rpartition(b"/")
+    return parent, last
+
+
+def _check_root(entry: Entry) -> None:
+    if entry.type != tar.DIRECTORY:
+        raise Refused(f"layer would replace the root folder ({printable(entry.name)!r})")
+
+
+def _marker(entry: Entry, parent: bytes, name: bytes) -> Operation | None:
+    if name == _OPAQUE:
+        if entry.type != tar.FILE:
+            raise Refused(f"opaque marker in {printable(parent)!r} is not a regular file")
+        return Operation(Kind.OPAQUE, parent, name, entry)
+    if name in _AUFS_OWN:
+        return None
+    hidden = name[len(WHITEOUT_PREFIX) :]
+    if hidden in {b"", b".", b".."} or hidden.startswith(WHITEOUT_PREFIX):
+        raise Refused(f"not a whiteout that means anything: {printable(entry.name)!r}")
+    # aufs makes whiteouts as hard links to each other, and old docker packed them so.
+    if entry.type not in {tar.FILE, tar.HARDLINK}:
+        raise Refused(f"whiteout {printable(entry.name)!r} is not a regular file")
+    return Operation(Kind.WHITEOUT, parent, hidden, entry)
+
+
+def _check_attributes(entry: Entry) -> None:
+    if entry.uid > _HIGHEST_ID or entry.gid > _HIGHEST_ID:
+        raise Refused(f"{printable(entry.name)!r} has an owner out of range")
+
+
+def _link_target(entry: Entry) -> bytes:
+    """Return a hard link's target; it is always meant from the root, whatever it begins with."""
+    parts = _parts(entry.link) if entry.link else []
+    if not parts or any(part.startswith(WHITEOUT_PREFIX) for part in parts[-1:]):
+        raise Refused(f"hard link {printable(entry.name)!r} has no target that it may have")
+    return b"/".join(parts)
+
+
+def _check_symlink(entry: Entry) -> None:
+    if not entry.link or len(entry.link) > limits.LINK_TARGET or b"\0" in entry.link:
+        raise Refused(f"symlink {printable(entry.name)!r} has an empty or overlong target")
+
+
+def _check_node(entry: Entry) -> None:
+    if entry.type == tar.FIFO:
+        return
+    if entry.major > _HIGHEST_MAJOR or entry.minor > _HIGHEST_MINOR:
+        raise Refused(f"device {printable(entry.name)!r} has numbers out of range")
+    if entry.type == tar.CHAR_DEVICE and not entry.major and not entry.minor:
+        raise Refused(f"device {printable(entry.name)!r} is 0:0, an overlay whiteout in disguise")
+
+
+def _keeps(entry: Entry, key: bytes, value: bytes) -> bool:
+    """Say whether an xattr goes into the tree; the others are left out, counted and reported.
+
+    trusted.* steers overlay and other layers of the host, as does user.overlay.*; security.* but
+    capabilities, and system.* (ACLs), are the host's to decide.
+    """
+    if not key or len(key) > limits.NAME:
+        raise Refused(f"{printable(entry.name)!r} has a malformed xattr name")
+    if key == _CAPABILITY:
+        return entry.type == tar.FILE and _is_capability(entry, value)
+    if key.startswith(b"user."):
+        on_file = entry.type in {tar.FILE, tar.DIRECTORY}  # the kernel allows no others (xattr(7))
+        return on_file and len(key) > 5 and not key.startswith(b"user.overlay.")
+    return False
+
+
+def _is_capability(entry: Entry, value: bytes) -> bool:
+    revision = int.from_bytes(value[:4], "little") & 0xFF000000
+    if _CAPABILITY_SIZES.get(revision) != len(value):
+        raise Refused(f"{printable(entry.name)!r} has malformed capabilities")
+    # Revision 3 binds to a root user; one of another user namespace means nothing here.
+    return len(value) != 24 or value[20:] == bytes(4)

@@ -1,0 +1,341 @@
+"""The tar reader: entries and their payloads from pieces of bytes, strictly.
+
+Pure. Reads ustar, pax, GNU and old archives. Where readers of the field disagree on bytes, so that an
+archive could show one tree to a scanner and another to us, the bytes are refused: bad checksums and
+numbers, sizes on entries that have no body, malformed or oversized extension headers, sparse files,
+unknown types, a zero block in the middle. Names stay bytes. Global pax headers apply to nothing, as
+in Go's archive/tar, which containerd and umoci read with.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from zlib import adler32
+
+import msgspec
+
+from engine import limits
+from engine.errors import Refused, printable
+
+__all__ = ["BLOCK_DEVICE", "CHAR_DEVICE", "DIRECTORY", "Entry", "FIFO", "FILE", "HARDLINK"]
+__all__ += ["SYMLINK", "TarReader"]
+
+BLOCK = 512
+_ZEROS = bytes(BLOCK)
+
+FILE, HARDLINK, SYMLINK = b"0", b"1", b"2"
+CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = b"3", b"4", b"5", b"6"
+_BODILESS = frozenset((HARDLINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
+_KNOWN = _BODILESS | {FILE}
+_SAME_AS_FILE = frozenset((b"\0", b"7"))  # before POSIX; "contiguous"
+_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_LABEL = b"x", b"g", b"L", b"K", b"V"
+
+_XATTR = b"SCHILY.xattr."
+_LARGEST = (1 << 63) - 1
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One member of an archive, as its headers say it; `mtime` is in nanoseconds."""
+
+    name: bytes
+    type: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime: int
+    link: bytes
+    major: int
+    minor: int
+    xattrs: dict[bytes, bytes]
+
+
+_NONE: dict[bytes, bytes] = {}
+
+
+class TarReader:
+    """Iterates over the entries of an archive given in pieces.
+
+    After an entry its payload may be taken with `payload`; what is left of it is skipped. After the
+    last entry everything up to the end of the bytes has been taken from the pieces.
+    """
+
+    def __init__(
+        self, pieces: Iterable[bytes], *, jump: Callable[[int], None] | None = None
+    ) -> None:
+        """Read from `pieces`; `jump`, if given, makes them go on so many bytes further on."""
+        self._pieces = iter(pieces)
+        self._jump = jump
+        self._passed = 0  # bytes before the current piece
+        self._piece = b""
+        self._at = 0
+        self._left = 0  # bytes of the current payload not taken yet
+        self._padding = 0
+
+    # -- bytes --------------------------------------------------------------------------------
+
+    def _next_piece(self) -> bool:
+        for piece in self._pieces:
+            if piece:
+                self._passed += len(self._piece)
+                self._piece = piece
+                self._at = 0
+                return True
+        return False
+
+    def _take(self, count: int, what: str) -> bytes:
+        at = self._at
+        end = at + count
+        if end <= len(self._piece):
+            self._at = end
+            return self._piece[at:end]
+        taken = bytearray(self._piece[at:])
+        while len(taken) < count:
+            if not self._next_piece():
+                raise Refused(f"layer is cut off within {what}")
+            self._at = count - len(taken)
+            taken += self._piece[: self._at]
+        self._at = min(self._at, len(self._piece))
+        return bytes(taken)
+
+    def _block(self) -> bytes | None:
+        """Return the next header block, None at the end of the bytes."""
+        if self._at == len(self._piece) and not self._next_piece():
+            return None
+        return self._take(BLOCK, "a header")
+
+    def payload(self) -> Iterator[memoryview]:
+        """Yield the body of the current entry."""
+        while self._left:
+            if self._at == len(self._piece) and not self._next_piece():
+                raise Refused("layer is cut off within a file")
+            part = memoryview(self._piece)[self._at : self._at + self._left]
+            self._at += len(part)
+            self._left -= len(part)
+            yield part
+
+    @property
+    def position(self) -> int:
+        """How many bytes have been taken: where the payload of a new entry begins."""
+        return self._passed + self._at
+
+    def _skip_body(self) -> None:
+        if self._jump and self._left > len(self._piece) - self._at:
+            beyond = self._left - (len(self._piece) - self._at)
+            self._passed += len(self._piece) + beyond
+            self._piece, self._at, self._left = b"", 0, 0
+            self._jump(beyond)
+        for _ in self.payload():
+            pass
+        if self._padding:
+            self._take(self._padding, "padding")
+            self._padding = 0
+
+    def _begin_body(self, size: int) -> None:
+        self._left = size
+        self._padding = -size % BLOCK
+
+    # -- entries ------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Entry]:
+        while (header := self._header()) is not None:
+            block, pax, name, link = header
+            entry = _entry(block, pax, name, link)
+            self._begin_body(entry.size)
+            yield entry
+            self._skip_body()
+        self._finish()
+
+    def _header(self) -> tuple[bytes, dict[bytes, bytes], bytes | None, bytes | None] | None:
+        """Return the next real header and the extensions before it, None at the end."""
+        pax: dict[bytes, bytes] = _NONE
+        name: bytes | None = None
+        link: bytes | None = None
+        for _ in range(limits.EXTENSIONS_IN_ROW):
+            block = self._block()
+            if block is None or block == _ZEROS:
+                if pax or name or link:
+                    raise Refused("layer ends after an extension header")
+                if block is not None:
+                    self._second_zero_block()
+                return None
+            _check_sum(block)
+            kind = block[156:157]
+            if kind == _PAX:
+                pax = {**pax, **_pax_records(self._extension(block))}
+            elif kind == _PAX_GLOBAL:
+                _pax_records(self._extension(block))
+            elif kind == _GNU_NAME:
+                name = _until_nul(self._extension(block))
+            elif kind == _GNU_LINK:
+                link = _until_nul(self._extension(block))
+            elif kind == _GNU_LABEL:
+                self._begin_body(_size(block[124:136]))
+                self._skip_body()
+            else:
+                return block, pax, name, link
+        raise Refused(f"layer has over {limits.EXTENSIONS_IN_ROW} extension headers in a row")
+
+    def _extension(self, block: bytes) -> bytes:
+        size = _size(block[124:136])
+        if size > limits.EXTENSION:
+            raise Refused(f"layer has an extension header over {limits.EXTENSION} bytes")
+        body = self._take(size, "an extension header")
+        self._take(-size % BLOCK, "padding")
+        return body
+
+    def _second_zero_block(self) -> None:
+        block = self._block()
+        if block is not None and block != _ZEROS:
+            raise Refused("layer goes on after a single zero block")
+
+    def _finish(self) -> None:
+        """Take what follows the end of the archive: it counts for the digest, nothing else."""
+        after = len(self._piece) - self._at
+        self._at = len(self._piece)
+        while self._next_piece():
+            after += len(self._piece)
+            self._at = len(self._piece)
+            if after > limits.AFTER_END:
+                raise Refused(f"layer has over {limits.AFTER_END} bytes after its end")
+
+
+def _check_sum(block: bytes) -> None:
+    stored = _number(block[148:156], "checksum")
+    # The sum of all bytes with the field itself as spaces. adler32's low half is 1 + the sum of the
+    # bytes modulo 65521, at a tenth of the cost; without a byte over 127 it cannot have wrapped.
+    blanked = block[:148] + b"        " + block[156:]
+    total = (adler32(blanked) & 0xFFFF) - 1 if blanked.isascii() else sum(blanked)
+    if stored == total:
+        return
+    # Some old writers summed signed chars.
+    if stored != sum(byte - 256 if byte > 127 else byte for byte in blanked):
+        raise Refused("layer has a header with a wrong checksum")
+
+
+def _number(field: bytes, what: str, *, signed: bool = False) -> int:
+    """Return a number written in octal, or in base 256 as GNU and star do."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big", signed=False)
+        bits = len(field) * 8
+        if field[0] == 0xFF:
+            value -= 1 << bits
+        else:
+            value -= 1 << (bits - 1)
+        if (value < 0 and not signed) or value > _LARGEST:
+            raise Refused(f"layer has a {what} out of range")
+        return value
+    digits = field.strip(b" \0")
+    if not digits:
+        return 0
+    # int() would take signs, underscores and prefixes.
+    if not digits.isdigit():
+        raise Refused(f"layer has a malformed {what}: {printable(field)!r}")
+    try:
+        return int(digits, 8)
+    except ValueError:
+        raise Refused(f"layer has a malformed {what}: {printable(field)!r}") from None
+
+
+def _size(field: bytes) -> int:
+    return _number(field, "size")
+
+
+def _until_nul(field: bytes) -> bytes:
+    end = field.find(b"\0")
+    return field if end < 0 else field[:end]
+
+
+def _entry(block: bytes, pax: dict[bytes, bytes], name: bytes | None, link: bytes | None) -> Entry:
+    kind = block[156:157]
+    if name is None:
+        name = _ustar_name(block)
+    if link is None:
+        link = _until_nul(block[157:257])
+    size = _size(block[124:136])
+    uid = _number(block[108:116], "uid")
+    gid = _number(block[116:124], "gid")
+    mtime = _number(block[136:148], "time", signed=True) * 1_000_000_000
+    xattrs = _NONE
+    if pax:
+        # A value in pax wins over GNU's and over the header's own.
+        # An empty value takes a record back (POSIX pax).
+        name = pax.get(b"path") or name
+        link = pax.get(b"linkpath") or link
+        if text := pax.get(b"mtime"):
+            mtime = _pax_time(text)
+        size = _pax_number(pax, b"size", size)
+        uid = _pax_number(pax, b"uid", uid)
+        gid = _pax_number(pax, b"gid", gid)
+        xattrs = _pax_xattrs(pax)
+    if kind in _SAME_AS_FILE:
+        kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else FILE
+    elif kind not in _KNOWN:
+        raise Refused(f"layer has an entry of unknown type {printable(kind)!r}")
+    if size and kind in _BODILESS:
+        raise Refused(f"layer gives a size to {printable(name)!r}, which can have no body")
+    device = kind in (CHAR_DEVICE, BLOCK_DEVICE)
+    return Entry(
+        name,
+        kind,
+        _number(block[100:108], "mode", signed=True) & 0o7777,
+        uid,
+        gid,
+        size,
+        mtime,
+        link,
+        _number(block[329:337], "device number") if device else 0,
+        _number(block[337:345], "device number") if device else 0,
+        xattrs,
+    )
+
+
+def _ustar_name(block: bytes) -> bytes:
+    name = _until_nul(block[:100])
+    if block[257:263] == b"ustar\0" and block[345]:
+        # star keeps times at the end of the prefix field and says so in the last four bytes.
+        end = 476 if block[508:512] == b"tar\0" else 500
+        return _until_nul(block[345:end]) + b"/" + name
+    return name
+
+
+def _pax_records(body: bytes) -> dict[bytes, bytes]:
+    """Return the records of an extended header: `length key=value newline`, the last of a key wins."""
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(body):
+        space = body.find(b" ", at, at + 21)
+        digits = body[at:space]
+        if space < 0 or not digits.isdigit() or digits[0] == 0x30:
+            raise Refused("layer has a malformed pax record")
+        end = at + int(digits)
+        key, equals, value = body[space + 1 : end - 1].partition(b"=")
+        if end > len(body) or end <= space + 1 or body[end - 1] != 0x0A or not equals or not key:
+            raise Refused("layer has a malformed pax record")
+        if key.startswith(b"GNU.sparse."):
+            raise Refused("layer has a sparse file, which no image builder writes")
+        if b"\0" in key or (b"\0" in value and not key.startswith(_XATTR)):
+            raise Refused("layer has a NUL in a pax record")
+        records[key] = value
+        at = end
+    return records
+
+
+def _pax_number(pax: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
+    text = pax.get(key)
+    if not text:
+        return otherwise
+    if not text.isdigit() or len(text) > 19 or int(text) > _LARGEST:
+        raise Refused(f"layer has a malformed pax {key.decode()}: {printable(text)!r}")
+    return int(text)
+
+
+def _pax_time(text: bytes) -> int:
+    negative = text.startswith(b"-")
+    seconds, _, fraction = text.removeprefix(b"-").partition(b".")
+    if not (seconds + fraction).isdigit() or len(seconds) > 19:
+        raise Refused(f"layer has a malformed pax time: {printable(text)!r}")
+    time = int(seconds or b"0") * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
+    return -time if negative else time
+
+
+def _pax_xattrs(pax: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    return {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)} or _NONE

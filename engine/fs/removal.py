@@ -1,0 +1,80 @@
+"""Remove a tree that an image made, without following anything out of it.
+
+Sync. Everything goes by descriptor and name; a folder is opened only if it is no symlink and no
+mount point, so that a forgotten mount is an error (EXDEV) and never loses what is mounted.
+"""
+
+import os
+
+from engine.fs.kernel import open_beneath
+
+__all__ = ["remove_entry", "remove_tree"]
+
+
+def remove_entry(folder: int, name: bytes) -> bool:
+    """Remove `name` in `folder`, a whole tree if it is one; say whether it was a directory."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        remove_tree(folder, name)
+        return True
+    return False
+
+
+def remove_tree(folder: int, name: bytes) -> None:
+    """Remove the directory `name` in `folder` and all below it; nothing if it is not there."""
+    try:
+        top = open_beneath(folder, name, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        _empty(top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=folder)
+
+
+def _empty(top: int) -> None:
+    """Remove all below the open directory `top`, level by level.
+
+    No recursion: the depth is the image's choice. Instead, what lies two levels down is moved up.
+    """
+    fresh = 0
+    while True:
+        folders = _unlink_files(top)
+        if not folders:
+            return
+        for name in folders:
+            child = open_beneath(top, name, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                for below in _unlink_files(child):
+                    fresh += 1
+                    _hoist(child, below, top, fresh)
+            finally:
+                os.close(child)
+            os.rmdir(name, dir_fd=top)
+
+
+def _hoist(source: int, name: bytes, top: int, number: int) -> None:
+    while True:
+        target = b".lamina-removing-%d-%d" % (os.getpid(), number)
+        try:
+            os.stat(target, dir_fd=top, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(name, target, src_dir_fd=source, dst_dir_fd=top)
+            return
+        number += 1_000_000_007
+
+
+def _unlink_files(folder: int) -> list[bytes]:
+    """Remove all but directories from `folder`; return the names of those."""
+    folders: list[bytes] = []
+    with os.scandir(folder) as entries:
+        names = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in names:
+        if is_folder:
+            folders.append(name)
+        else:
+            os.unlink(name, dir_fd=folder)
+    return folders
+

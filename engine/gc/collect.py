@@ -1,0 +1,175 @@
+"""Finds and drops garbage: records in one transaction, bytes and folders afterwards.
+
+Sync. Roots are images, snapshots that someone may be using (active ones and views that no lease made),
+the members of live leases, and what carries `gc.root`. Edges are containerd's labels, and a snapshot's
+parent. Marking and dropping share one write transaction, so that nothing can be created, found or
+labelled in between. Bytes are deleted later (`ContentStore.cleanup`, `Snapshotter.cleanup`): the
+transaction stays short however much goes.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from engine import labels
+from engine.content import discard
+from engine.failpoints import hit
+from engine.gc.mark import reachable
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import (
+    BLOBS,
+    IMAGES,
+    INGESTS,
+    LEASE_ITEMS,
+    LEASES,
+    SNAPSHOTS,
+    Blob,
+    Snapshot,
+    now,
+)
+from engine.metadata import leases, lineage
+from engine.snapshots import Kind
+
+__all__ = ["Collected", "Node", "collect", "holders"]
+
+
+class Node(NamedTuple):
+    """A blob (`backend` empty) or a snapshot."""
+
+    kind: str
+    backend: str
+    key: str
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collection dropped, or would drop; sizes in bytes."""
+
+    blobs: list[str]
+    snapshots: list[Node]
+    ingests: list[str]
+    leases: list[str]
+    blob_bytes: int
+    snapshot_bytes: int
+
+
+def _blob_node(digest: str) -> Node:
+    return Node(leases.CONTENT, "", digest)
+
+
+def _snapshot_node(backend: str, key: str) -> Node:
+    return Node(leases.SNAPSHOT, backend, key)
+
+
+class _Graph:
+    """Everything in one namespace as one transaction sees it."""
+
+    def __init__(self, txn: Transaction, namespace: str, backends: list[str]) -> None:
+        self.images = IMAGES.scan(txn, namespace)
+        self.blobs: dict[str, Blob] = {b.digest: b for b in BLOBS.scan(txn, namespace)}
+        self.snapshots: dict[tuple[str, str], Snapshot] = {
+            (backend, record.key): record
+            for backend in backends
+            for record in SNAPSHOTS.scan(txn, backend, namespace)
+        }
+        at = now()
+        all_leases = LEASES.scan(txn, namespace)
+        self.live = {lease.id for lease in all_leases if leases.is_live(lease, at)}
+        self.dead = [lease.id for lease in all_leases if lease.id not in self.live]
+        self.leased = [
+            Node(item.kind, item.backend, item.key)
+            for lease in self.live
+            for item in LEASE_ITEMS.scan(txn, namespace, lease)
+        ]
+        self.ingests = INGESTS.scan(txn, namespace)
+
+    def roots(self) -> Iterator[Node]:
+        for image in self.images:
+            yield _blob_node(image.target.digest)
+        yield from self.leased
+        for digest, blob in self.blobs.items():
+            if _is_root(blob.labels):
+                yield _blob_node(digest)
+        for (backend, key), record in self.snapshots.items():
+            in_use = record.kind != Kind.COMMITTED and not record.lease
+            if in_use or _is_root(record.labels):
+                yield _snapshot_node(backend, key)
+
+    def references(self, node: Node) -> Iterator[Node]:
+        if node.kind == leases.CONTENT:
+            blob = self.blobs.get(node.key)
+            about = blob.labels if blob else {}
+        else:
+            record = self.snapshots.get((node.backend, node.key))
+            about = record.labels if record else {}
+            if record and record.parent:
+                yield _snapshot_node(node.backend, record.parent)
+        for digest in labels.content_refs(about):
+            yield _blob_node(digest)
+        for backend, key in labels.snapshot_refs(about):
+            yield _snapshot_node(backend, key)
+
+    def garbage(self) -> Collected:
+        kept = reachable(self.roots(), self.references)
+        blobs = [digest for digest in self.blobs if _blob_node(digest) not in kept]
+        snapshots = [key for key in self.snapshots if _snapshot_node(*key) not in kept]
+        return Collected(
+            blobs=sorted(blobs),
+            snapshots=[_snapshot_node(*key) for key in self._children_first(snapshots)],
+            ingests=[i.ref for i in self.ingests if i.lease not in self.live],
+            leases=self.dead,
+            blob_bytes=sum(self.blobs[digest].size for digest in blobs),
+            snapshot_bytes=sum(self.snapshots[key].size for key in snapshots),
+        )
+
+    def _children_first(self, keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        def depth(key: tuple[str, str]) -> int:
+            count = 0
+            record = self.snapshots.get(key)
+            while record and record.parent:
+                count += 1
+                record = self.snapshots.get((key[0], record.parent))
+            return count
+
+        return sorted(keys, key=lambda key: (-depth(key), key))
+
+
+def _is_root(about: labels.Labels) -> bool:
+    return any(key.startswith(labels.GC_ROOT) for key in about)
+
+
+def collect(
+    meta: Environment, namespace: str, backends: list[str], *, dry_run: bool = False
+) -> Collected:
+    """Drop the records of all garbage of a namespace and return what that was.
+
+    With `dry_run` only return it. `backends` are all that may have snapshots here.
+    """
+    if dry_run:
+        with meta.read() as txn:
+            return _Graph(txn, namespace, backends).garbage()
+    with meta.write() as txn:
+        graph = _Graph(txn, namespace, backends)
+        garbage = graph.garbage()
+        for node in garbage.snapshots:
+            record = graph.snapshots[node.backend, node.key]
+            lineage.drop(txn, node.backend, namespace, record)
+        for digest in garbage.blobs:
+            discard.drop_blob(txn, namespace, digest)
+        for ref in garbage.ingests:
+            discard.drop_ingest(txn, namespace, ref)
+        for lease in garbage.leases:
+            leases.drop(txn, namespace, lease)
+    hit("gc.swept")
+    return garbage
+
+
+def holders(meta: Environment, namespace: str, backends: list[str], node: Node) -> list[str]:
+    """Return the images that lead to `node`: why it may not be removed by hand."""
+    with meta.read() as txn:
+        graph = _Graph(txn, namespace, backends)
+    return [
+        image.name
+        for image in graph.images
+        if node in reachable([_blob_node(image.target.digest)], graph.references)
+    ]

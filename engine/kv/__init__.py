@@ -1,0 +1,5 @@
+"""LMDB, and nothing else knows it: environments, transactions, typed tables, errors mapped.
+
+`keys` encodes composite keys, `environment` opens files and transactions, `table` reads and writes
+records, `schema` names every table of a store.
+"""

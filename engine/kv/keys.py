@@ -1,0 +1,35 @@
+"""Composite keys as length-prefixed bytes, so that no part can reach into the next.
+
+Pure. A part is two bytes of length and the part itself; a part over 128 bytes is replaced by its
+sha256 under a length no real part can have (LMDB keys end at 511 bytes). A record therefore always
+carries its own names: a key finds, it does not tell.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+__all__ = ["Part", "encode", "number"]
+
+Part = str | bytes | int
+
+_LONGEST = 128
+_HASHED = b"\xff\xff"
+
+
+def encode(parts: Iterable[Part]) -> bytes:
+    """Return the key of `parts`; the key of a leading run of parts is a prefix of it."""
+    return b"".join(map(_encode, parts))
+
+
+def _encode(part: Part) -> bytes:
+    if isinstance(part, int):
+        return number(part)
+    raw = part.encode() if isinstance(part, str) else part
+    if len(raw) > _LONGEST:
+        return _HASHED + hashlib.sha256(raw).digest()
+    return len(raw).to_bytes(2, "big") + raw
+
+
+def number(value: int) -> bytes:
+    """Return a part that sorts as the number does."""
+    return value.to_bytes(8, "big")

@@ -1,0 +1,92 @@
+"""A typed table: records found by composite keys.
+
+Sync. A table holds no state: every call names the transaction that it works in, so that changes to
+several tables commit together.
+"""
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from engine.errors import DataLoss
+from engine.kv import keys
+from engine.kv.environment import Transaction
+from engine.kv.keys import Part
+
+__all__ = ["Counter", "Record", "Table"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what tables hold; `version` is that of the record's own layout."""
+
+    version: int = 1
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Table(Generic[R]):
+    """Records of one kind under keys of a fixed number of parts."""
+
+    def __init__(self, name: str, record: type[R]) -> None:
+        self.name = name
+        self._decoder = msgspec.msgpack.Decoder(record)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def get(self, txn: Transaction, *key: Part) -> R | None:
+        """Return the record under `key`, or None."""
+        raw = txn.raw.get(keys.encode(key), db=txn.databases[self.name])
+        return None if raw is None else self._decode(raw)
+
+    def put(self, txn: Transaction, record: R, *key: Part) -> None:
+        """Write `record` under `key`, over what is there."""
+        value = self._encoder.encode(record)
+        txn.raw.put(keys.encode(key), value, db=txn.databases[self.name])
+
+    def delete(self, txn: Transaction, *key: Part) -> bool:
+        """Remove the record under `key`; say whether there was one."""
+        return bool(txn.raw.delete(keys.encode(key), db=txn.databases[self.name]))
+
+    def scan(self, txn: Transaction, *prefix: Part) -> list[R]:
+        """Return all records whose keys begin with `prefix`, in key order."""
+        return [self._decode(value) for _, value in self._items(txn, prefix)]
+
+    def any(self, txn: Transaction, *prefix: Part) -> bool:
+        """Say whether a key begins with `prefix`."""
+        return next(self._items(txn, prefix), None) is not None
+
+    def _items(
+        self, txn: Transaction, prefix: tuple[Part, ...]
+    ) -> Iterator[tuple[memoryview, memoryview]]:
+        start = keys.encode(prefix)
+        with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and bytes(cursor.key()[: len(start)]) == start:
+                yield cursor.item()
+                found = cursor.next()
+
+    def _decode(self, raw: memoryview) -> R:
+        try:
+            return self._decoder.decode(raw)
+        except msgspec.MsgspecError as error:
+            raise DataLoss(f"a record of {self.name} cannot be read: {error}") from error
+
+
+class _Count(Record, frozen=True):
+    value: int
+
+
+class Counter:
+    """Numbers that are given out once, over the whole life of a store."""
+
+    def __init__(self, table: str) -> None:
+        self.name = table
+        self._table = Table(table, _Count)
+
+    def next(self, txn: Transaction, sequence: str) -> int:
+        """Return the next number of `sequence`, from 1."""
+        last = self._table.get(txn, sequence)
+        value = (last.value if last else 0) + 1
+        self._table.put(txn, _Count(value=value), sequence)
+        return value

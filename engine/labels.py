@@ -1,0 +1,98 @@
+"""Every label key that lamina reads or writes, each named once.
+
+Pure. The keys are containerd's own, so that its tools understand our stores
+(https://github.com/containerd/containerd/blob/main/docs/garbage-collection.md).
+
+Labels that begin with a reserved prefix steer the engine. No byte of an image (config labels,
+descriptor annotations) may ever become one: an image could otherwise pin or free what is not its own.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from engine.errors import InvalidArgument
+
+__all__ = [
+    "DIFF_ID",
+    "GC_REF_CONTENT",
+    "GC_REF_SNAPSHOT",
+    "GC_ROOT",
+    "IMAGE_NAME",
+    "OCI_REF_NAME",
+    "PARENT_CHAIN_ID",
+    "SNAPSHOT_REF",
+    "UNCOMPRESSED",
+    "Labels",
+    "check",
+    "content_refs",
+    "merge",
+    "snapshot_ref",
+    "snapshot_refs",
+]
+
+Labels = Mapping[str, str]
+
+GC_ROOT = "containerd.io/gc.root"
+"""On content or snapshots, any value: kept whatever else refers to it."""
+
+GC_REF_CONTENT = "containerd.io/gc.ref.content"
+"""On any object, with a suffix `.x` or `/x`: keeps the blob whose digest is the value."""
+
+GC_REF_SNAPSHOT = "containerd.io/gc.ref.snapshot."
+"""On any object, followed by a backend name: keeps the snapshot named by the value."""
+
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""On a layer blob: its diff ID, written after it was verified."""
+
+SNAPSHOT_REF = "containerd.io/snapshot.ref"
+"""On a snapshot: the chain ID that it holds or is being unpacked for."""
+
+DIFF_ID = "containerd.io/snapshot/diff-id"
+"""On a snapshot: the diff ID of its topmost layer."""
+
+PARENT_CHAIN_ID = "containerd.io/snapshot/parent-chain-id"
+"""On a snapshot: the chain ID below its topmost layer."""
+
+IMAGE_NAME = "io.containerd.image.name"
+"""Annotation of an index entry: the full image name (containerd and docker write it)."""
+
+OCI_REF_NAME = "org.opencontainers.image.ref.name"
+"""Annotation of an index entry: a tag, or a full name."""
+
+_LIMIT = 4096  # containerd: bytes of key and value together
+
+
+def check(labels: Labels) -> None:
+    """Raise InvalidArgument for an empty key or a label over 4096 bytes."""
+    for key, value in labels.items():
+        if not key:
+            raise InvalidArgument("a label needs a key")
+        if len(key.encode()) + len(value.encode()) > _LIMIT:
+            raise InvalidArgument(f"label {key[:60]!r} is over {_LIMIT} bytes; shorten its value")
+
+
+def merge(labels: Labels, changes: Labels) -> dict[str, str]:
+    """Return `labels` with `changes` applied; an empty value deletes the key, as in containerd."""
+    check(changes)
+    merged = {**labels, **changes}
+    return {key: value for key, value in merged.items() if value}
+
+
+def snapshot_ref(backend: str) -> str:
+    """Return the key that anchors a snapshot of `backend`."""
+    return GC_REF_SNAPSHOT + backend
+
+
+def content_refs(labels: Labels) -> Iterator[str]:
+    """Yield the digests that these labels keep alive."""
+    for key, value in labels.items():
+        rest = key.removeprefix(GC_REF_CONTENT)
+        if rest != key and value and (not rest or rest[0] in "./"):
+            yield value
+
+
+def snapshot_refs(labels: Labels) -> Iterator[tuple[str, str]]:
+    """Yield (backend, snapshot name) for each snapshot that these labels keep alive."""
+    for key, value in labels.items():
+        rest = key.removeprefix(GC_REF_SNAPSHOT)
+        if rest != key and value:
+            yield rest.partition("/")[0], value

@@ -1,0 +1,35 @@
+"""The bounds on everything that an image decides: sizes, counts and depths.
+
+Pure. One place, so that a reviewer can check them all. Bytes unless the name says otherwise.
+"""
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+MANIFEST = 4 * MIB  # containerd resolves up to about 4 MiB
+CONFIG = 8 * MIB
+JSON_DEPTH = 32
+INDEX_DEPTH = 8
+INDEX_ENTRIES = 10_000
+LAYERS = 500  # the kernel mounts at most 500 lower layers
+REFERENCE = 255
+
+ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
+ARCHIVE_LINKS = 16  # symlinks followed by name inside a docker archive
+
+LAYER = 64 * GIB  # uncompressed
+LAYER_ENTRIES = 2_000_000
+LAYER_DIRECTORIES = 500_000  # their attributes are held in memory until the layer ends
+LAYER_NAMES = 256 * MIB  # bytes of names over a whole layer
+RATIO = 1000  # uncompressed to compressed bytes, once RATIO_FROM bytes came out
+RATIO_FROM = 64 * MIB
+AFTER_END = 1 * MIB  # bytes after the end of a layer's archive
+EXTENSION = 1 * MIB  # one pax or GNU long-name header, as in Go's archive/tar
+EXTENSIONS_IN_ROW = 16
+PATH_DEPTH = 512
+NAME = 255
+LINK_TARGET = 4095
+LINKS_FOLLOWED = 255
+XATTRS = 128
+XATTR_BYTES = 64 * 1024  # names and values of one file together
+ZSTD_WINDOW = 128 * MIB

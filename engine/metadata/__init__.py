@@ -1,0 +1,1 @@
+"""Names and pins: images and leases, as records in `meta.lmdb`."""

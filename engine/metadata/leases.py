@@ -1,0 +1,62 @@
+"""Leases: what keeps objects that nothing else names yet.
+
+Sync. A unit of work takes a lease before it begins; whatever it makes *or finds* joins the lease in
+the same transaction, so that no collection can come between "it exists" and "it is mine". A lease
+without expiry lives as long as the process that took it.
+"""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine import processes
+from engine.errors import FailedPrecondition
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import LEASE_ITEMS, LEASES, Lease, LeaseItem, now
+
+__all__ = ["CONTENT", "SNAPSHOT", "alive", "drop", "is_live", "join", "leased"]
+
+CONTENT = "content"
+SNAPSHOT = "snapshot"
+
+
+@contextmanager
+def leased(meta: Environment, namespace: str) -> Iterator[str]:
+    """Hold a lease of this process for the length of a block; give its ID."""
+    lease = Lease(id=secrets.token_hex(8), created=now(), owner=processes.myself())
+    with meta.write() as txn:
+        LEASES.put(txn, lease, namespace, lease.id)
+    try:
+        yield lease.id
+    finally:
+        with meta.write() as txn:
+            drop(txn, namespace, lease.id)
+
+
+def join(txn: Transaction, namespace: str, lease: str, item: LeaseItem) -> None:
+    """Add an object to a lease; an empty lease ID means that the caller needs no pin."""
+    if not lease:
+        return
+    if LEASES.get(txn, namespace, lease) is None:
+        raise FailedPrecondition(f"lease {lease} has ended; start the operation again")
+    LEASE_ITEMS.put(txn, item, namespace, lease, item.kind, item.backend, item.key)
+
+
+def drop(txn: Transaction, namespace: str, lease: str) -> None:
+    """Remove a lease and its hold on its members."""
+    for item in LEASE_ITEMS.scan(txn, namespace, lease):
+        LEASE_ITEMS.delete(txn, namespace, lease, item.kind, item.backend, item.key)
+    LEASES.delete(txn, namespace, lease)
+
+
+def is_live(lease: Lease, at: int) -> bool:
+    """Say whether a lease still holds at the time `at`."""
+    if lease.expires is not None and lease.expires <= at:
+        return False
+    return lease.owner is None or processes.is_alive(lease.owner)
+
+
+def alive(txn: Transaction, namespace: str, lease: str) -> bool:
+    """Say whether the lease with this ID exists and still holds."""
+    record = LEASES.get(txn, namespace, lease)
+    return record is not None and is_live(record, now())

@@ -1,0 +1,220 @@
+"""The lineage of snapshots: which there are, of what kind, and on what they stand.
+
+Sync; safe from any thread. Records only: folders are the backend's. Every rule of the contract's
+error table that concerns keys, kinds and parents is enforced here, once for all backends. Ids are
+given out once and never again; a snapshot keeps its id from prepare through commit.
+"""
+
+import msgspec
+
+from engine import labels as label_rules
+from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import (
+    CHILDREN,
+    COUNTERS,
+    SNAPSHOTS,
+    TRASH,
+    Child,
+    LeaseItem,
+    Snapshot,
+    Trash,
+    now,
+)
+from engine.labels import Labels
+from engine.metadata import leases
+from engine.snapshots import Info, Kind, Usage
+
+__all__ = ["MetaStore", "drop", "info_of"]
+
+_KIND = "snapshot"
+
+
+def info_of(record: Snapshot) -> Info:
+    """Return a record as the contract shows it."""
+    return Info(
+        key=record.key,
+        kind=Kind(record.kind),
+        parent=record.parent,
+        created=record.created,
+        updated=record.updated,
+        labels=record.labels,
+    )
+
+
+def drop(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
+    """Drop a snapshot that has no children; its folder is trash from then on."""
+    _unlink(txn, backend, namespace, record)
+    trash = Trash(kind=_KIND, backend=backend, number=record.id)
+    TRASH.put(txn, trash, _KIND, backend, record.id)
+
+
+def _unlink(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
+    SNAPSHOTS.delete(txn, backend, namespace, record.key)
+    if record.parent:
+        CHILDREN.delete(txn, backend, namespace, record.parent, record.key)
+
+
+class MetaStore:
+    """The snapshots of one backend in one namespace."""
+
+    def __init__(self, meta: Environment, backend: str, namespace: str) -> None:
+        self._meta = meta
+        self._backend = backend
+        self._namespace = namespace
+
+    def get(self, key: str, *, lease: str = "") -> Snapshot:
+        """Return a record; with a lease, pin the snapshot in the same step. Raises NotFound."""
+        with self._meta.write() if lease else self._meta.read() as txn:
+            record = self._get(txn, key)
+            self._pin(txn, key, lease)
+            return record
+
+    def _get(self, txn: Transaction, key: str) -> Snapshot:
+        record = SNAPSHOTS.get(txn, self._backend, self._namespace, key)
+        if record is None:
+            raise NotFound(f"no snapshot {key} in {self._backend}")
+        return record
+
+    def walk(self) -> list[Snapshot]:
+        """Return all records."""
+        with self._meta.read() as txn:
+            return SNAPSHOTS.scan(txn, self._backend, self._namespace)
+
+    def parents(self, key: str) -> list[Snapshot]:
+        """Return what a snapshot stands on, nearest first."""
+        with self._meta.read() as txn:
+            return self._parents(txn, self._get(txn, key).parent)
+
+    def _parents(self, txn: Transaction, name: str) -> list[Snapshot]:
+        chain: list[Snapshot] = []
+        while name:
+            chain.append(self._get(txn, name))
+            name = chain[-1].parent
+        return chain
+
+    def create(
+        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str
+    ) -> tuple[Snapshot, list[Snapshot]]:
+        """Record a new active snapshot or view; return it and what it stands on, nearest first."""
+        label_rules.check(labels)
+        if not key:
+            raise InvalidArgument("a snapshot needs a key")
+        with self._meta.write() as txn:
+            if SNAPSHOTS.get(txn, self._backend, self._namespace, key):
+                raise AlreadyExists(f"snapshot {key} exists in {self._backend}")
+            if parent and self._get(txn, parent).kind != Kind.COMMITTED:
+                raise InvalidArgument(f"parent {parent} is not committed")
+            at = now()
+            record = Snapshot(
+                key=key,
+                id=COUNTERS.next(txn, "snapshot"),
+                kind=kind,
+                parent=parent,
+                created=at,
+                updated=at,
+                lease=lease,
+                labels=dict(labels),
+            )
+            self._put(txn, record)
+            self._link(txn, record)
+            self._pin(txn, key, lease)
+            return record, self._parents(txn, parent)
+
+    def release(self, key: str) -> None:
+        """Let a finished active snapshot or view stand without the lease that it was made under."""
+        with self._meta.write() as txn:
+            self._put(txn, msgspec.structs.replace(self._get(txn, key), lease=""))
+
+    def check_commit(self, name: str, key: str, parent: str | None) -> tuple[Snapshot, str]:
+        """Return the active record and the parent it would have; raise what commit would."""
+        with self._meta.read() as txn:
+            return self._check_commit(txn, name, key, parent)
+
+    def _check_commit(
+        self, txn: Transaction, name: str, key: str, parent: str | None
+    ) -> tuple[Snapshot, str]:
+        record = self._get(txn, key)
+        if record.kind != Kind.ACTIVE:
+            raise FailedPrecondition(f"snapshot {key} is {record.kind}, not active")
+        if not name or name == key or SNAPSHOTS.get(txn, self._backend, self._namespace, name):
+            raise AlreadyExists(f"snapshot {name} exists in {self._backend}")
+        if record.parent and parent and parent != record.parent:
+            raise InvalidArgument(f"snapshot {key} stands on {record.parent}, not on {parent}")
+        below = record.parent or parent or ""
+        if below and self._get(txn, below).kind != Kind.COMMITTED:
+            raise FailedPrecondition(f"parent {below} is not committed")
+        return record, below
+
+    def commit(
+        self,
+        name: str,
+        key: str,
+        parent: str | None,
+        *,
+        usage: Usage,
+        labels: Labels,
+        lease: str,
+    ) -> None:
+        """Turn the active snapshot `key` into the committed one `name`, whose folder is durable."""
+        label_rules.check(labels)
+        with self._meta.write() as txn:
+            record, below = self._check_commit(txn, name, key, parent)
+            at = now()
+            committed = Snapshot(
+                key=name,
+                id=record.id,
+                kind=Kind.COMMITTED,
+                parent=below,
+                created=at,
+                updated=at,
+                size=usage.size,
+                inodes=usage.inodes,
+                labels=dict(labels),
+            )
+            _unlink(txn, self._backend, self._namespace, record)
+            self._put(txn, committed)
+            self._link(txn, committed)
+            self._pin(txn, name, lease)
+
+    def update(self, key: str, labels: Labels) -> Snapshot:
+        """Set labels on a snapshot, deleting those whose new value is empty."""
+        with self._meta.write() as txn:
+            record = self._get(txn, key)
+            merged = label_rules.merge(record.labels, labels)
+            record = msgspec.structs.replace(record, labels=merged, updated=now())
+            self._put(txn, record)
+            return record
+
+    def remove(self, key: str) -> None:
+        """Drop a record; its folder is trash from then on."""
+        with self._meta.write() as txn:
+            record = self._get(txn, key)
+            if CHILDREN.any(txn, self._backend, self._namespace, key):
+                raise FailedPrecondition(f"snapshot {key} has children; remove those first")
+            drop(txn, self._backend, self._namespace, record)
+
+    def trash(self) -> list[int]:
+        """Return the ids whose folders wait to be deleted."""
+        with self._meta.read() as txn:
+            return [trash.number for trash in TRASH.scan(txn, _KIND, self._backend)]
+
+    def forget(self, number: int) -> None:
+        """Note that the folder of a removed snapshot is gone."""
+        with self._meta.write() as txn:
+            TRASH.delete(txn, _KIND, self._backend, number)
+
+    def _put(self, txn: Transaction, record: Snapshot) -> None:
+        SNAPSHOTS.put(txn, record, self._backend, self._namespace, record.key)
+
+    def _link(self, txn: Transaction, record: Snapshot) -> None:
+        if record.parent:
+            child = Child(key=record.key)
+            CHILDREN.put(
+                txn, child, self._backend, self._namespace, record.parent, record.key
+            )
+
+    def _pin(self, txn: Transaction, key: str, lease: str) -> None:
+        item = LeaseItem(kind=leases.SNAPSHOT, backend=self._backend, key=key)
+        leases.join(txn, self._namespace, lease, item)
+

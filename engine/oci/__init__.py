@@ -1,0 +1,1 @@
+"""The vocabulary of OCI images: digests, descriptors, documents, platforms, references. Pure."""

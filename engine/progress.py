@@ -1,0 +1,27 @@
+"""What long work tells about itself while it runs. Pure."""
+
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = ["Report", "Step", "silent"]
+
+
+class Step(StrEnum):
+    """What is being done, or waited for."""
+
+    STORE = "storing"
+    UNPACK = "unpacking"
+    FLUSH = "committing"
+
+
+class Report(Protocol):
+    """Called with a step, what it works on, how much there is (bytes, or layers), and is done.
+
+    Called often and from any thread: return at once.
+    """
+
+    def __call__(self, step: Step, item: str, total: int, done: int, /) -> None: ...
+
+
+def silent(_step: Step, _item: str, _total: int, _done: int, /) -> None:
+    """Tell nobody."""

@@ -1,0 +1,185 @@
+"""The contract of snapshotters: what every backend promises, and the values that cross it.
+
+Pure. A snapshot is active (writable), a view (read-only) or committed (immutable, may be a parent).
+Keys of actives and views and names of committed snapshots share one space. The vocabulary and the
+error table are containerd's; `engine.testing.snapshotter_suite` checks a backend against them.
+
+    prepare, view   parent unknown: NotFound; not committed: InvalidArgument; key taken: AlreadyExists
+    mounts          unknown: NotFound; committed: FailedPrecondition; the list is stable
+    commit          key unknown: NotFound; name taken: AlreadyExists; not active: FailedPrecondition;
+                    another parent than at prepare: InvalidArgument; parent unknown: NotFound,
+                    not committed: FailedPrecondition
+    remove          unknown: NotFound; has children: FailedPrecondition
+    stat, update, usage   unknown: NotFound
+
+A snapshot made under a lease is work in progress: only the lease keeps it, until it is committed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from engine.kv.environment import Environment
+from engine.labels import Labels
+from engine.mount import Mount
+
+__all__ = [
+    "Capabilities",
+    "Commit",
+    "Info",
+    "Kind",
+    "Plugin",
+    "Probe",
+    "Snapshotter",
+    "Target",
+    "Usage",
+]
+
+
+class Kind(StrEnum):
+    """The states of a snapshot."""
+
+    ACTIVE = "active"
+    VIEW = "view"
+    COMMITTED = "committed"
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot as others see it; times are nanoseconds since the epoch."""
+
+    key: str
+    kind: Kind
+    parent: str
+    created: int
+    updated: int
+    labels: dict[str, str]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a snapshot itself takes up, parents left out: bytes on disk, and inodes."""
+
+    size: int
+    inodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do beyond the contract, and its limits; the core never tests a name."""
+
+    rebase: bool
+    """A layer may be applied without its parent, which is then given at commit."""
+    layers: int
+    """How many snapshots may be stacked."""
+    name_bytes: int
+    """The longest file name."""
+    whiteout_names: bool
+    """Whether a folder may have a name that begins with `.wh.`."""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how a layer is applied directly, with nothing mounted: a value for a worker.
+
+    `folder` takes the entries of the layer alone; `notes` is the file for what has to wait until
+    the parents are known (`engine.diff.notes`).
+    """
+
+    folder: str
+    notes: str
+    name_bytes: int
+    whiteout_names: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One step of a commit: active `key` becomes `name`.
+
+    `parent` rebases a snapshot that was prepared without one; None keeps what prepare was given.
+    """
+
+    name: str
+    key: str
+    parent: str | None = None
+    labels: Labels = field(default_factory=dict)
+
+
+class Snapshotter(Protocol):
+    """A backend. Sync; safe from any thread, and from several processes on one root."""
+
+    @property
+    def name(self) -> str:
+        """The name under which the backend is registered."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can do."""
+
+    def prepare(
+        self, key: str, parent: str = "", *, labels: Labels | None = None, lease: str = ""
+    ) -> list[Mount]:
+        """Make a writable snapshot and return its mounts."""
+
+    def view(
+        self, key: str, parent: str = "", *, labels: Labels | None = None, lease: str = ""
+    ) -> list[Mount]:
+        """Make a read-only snapshot and return its mounts."""
+
+    def sink(self, key: str) -> Target:
+        """Return where a layer's entries go, for an active snapshot."""
+
+    def commit(self, *steps: Commit, lease: str = "") -> None:
+        """Commit actives, bottom first, each durable before it is visible, with one flush for all.
+
+        Each step stands by itself: when one fails, those before it are committed.
+        """
+
+    def mounts(self, key: str) -> list[Mount]:
+        """Return the mounts of an active snapshot or a view."""
+
+    def stat(self, key: str, *, lease: str = "") -> Info:
+        """Return what is known of a snapshot; with a lease, pin it in the same step."""
+
+    def update(self, key: str, labels: Labels) -> Info:
+        """Set labels, deleting those whose new value is empty."""
+
+    def usage(self, key: str) -> Usage:
+        """Return what a snapshot takes up: measured now for an active one, else as at commit."""
+
+    def walk(self) -> list[Info]:
+        """Return all snapshots."""
+
+    def remove(self, key: str) -> None:
+        """Make a snapshot unreachable; `cleanup` deletes its files."""
+
+    def cleanup(self) -> None:
+        """Delete the files of removed snapshots; one that resists is left for the next time."""
+
+    def close(self) -> None:
+        """Let go of what the backend holds; may be called again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a backend works on a root: to unpack, and to mount what was unpacked."""
+
+    unpacks: bool
+    mounts: bool
+    reason: str = ""
+    """Why not, where it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """What the entry point of a backend names."""
+
+    name: str
+    create: Callable[[Path, Environment, str], Snapshotter]
+    """Called with the backend's own folder, `meta.lmdb` and the namespace."""
+    probe: Callable[[Path], Probe]
+    """Called with the backend's own folder."""
+    rank: int = 100
+    """The lowest that mounts here is used where no backend is named."""
+

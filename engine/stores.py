@@ -1,0 +1,196 @@
+"""Everything that a root holds, opened together: the sync half of the engine.
+
+Sync; safe from any thread. The command line uses it without an event loop, `engine.app` on threads.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine import labels, plugins
+from engine.content.image import ResolvedImage, resolve
+from engine.content.store import ContentStore
+from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from engine.gc.collect import Collected, Node, collect, holders
+from engine.kv.schema import Image
+from engine.metadata import leases
+from engine.metadata.images import ImageStore
+from engine.mount import Mount, activate, deactivate, is_mounted
+from engine.oci.digest import Digest
+from engine.oci.documents import Descriptor
+from engine.oci.platform import Platform
+from engine.root import Root
+from engine.snapshots import Info, Kind, Snapshotter
+
+__all__ = ["MOUNT_KEY", "Stores", "open_stores"]
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
+_NAMESPACE_LIMIT = 76
+
+MOUNT_KEY = "mount "
+"""What the key of a snapshot that `mount` made begins with; its target follows."""
+
+
+class Stores:
+    """The stores of one namespace on an open root."""
+
+    def __init__(self, root: Root, namespace: str, platform: Platform) -> None:
+        if len(namespace) > _NAMESPACE_LIMIT or not _NAMESPACE.match(namespace):
+            raise InvalidArgument(f"{namespace!r} is not a namespace; use letters and digits")
+        self.root = root
+        self.namespace = namespace
+        self.platform = platform
+        self.content = ContentStore(root.meta, root.blobs, namespace)
+        self.images = ImageStore(root.meta, namespace)
+        self._snapshotters: dict[str, Snapshotter] = {}
+
+    def snapshotter(self, name: str | None = None) -> Snapshotter:
+        """Return a backend by name, or the best that works here. InvalidArgument, NotSupported."""
+        name = name or plugins.default_name(self.root)
+        if name not in self._snapshotters:
+            self._snapshotters[name] = plugins.create(self.root, name, self.namespace)
+        return self._snapshotters[name]
+
+    def snapshotters(self) -> list[Snapshotter]:
+        """Return every backend that has been used on this root."""
+        used = (name for name in plugins.names() if (self.root.snapshots / name).is_dir())
+        return [self.snapshotter(name) for name in used]
+
+    # -- images -------------------------------------------------------------------------------
+
+    def resolve(self, target: Descriptor, platform: Platform | None = None) -> ResolvedImage:
+        """Return the one image that `target` means here, read from the store."""
+        return resolve(target, platform or self.platform, self._read)
+
+    def _read(self, descriptor: Descriptor, limit: int) -> bytes:
+        return self.content.read_all(descriptor.key, limit)
+
+    def unpacked_into(self, image: ResolvedImage) -> dict[str, str]:
+        """Return the chain ID of an image under each backend that has it unpacked."""
+        blob = self.content.info(image.manifest.config.key)
+        return dict(labels.snapshot_refs(blob.labels))
+
+    # -- mounts -------------------------------------------------------------------------------
+
+    def mount(self, image: Image, snapshotter: Snapshotter, target: Path, *, rw: bool) -> Info:
+        """Mount an unpacked image at a folder: read-only, or with a writable snapshot of its own.
+
+        A writable snapshot that an earlier mount left at the same target is used again. Raises
+        NotFound for an image that is not unpacked, FailedPrecondition for a target in use.
+        """
+        target = target.resolve()
+        if not target.is_dir():
+            raise NotFound(f"{target} is not a folder; make it first")
+        if is_mounted(target):
+            raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
+        parent = self._top(image, snapshotter)
+        key = f"{MOUNT_KEY}{target}"
+        mounts = self._snapshot_for(snapshotter, key, parent, rw=rw)
+        try:
+            activate(mounts, target)
+        except BaseException:
+            if not rw:
+                self._drop(snapshotter, key)
+            raise
+        return snapshotter.stat(key)
+
+    def _top(self, image: Image, snapshotter: Snapshotter) -> str:
+        resolved = self.resolve(image.target)
+        top: str = resolved.chain[-1] if resolved.chain else ""
+        if top:
+            try:
+                snapshotter.stat(top)
+            except NotFound:
+                raise NotFound(
+                    f"image {image.name} is not unpacked for {snapshotter.name}; "
+                    f"run `lamina unpack --snapshotter {snapshotter.name} {image.name}`"
+                ) from None
+        return top
+
+    def _snapshot_for(
+        self, snapshotter: Snapshotter, key: str, parent: str, *, rw: bool
+    ) -> Sequence[Mount]:
+        make = snapshotter.prepare if rw else snapshotter.view
+        try:
+            return make(key, parent)
+        except AlreadyExists:
+            old = snapshotter.stat(key)
+        if old.kind == Kind.VIEW:  # left over from before a reboot: nothing in it is anybody's
+            self._drop(snapshotter, key)
+            return make(key, parent)
+        if rw and old.parent == parent:
+            return snapshotter.mounts(key)
+        raise AlreadyExists(
+            f"a writable snapshot of an earlier mount is kept for this target; mount it again with "
+            f"--rw and its image, or remove it: `lamina snapshots rm '{key}'`"
+        )
+
+    def umount(self, target: Path) -> Info:
+        """Undo `mount`; a writable snapshot stays, a read-only one goes. NotFound if there is none."""
+        target = target.absolute()
+        for candidate in (target.resolve(), target):
+            key = f"{MOUNT_KEY}{candidate}"
+            for snapshotter in self.snapshotters():
+                try:
+                    info = snapshotter.stat(key)
+                except NotFound:
+                    continue
+                if is_mounted(candidate):
+                    deactivate(candidate)
+                if info.kind == Kind.VIEW:
+                    self._drop(snapshotter, key)
+                return info
+        raise NotFound(f"lamina has mounted nothing at {target}")
+
+    @staticmethod
+    def _drop(snapshotter: Snapshotter, key: str) -> None:
+        snapshotter.remove(key)
+        snapshotter.cleanup()
+
+    # -- collection ---------------------------------------------------------------------------
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Drop everything that nothing holds, and delete it; with `dry_run` only say what."""
+        collected = collect(self.root.meta, self.namespace, self._backends(), dry_run=dry_run)
+        if not dry_run:
+            self.cleanup()
+        return collected
+
+    def _backends(self) -> list[str]:
+        return [snapshotter.name for snapshotter in self.snapshotters()]
+
+    def cleanup(self) -> None:
+        """Delete the bytes and folders of everything dropped so far."""
+        for snapshotter in self.snapshotters():
+            snapshotter.cleanup()
+        self.content.cleanup()
+
+    def remove_blob(self, digest: Digest) -> None:
+        """Remove a blob that no image needs. NotFound, FailedPrecondition."""
+        self.content.info(digest)
+        node = Node(leases.CONTENT, "", digest)
+        images = holders(self.root.meta, self.namespace, self._backends(), node)
+        if images:
+            raise FailedPrecondition(
+                f"blob {digest} belongs to image {images[0]}; remove the image, then run "
+                "`lamina gc`"
+            )
+        self.content.delete(digest)
+        self.content.cleanup()
+
+    def close(self) -> None:
+        """Let go of the backends; the root is the caller's to close."""
+        for snapshotter in self._snapshotters.values():
+            snapshotter.close()
+
+
+@contextmanager
+def open_stores(path: Path, namespace: str, platform: Platform) -> Iterator[Stores]:
+    """Open the stores at `path` for the length of a block."""
+    with Root(path) as root:
+        stores = Stores(root, namespace, platform)
+        try:
+            yield stores
+        finally:
+            stores.close()

@@ -1,0 +1,1 @@
+"""From an image's layers in the content store to committed snapshots, in worker processes."""

@@ -1,0 +1,124 @@
+"""The worker process: applies one layer after another until its standard input ends.
+
+Sync. Started by exec, never forked from a process with LMDB open. A thread waits on the input all the
+time: when the engine dies, however suddenly, the input ends and the worker with it, mid-layer or not.
+"""
+
+import os
+import queue
+import resource
+import sys
+import threading
+from pathlib import Path
+
+from engine import failpoints
+from engine.content import extents
+from engine.diff.apply import Applied, apply_layer
+from engine.errors import EngineError
+from engine.kv.environment import Environment
+from engine.oci.digest import parse_digest
+from engine.root import open_blobs
+from engine.unpack.jobs import (
+    HEADER,
+    LARGEST,
+    ApplyJob,
+    Done,
+    Failed,
+    Progress,
+    Reply,
+    decode_job,
+    frame,
+)
+
+__all__ = ["main"]
+
+_REPORT_EVERY = 4 << 20  # bytes between two reports of progress
+
+
+def _read_exactly(fd: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = os.read(fd, count - len(data))
+        if not piece:
+            os._exit(0)
+        data += piece
+    return data
+
+
+def _read_jobs(fd: int, jobs: "queue.Queue[ApplyJob]") -> None:
+    while True:
+        length = int.from_bytes(_read_exactly(fd, HEADER), "big")
+        if length > LARGEST:
+            os._exit(2)
+        jobs.put(decode_job(_read_exactly(fd, length)))
+
+
+def _send(fd: int, reply: Reply) -> None:
+    data = frame(reply)
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+class _Worker:
+    def __init__(self, out: int) -> None:
+        self._out = out
+        self._blobs: tuple[str, Environment] | None = None
+
+    def run(self, job: ApplyJob) -> Reply:
+        failpoints.arm(job.failpoints)
+        try:
+            return Done(self._apply(job))
+        except EngineError as error:
+            return Failed(type(error).__name__, str(error))
+        except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
+            return Failed("EngineError", f"unpacking a layer: {type(error).__name__}: {error}")
+
+    def _apply(self, job: ApplyJob) -> Applied:
+        reported = 0
+
+        def report(read: int) -> None:
+            nonlocal reported
+            if read - reported >= _REPORT_EVERY:
+                reported = read
+                _send(self._out, Progress(read))
+
+        return apply_layer(
+            extents.read(self._environment(job.root), job.number, job.size),
+            job.compression,
+            job.target,
+            diff_id=parse_digest(job.diff_id),
+            progress=report,
+        )
+
+    def _environment(self, root: str) -> Environment:
+        if self._blobs is None or self._blobs[0] != root:
+            if self._blobs is not None:
+                self._blobs[1].close()
+            self._blobs = (root, open_blobs(Path(root)))
+        return self._blobs[1]
+
+
+def _raise_file_limit() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    """Serve jobs from standard input until it ends."""
+    # Replies go to a descriptor of their own, so that nothing printed by accident corrupts them.
+    out = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.umask(0)
+    _raise_file_limit()
+    jobs: queue.Queue[ApplyJob] = queue.Queue()
+    thread = threading.Thread(
+        target=_read_jobs, args=(sys.stdin.fileno(), jobs), name="jobs", daemon=True
+    )
+    thread.start()
+    worker = _Worker(out)
+    while True:
+        _send(out, worker.run(jobs.get()))
+
+
+if __name__ == "__main__":
+    main()

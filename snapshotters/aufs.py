@@ -1,0 +1,66 @@
+"""The aufs backend: one folder per layer with `.wh.` files, combined by aufs where a kernel has it.
+
+Sync. A layer's folder is the layer as the archive has it; it can be made and read anywhere.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+from engine.diff.notes import Notes
+from engine.kv.schema import Snapshot
+from engine.mount import Mount
+from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
+from snapshotters import probe
+from snapshotters.base import BaseSnapshotter
+from snapshotters.markers import AufsMarkers
+from snapshotters.union import settle
+
+__all__ = ["AufsSnapshotter", "plugin"]
+
+_XINO = "xino=/dev/shm/aufs.xino"  # off the branches, where docker and containerd put it too
+
+
+def aufs_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
+    """Return the union of `layers`, nearest first, writable where there is an upper folder.
+
+    `+wh` makes aufs look for whiteouts on a read-only branch; `dirperm1` keeps the permissions of a
+    lower folder from showing through.
+    """
+    branches = [f"{upper}=rw"] if upper else []
+    branches += [f"{layer}=ro+wh" for layer in layers]
+    options = ["dio", _XINO, "dirperm1", "br:" + ":".join(branches)]
+    return Mount(type="aufs", source="none", options=options if upper else ["ro", *options])
+
+
+@final
+class AufsSnapshotter(BaseSnapshotter):
+    """Snapshots as aufs branches."""
+
+    name = "aufs"
+    # 127 branches is the kernel's default; names need room for a doubled `.wh.` and a suffix.
+    capabilities = Capabilities(rebase=True, layers=127, name_bytes=242, whiteout_names=False)
+
+    def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
+        tree = self._tree(record)
+        if record.kind == Kind.ACTIVE and below:
+            return [aufs_mount(below, tree)]
+        if len(below) > 1:
+            return [aufs_mount(below)]
+        access = "rw" if record.kind == Kind.ACTIVE else "ro"
+        source = below[0] if below else tree
+        return [Mount(type="bind", source=str(source), options=["rbind", access])]
+
+    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
+        settle(layer, notes, below, AufsMarkers())
+        return Usage(notes.size, notes.inodes)
+
+
+def _probe(folder: Path) -> Probe:
+    def mounting() -> str:
+        return "" if probe.knows_file_system("aufs") else "the kernel has no aufs"
+
+    return probe.verdict(probe.try_out(folder), mounting)
+
+
+plugin = Plugin("aufs", AufsSnapshotter, _probe, rank=20)

@@ -1,0 +1,263 @@
+"""What all folder backends share: the contract over `MetaStore` and one folder per snapshot.
+
+Sync; safe from any thread and process. A backend fills in four hooks; folders are
+
+    <backend>/<id>/fs       the tree, or the layer of it
+    <backend>/<id>/notes    what a layer asks of its parents, until it is committed
+
+Crash order: the record comes before the folder and is work in progress of a lease until the folder
+is whole; a folder is renamed to trash and deleted only after its record went. So no folder is ever
+without a record, and nobody has to guess which folders are dead.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import ClassVar
+
+from engine.diff import notes as layer_notes
+from engine.diff.notes import Notes
+from engine.errors import EngineError, FailedPrecondition, os_errors
+from engine.failpoints import hit
+from engine.fs.kernel import syncfs
+from engine.fs.removal import remove_tree
+from engine.fs.usage import measure
+from engine.kv.environment import Environment
+from engine.kv.schema import Snapshot
+from engine.labels import Labels
+from engine.metadata.leases import leased
+from engine.metadata.lineage import MetaStore, info_of
+from engine.mount import Mount, uses
+from engine.snapshots import Capabilities, Commit, Info, Kind, Target, Usage
+
+__all__ = ["BaseSnapshotter", "folder_descriptor"]
+
+
+class BaseSnapshotter(ABC):
+    """A snapshotter whose snapshots are folders; subclasses say how layers combine."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, folder: Path, meta: Environment, namespace: str) -> None:
+        """Use `folder`, made if need be, for the trees and `meta` for the records."""
+        self._folder = folder
+        self._meta = meta
+        self._namespace = namespace
+        self._store = MetaStore(meta, self.name, namespace)
+        with os_errors(f"snapshots of {self.name}"):
+            folder.mkdir(exist_ok=True, mode=0o700)
+
+    # -- hooks --------------------------------------------------------------------------------
+
+    def _make(self, record: Snapshot, below: Sequence[Path]) -> None:
+        """Fill the new folder of an active snapshot or a view; `below` is nearest first."""
+
+    @abstractmethod
+    def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
+        """Return the mounts of an active snapshot or a view."""
+
+    @abstractmethod
+    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
+        """Make the applied layer right on top of `below`; may be called again after it was."""
+
+    # -- the contract -------------------------------------------------------------------------
+
+    def prepare(
+        self, key: str, parent: str = "", *, labels: Labels | None = None, lease: str = ""
+    ) -> list[Mount]:
+        """Make a writable snapshot and return its mounts."""
+        return self._create(key, Kind.ACTIVE, parent, labels or {}, lease)
+
+    def view(
+        self, key: str, parent: str = "", *, labels: Labels | None = None, lease: str = ""
+    ) -> list[Mount]:
+        """Make a read-only snapshot and return its mounts."""
+        return self._create(key, Kind.VIEW, parent, labels or {}, lease)
+
+    def _create(
+        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str
+    ) -> list[Mount]:
+        # Work in progress needs a lease, so that a crash before the end leaves no root behind.
+        own: AbstractContextManager[str] = (
+            nullcontext(lease) if lease else leased(self._meta, self._namespace)
+        )
+        with own as pin:
+            record, parents = self._store.create(key, kind, parent, labels, pin)
+            hit("snapshot.prepare.recorded")
+            below = [self._tree(above) for above in parents]
+            try:
+                with os_errors(f"snapshot {key}"):
+                    # By descriptor, not by umask: other threads have files of their own to make.
+                    folder = self._folder / str(record.id)
+                    folder.mkdir(mode=0o700)
+                    (folder / "fs").mkdir(mode=0o755)
+                    (folder / "fs").chmod(0o755)
+                    self._make(record, below)
+            except BaseException:
+                self._store.remove(key)
+                self.cleanup()
+                raise
+            hit("snapshot.prepare.made")
+            if not lease:
+                self._store.release(key)
+            return self._mounts(record, below)
+
+    def sink(self, key: str) -> Target:
+        """Return where a layer's entries go, for an active snapshot."""
+        record = self._store.get(key)
+        if record.kind != Kind.ACTIVE:
+            raise FailedPrecondition(f"snapshot {key} is {record.kind}, not active")
+        return Target(
+            folder=str(self._tree(record)),
+            notes=str(self._notes(record)),
+            name_bytes=self.capabilities.name_bytes,
+            whiteout_names=self.capabilities.whiteout_names,
+        )
+
+    def commit(self, *steps: Commit, lease: str = "") -> None:
+        """Commit actives, bottom first, each durable before it is visible, with one flush for all."""
+        settled: list[tuple[Commit, Usage]] = []
+        above: list[Snapshot] = []  # the chain of the step before, nearest first
+        failure: EngineError | None = None
+        for step in steps:
+            try:
+                record, below = self._foundations(step, settled, above)
+                usage = self._settle_one(record, below)
+            except EngineError as error:
+                failure = error
+                break
+            settled.append((step, usage))
+            above = [record, *below]
+        hit("snapshot.commit.settled")
+        if settled:
+            self._flush()
+        hit("snapshot.commit.flushed")
+        for step, usage in settled:
+            self._store.commit(
+                step.name, step.key, step.parent, usage=usage, labels=step.labels, lease=lease
+            )
+            hit("snapshot.commit.recorded")
+            self._notes(self._store.get(step.name)).unlink(missing_ok=True)
+        if failure:
+            raise failure
+
+    def _foundations(
+        self, step: Commit, settled: Sequence[tuple[Commit, Usage]], above: list[Snapshot]
+    ) -> tuple[Snapshot, list[Snapshot]]:
+        if settled and step.parent == settled[-1][0].name:
+            # The parent is settled but not recorded yet: the store cannot know it.
+            record, _ = self._store.check_commit(step.name, step.key, None)
+            return record, above
+        record, parent = self._store.check_commit(step.name, step.key, step.parent)
+        if not parent:
+            return record, []
+        return record, [self._store.get(parent), *self._store.parents(parent)]
+
+    def _settle_one(self, record: Snapshot, below: Sequence[Snapshot]) -> Usage:
+        if len(below) >= self.capabilities.layers:
+            raise FailedPrecondition(
+                f"{self.name} stacks at most {self.capabilities.layers} layers; "
+                "use another snapshotter for this image"
+            )
+        tree = self._tree(record)
+        with os_errors(f"snapshot {record.key}"), folder_descriptor(tree) as layer:
+            notes = layer_notes.load(self._notes(record))
+            if notes is None:
+                if record.parent or not below:
+                    return Usage(*measure(layer))
+                # Written to through a mount, and rebased now: it hides nothing of its parents.
+                notes = Notes(whiteouts=[], opaque=[], implied=[], size=0, inodes=0)
+            return self._settle(layer, notes, [self._tree(lower) for lower in below])
+
+    def _flush(self) -> None:
+        with os_errors(f"snapshots of {self.name}"), folder_descriptor(self._folder) as folder:
+            syncfs(folder)
+
+    def mounts(self, key: str) -> list[Mount]:
+        """Return the mounts of an active snapshot or a view."""
+        record = self._store.get(key)
+        if record.kind == Kind.COMMITTED:
+            raise FailedPrecondition(f"snapshot {key} is committed; make a view of it to mount it")
+        return self._mounts(record, [self._tree(above) for above in self._store.parents(key)])
+
+    def stat(self, key: str, *, lease: str = "") -> Info:
+        """Return what is known of a snapshot; with a lease, pin it in the same step."""
+        return info_of(self._store.get(key, lease=lease))
+
+    def update(self, key: str, labels: Labels) -> Info:
+        """Set labels, deleting those whose new value is empty."""
+        return info_of(self._store.update(key, labels))
+
+    def usage(self, key: str) -> Usage:
+        """Return what a snapshot takes up: measured now for an active one, else as at commit."""
+        record = self._store.get(key)
+        if record.kind == Kind.COMMITTED:
+            return Usage(record.size, record.inodes)
+        tree = self._tree(record)
+        with os_errors(f"snapshot {key}"), folder_descriptor(tree) as folder:
+            return Usage(*measure(folder))
+
+    def walk(self) -> list[Info]:
+        """Return all snapshots."""
+        return [info_of(record) for record in self._store.walk()]
+
+    def remove(self, key: str) -> None:
+        """Make a snapshot unreachable; `cleanup` deletes its files."""
+        record = self._store.get(key)
+        if uses(self._folder / str(record.id)):
+            raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
+        self._store.remove(key)
+
+    def cleanup(self) -> None:
+        """Delete the files of removed snapshots; one that resists is left for the next time."""
+        trash = self._folder.parent.parent / "trash"
+        for number in self._store.trash():
+            try:
+                self._discard(number, trash)
+            except (OSError, EngineError):
+                continue  # mounted, or still being written by a dying worker
+            self._store.forget(number)
+
+    def _discard(self, number: int, trash: Path) -> None:
+        folder = self._folder / str(number)
+        if uses(folder):
+            raise FailedPrecondition(f"{folder} is mounted")
+        away = trash / f"{self.name}-{number}"
+        if not away.exists():
+            try:
+                folder.rename(away)
+            except FileNotFoundError:
+                return
+        hit("trash.moved")
+        with folder_descriptor(trash) as parent:
+            remove_tree(parent, os.fsencode(away.name))
+
+    def close(self) -> None:
+        """Let go of what the backend holds; may be called again."""
+
+    # -- folders ------------------------------------------------------------------------------
+
+    def _tree(self, record: Snapshot) -> Path:
+        return self._folder / str(record.id) / "fs"
+
+    def _notes(self, record: Snapshot) -> Path:
+        return self._folder / str(record.id) / "notes"
+
+
+class folder_descriptor:  # noqa: N801  used as a function, like open()
+    """A descriptor of a folder of ours for the length of a block."""
+
+    def __init__(self, path: Path | bytes) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._path, flags)
+        return self._fd
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._fd)

@@ -1,0 +1,96 @@
+"""The overlay backend: one folder per layer, combined by the kernel's overlay file system.
+
+Sync. Layers are applied straight into their own folder with nothing mounted. What an image could
+turn against the mount is switched off in every mount: redirects, metadata-only copies, the index.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import final
+
+from engine.diff.notes import Notes
+from engine.kv.schema import Snapshot
+from engine.mount import Mount, mounted
+from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
+from snapshotters import probe
+from snapshotters.base import BaseSnapshotter
+from snapshotters.markers import OverlayMarkers
+from snapshotters.union import settle
+
+__all__ = ["OverlaySnapshotter", "plugin"]
+
+_WANTED = (
+    # option, and the module parameter that tells whether the kernel knows it
+    ("index=off", "index"),
+    ("metacopy=off", "metacopy"),
+    ("redirect_dir=nofollow", "redirect_dir"),
+    ("xino=off", "xino_auto"),
+)
+
+
+@cache
+def _fixed_options() -> list[str]:
+    known = Path("/sys/module/overlay/parameters")
+    return [option for option, parameter in _WANTED if (known / parameter).exists()]
+
+
+def overlay_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
+    """Return the overlay of `layers`, nearest first, writable where there is an upper folder."""
+    options = ["ro"] if upper is None else [f"upperdir={upper}/fs", f"workdir={upper}/work"]
+    options.append("lowerdir=" + ":".join(map(str, layers)))
+    return Mount(type="overlay", source="overlay", options=options + _fixed_options())
+
+
+@final
+class OverlaySnapshotter(BaseSnapshotter):
+    """Snapshots as overlay layers."""
+
+    name = "overlay"
+    capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
+
+    def _make(self, record: Snapshot, below: Sequence[Path]) -> None:
+        if record.kind == Kind.ACTIVE:
+            work = self._tree(record).with_name("work")
+            work.mkdir(mode=0o711)
+            work.chmod(0o711)
+
+    def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
+        tree = self._tree(record)
+        if record.kind == Kind.ACTIVE and below:
+            return [overlay_mount(below, tree.parent)]
+        if len(below) > 1:
+            return [overlay_mount(below)]
+        access = "rw" if record.kind == Kind.ACTIVE else "ro"
+        source = below[0] if below else tree
+        return [Mount(type="bind", source=str(source), options=["rbind", access])]
+
+    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
+        settle(layer, notes, below, OverlayMarkers())
+        return Usage(notes.size, notes.inodes)
+
+
+def _try_mount(folder: Path) -> None:
+    for name in ("lower", "upper/fs", "upper/work", "merged"):
+        (folder / name).mkdir(parents=True)
+    (folder / "lower" / "file").touch()
+    mount = overlay_mount([folder / "lower"], folder / "upper")
+    with mounted([mount], folder / "merged"):
+        os.unlink(folder / "merged" / "file")
+
+
+def _probe(folder: Path) -> Probe:
+    unpacking = probe.try_out(
+        folder, probe.by_xattr("trusted.overlay.opaque"), probe.by_type_in_listing
+    )
+
+    def mounting() -> str:
+        if not probe.knows_file_system("overlay"):
+            return "the kernel has no overlay file system (try `modprobe overlay`)"
+        return probe.try_out(folder, probe.by_bind_mount, _try_mount)
+
+    return probe.verdict(unpacking, mounting)
+
+
+plugin = Plugin("overlay", OverlaySnapshotter, _probe, rank=10)

@@ -1,0 +1,72 @@
+"""Finds out what works here by trying it, not by reading version numbers.
+
+Sync.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.errors import EngineError, os_errors
+from engine.mount import Mount, mounted
+from engine.snapshots import Probe
+from snapshotters.base import folder_descriptor
+
+__all__ = ["knows_file_system", "try_out"]
+
+
+def knows_file_system(name: str) -> bool:
+    """Say whether the kernel knows a file system, by its whole name."""
+    lines = Path("/proc/filesystems").read_text(encoding="ascii").splitlines()
+    return any(line.split()[-1] == name for line in lines)
+
+
+def try_out(folder: Path, *attempts: Callable[[Path], None]) -> str:
+    """Run attempts in a temporary folder below `folder`; return why the first failed, or ""."""
+    if os.geteuid() != 0:
+        return "needs root: the files of an image belong to many users"
+    try:
+        with os_errors("trial"), tempfile.TemporaryDirectory(prefix=".probe-", dir=folder) as name:
+            for attempt in attempts:
+                attempt(Path(name))
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+def by_bind_mount(folder: Path) -> None:
+    """Bind-mount a folder, as every backend does for a snapshot without parents."""
+    (folder / "tree").mkdir()
+    (folder / "bound").mkdir()
+    bind = Mount(type="bind", source=str(folder / "tree"), options=["rbind", "ro"])
+    with mounted([bind], folder / "bound"):
+        pass
+
+
+def by_xattr(key: str) -> Callable[[Path], None]:
+    """Return an attempt to set the xattr `key`."""
+
+    def attempt(folder: Path) -> None:
+        with folder_descriptor(folder) as target:
+            os.setxattr(target, key, b"y")
+            os.removexattr(target, key)
+
+    return attempt
+
+
+def by_type_in_listing(folder: Path) -> None:
+    """Check that readdir tells the type of entries, without which overlay shows whiteouts."""
+    (folder / "entry").mkdir()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # CPython calls stat only where the listing said DT_UNKNOWN.
+            entry.is_dir(follow_symlinks=False)
+
+
+def verdict(unpacking: str, mounting: Callable[[], str]) -> Probe:
+    """Return the probe's result: `mounting` is only asked where unpacking works."""
+    if unpacking:
+        return Probe(unpacks=False, mounts=False, reason=unpacking)
+    reason = mounting()
+    return Probe(unpacks=True, mounts=not reason, reason=reason)
