@@ -12,6 +12,7 @@ class Step(StrEnum):
     STORE = "storing"
     UNPACK = "unpacking"
     FLUSH = "committing"
+    VERIFY = "verifying"
 
 
 class Report(Protocol):

@@ -1,0 +1,107 @@
+"""What people and programs see: tables, JSON, sizes, progress bars.
+
+Sync. Results go to stdout, progress and messages to stderr; bars only on a terminal.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.tree import Tree
+
+from engine.progress import Report, Step, silent
+
+__all__ = ["age", "console", "human_bytes", "print_json", "print_table", "progress", "say", "short"]
+
+console = Console(highlight=False, soft_wrap=True)
+_messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+__all__ += ["Tree", "escape"]
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout."""
+    data = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+    sys.stdout.write(data.decode() + "\n")
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a plain table to stdout; column widths fit, nothing is cut off."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, no_wrap=True, overflow="ignore")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    # A pipe has no width: rich would cut lines at 80.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def say(message: str) -> None:
+    """Write a line for people to stderr."""
+    _messages.print(escape(message))
+
+
+def short(digest: str) -> str:
+    """Return the first 12 digits of a digest."""
+    return digest.partition(":")[2][:12]
+
+
+def human_bytes(count: float) -> str:
+    """Return a size in the unit that suits it, powers of 1000 as disks and networks use."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def age(nanoseconds: int) -> str:
+    """Return how long ago a time was, in one unit."""
+    passed = max(0, (datetime.now(UTC).timestamp() - nanoseconds / 1e9))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Give a report that shows a bar for each thing under way, or nothing without a terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.fields[step]:>10}"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=_messages, transient=True) as bars:
+        tasks: dict[tuple[Step, str], Any] = {}
+
+        def report(step: Step, item: str, total: int, done: int, /) -> None:
+            key = (step, item)
+            amount = (
+                f"{done} of {total} layers"
+                if step is Step.FLUSH
+                else f"{human_bytes(done)} of {human_bytes(total)}"
+            )
+            if key not in tasks:
+                tasks[key] = bars.add_task(
+                    short(item.replace("/", ":", 2)) or item, total=total, step=step, amount=amount
+                )
+            bars.update(tasks[key], completed=done, amount=amount)
+            if done >= total:
+                bars.update(tasks[key], visible=False)
+
+        yield report
+
+

@@ -1,0 +1,120 @@
+"""Commands on snapshots: snapshots ls|tree|usage|rm."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import click
+
+from engine.cli.context import Context, as_json, snapshotter_option
+from engine.cli.output import (
+    Tree,
+    age,
+    console,
+    escape,
+    human_bytes,
+    print_json,
+    print_table,
+)
+from engine.errors import NotFound
+from engine.snapshots import Info, Snapshotter
+from engine.stores import Stores
+
+__all__ = ["COMMANDS"]
+
+
+def _chosen(stores: Stores, name: str | None) -> Sequence[Snapshotter]:
+    return [stores.snapshotter(name)] if name else stores.snapshotters()
+
+
+def _holding(stores: Stores, name: str | None, key: str) -> Snapshotter:
+    """Return the backend that has the snapshot `key`."""
+    for snapshotter in _chosen(stores, name):
+        if any(info.key == key for info in snapshotter.walk()):
+            return snapshotter
+    raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
+
+
+@click.group("snapshots")
+def snapshots_group() -> None:
+    """List, draw, measure and remove snapshots."""
+
+
+@snapshots_group.command("ls")
+@snapshotter_option
+@as_json
+@click.pass_obj
+def list_snapshots(context: Context, snapshotter: str | None, as_json: bool) -> None:
+    """List the snapshots."""
+    with context.stores() as stores:
+        found = [(s.name, info) for s in _chosen(stores, snapshotter) for info in s.walk()]
+    if as_json:
+        print_json([{"snapshotter": name, "info": info} for name, info in found])
+        return
+    print_table(
+        ("SNAPSHOTTER", "KIND", "CREATED", "KEY", "PARENT"),
+        [(name, i.kind, age(i.created), i.key, i.parent or "-") for name, i in found],
+    )
+
+
+@snapshots_group.command("tree")
+@snapshotter_option
+@click.pass_obj
+def tree(context: Context, snapshotter: str | None) -> None:
+    """Draw what stands on what, and how much each takes up by itself."""
+    with context.stores() as stores:
+        for backend in _chosen(stores, snapshotter):
+            infos = backend.walk()
+            if infos:
+                console.print(_drawing(backend, infos))
+
+
+def _drawing(backend: Snapshotter, infos: Sequence[Info]) -> Tree:
+    children: defaultdict[str, list[Info]] = defaultdict(list)
+    for info in infos:
+        children[info.parent].append(info)
+    drawing = Tree(f"[bold]{backend.name}[/bold]")
+    pending = [(drawing, info) for info in children[""]]
+    while pending:
+        above, info = pending.pop(0)
+        size = human_bytes(backend.usage(info.key).size)
+        node = above.add(f"{escape(info.key)}  [dim]{info.kind}, {size}[/dim]")
+        pending += [(node, child) for child in children[info.key]]
+    return drawing
+
+
+@snapshots_group.command("usage")
+@click.argument("keys", nargs=-1)
+@snapshotter_option
+@as_json
+@click.pass_obj
+def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, as_json: bool) -> None:
+    """Show what snapshots take up, their parents left out; all of them by default."""
+    with context.stores() as stores:
+        chosen = [(_holding(stores, snapshotter, key), key) for key in keys] or [
+            (backend, info.key)
+            for backend in _chosen(stores, snapshotter)
+            for info in backend.walk()
+        ]
+        rows = [(backend.name, key, backend.usage(key)) for backend, key in chosen]
+    if as_json:
+        print_json([{"snapshotter": s, "key": k, "usage": u} for s, k, u in rows])
+        return
+    print_table(
+        ("SNAPSHOTTER", "SIZE", "INODES", "KEY"),
+        [(name, human_bytes(use.size), str(use.inodes), key) for name, key, use in rows],
+    )
+
+
+@snapshots_group.command("rm")
+@click.argument("keys", nargs=-1, required=True)
+@snapshotter_option
+@click.pass_obj
+def remove(context: Context, keys: tuple[str, ...], snapshotter: str | None) -> None:
+    """Remove snapshots that nothing stands on."""
+    with context.stores() as stores:
+        for key in keys:
+            _holding(stores, snapshotter, key).remove(key)
+        stores.cleanup()
+
+
+COMMANDS = (snapshots_group,)
