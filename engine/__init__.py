@@ -6,7 +6,7 @@ The public names are those of `__all__`, `engine.errors`, the contract in `engin
 `engine.testing`. They are loaded when first used, so that a module below can be imported alone.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.app import Engine, open_engine
@@ -17,7 +17,7 @@ __all__ = ["Engine", "Mount", "activate", "deactivate", "mounted", "open_engine"
 _HOMES = {"Engine": "app", "open_engine": "app"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'engine' has no attribute {name!r}")
     from importlib import import_module

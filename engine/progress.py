@@ -21,7 +21,8 @@ class Report(Protocol):
     Called often and from any thread: return at once.
     """
 
-    def __call__(self, step: Step, item: str, total: int, done: int, /) -> None: ...
+    def __call__(self, step: Step, item: str, total: int, done: int, /) -> None:
+        """Take note."""
 
 
 def silent(_step: Step, _item: str, _total: int, _done: int, /) -> None:

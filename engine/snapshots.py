@@ -182,4 +182,3 @@ class Plugin:
     """Called with the backend's own folder."""
     rank: int = 100
     """The lowest that mounts here is used where no backend is named."""
-

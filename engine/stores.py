@@ -173,8 +173,7 @@ class Stores:
         images = holders(self.root.meta, self.namespace, self._backends(), node)
         if images:
             raise FailedPrecondition(
-                f"blob {digest} belongs to image {images[0]}; remove the image, then run "
-                "`lamina gc`"
+                f"blob {digest} belongs to image {images[0]}; remove the image, then run `lamina gc`"
             )
         self.content.delete(digest)
         self.content.cleanup()

@@ -52,7 +52,7 @@ class BaseSnapshotter(ABC):
 
     # -- hooks --------------------------------------------------------------------------------
 
-    def _make(self, record: Snapshot, below: Sequence[Path]) -> None:
+    def _make(self, record: Snapshot, below: Sequence[Path]) -> None:  # noqa: B027  most need none
         """Fill the new folder of an active snapshot or a view; `below` is nearest first."""
 
     @abstractmethod
@@ -77,9 +77,7 @@ class BaseSnapshotter(ABC):
         """Make a read-only snapshot and return its mounts."""
         return self._create(key, Kind.VIEW, parent, labels or {}, lease)
 
-    def _create(
-        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str
-    ) -> list[Mount]:
+    def _create(self, key: str, kind: Kind, parent: str, labels: Labels, lease: str) -> list[Mount]:
         # Work in progress needs a lease, so that a crash before the end leaves no root behind.
         own: AbstractContextManager[str] = (
             nullcontext(lease) if lease else leased(self._meta, self._namespace)
@@ -235,7 +233,7 @@ class BaseSnapshotter(ABC):
         with folder_descriptor(trash) as parent:
             remove_tree(parent, os.fsencode(away.name))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""
 
     # -- folders ------------------------------------------------------------------------------

@@ -81,9 +81,7 @@ def _try_mount(folder: Path) -> None:
 
 
 def _probe(folder: Path) -> Probe:
-    unpacking = probe.try_out(
-        folder, probe.by_xattr("trusted.overlay.opaque"), probe.by_type_in_listing
-    )
+    unpacking = probe.try_out(folder, probe.by_xattr("trusted.overlay.opaque"), probe.by_type_in_listing)
 
     def mounting() -> str:
         if not probe.knows_file_system("overlay"):

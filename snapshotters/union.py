@@ -35,7 +35,7 @@ class _Found:
         return stat.S_ISDIR(self.info.st_mode)
 
 
-class _Hidden(Exception):  # noqa: N818  a verdict within this module, not an error
+class _Hidden(Exception):
     """The path is hidden by the layer that was looked at."""
 
 

@@ -48,9 +48,7 @@ class _DockerEntry(msgspec.Struct, frozen=True, rename="pascal"):
     repo_tags: list[str] | None = None
 
 
-def find_images(
-    source: Source, path: Path, platform: Platform
-) -> list[OciImage] | list[DockerImage]:
+def find_images(source: Source, path: Path, platform: Platform) -> list[OciImage] | list[DockerImage]:
     """Return the images of a source, for index entries of one name the best for `platform`."""
     if source.size(_INDEX) is not None and source.size(_LAYOUT) is not None:
         return _oci(source, path, platform)

@@ -67,8 +67,7 @@ def import_images(
         images = find_images(source, path, platform)
         bring = _Import(source, content, platform, lease, report)
         return [
-            bring.oci(image) if isinstance(image, OciImage) else bring.docker(image)
-            for image in images
+            bring.oci(image) if isinstance(image, OciImage) else bring.docker(image) for image in images
         ]
 
 
@@ -229,4 +228,3 @@ def _manifest_labels(manifest: Manifest) -> dict[str, str]:
     for position, layer in enumerate(manifest.layers):
         kept[f"{labels.GC_REF_CONTENT}.l.{position}"] = layer.digest
     return kept
-

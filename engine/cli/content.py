@@ -20,9 +20,7 @@ def _digest(_context: click.Context, _parameter: click.Parameter, text: str) -> 
         raise InvalidArgument(f"{error}; `lamina content ls` lists them") from None
 
 
-def _digests(
-    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> list[Digest]:
+def _digests(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[Digest]:
     return [_digest(context, parameter, text) for text in texts]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import trio
+from rich.console import RenderableType
 
 from engine import mount as mounting
 from engine import plugins
@@ -43,7 +44,7 @@ class _Demo:
         self._quiet = quiet
         self._result: dict[str, Any] = {}
 
-    def _tell(self, line: Any) -> None:
+    def _tell(self, line: RenderableType) -> None:
         if not self._quiet:
             console.print(line)
 
@@ -78,9 +79,7 @@ class _Demo:
             raise NotSupported(f"no backend works here ({reason}){hint}")
         return working
 
-    async def _unpack(
-        self, engine: Engine, image: Image, name: str
-    ) -> dict[bytes, TreeEntry]:
+    async def _unpack(self, engine: Engine, image: Image, name: str) -> dict[bytes, TreeEntry]:
         with _timed() as took:
             done = await engine.unpack(image.name, snapshotter=name)
         rate = done.bytes_unpacked / took()

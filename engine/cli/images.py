@@ -206,9 +206,7 @@ def unpack(
 
     async def work(engine: Engine) -> Unpacked:
         with progress() as report:
-            return await engine.unpack(
-                name, snapshotter=snapshotter, platform=platform, report=report
-            )
+            return await engine.unpack(name, snapshotter=snapshotter, platform=platform, report=report)
 
     result = context.run(work)
     if as_json:

@@ -18,15 +18,25 @@ from rich.tree import Tree
 
 from engine.progress import Report, Step, silent
 
-__all__ = ["age", "console", "human_bytes", "print_json", "print_table", "progress", "say", "short"]
+__all__ = [
+    "Tree",
+    "age",
+    "console",
+    "escape",
+    "human_bytes",
+    "print_json",
+    "print_table",
+    "progress",
+    "say",
+    "short",
+]
 
-console = Console(highlight=False, soft_wrap=True)
+# A pipe has no width: rich would cut lines at 80.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 _messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
-__all__ += ["Tree", "escape"]
 
-
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Write one JSON document to stdout."""
     data = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
     sys.stdout.write(data.decode() + "\n")
@@ -39,8 +49,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(header, no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*map(escape, row))
-    # A pipe has no width: rich would cut lines at 80.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+    console.print(table)
 
 
 def say(message: str) -> None:
@@ -103,5 +112,3 @@ def progress() -> Iterator[Report]:
                 bars.update(tasks[key], visible=False)
 
         yield report
-
-

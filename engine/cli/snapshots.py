@@ -91,9 +91,7 @@ def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, as_j
     """Show what snapshots take up, their parents left out; all of them by default."""
     with context.stores() as stores:
         chosen = [(_holding(stores, snapshotter, key), key) for key in keys] or [
-            (backend, info.key)
-            for backend in _chosen(stores, snapshotter)
-            for info in backend.walk()
+            (backend, info.key) for backend in _chosen(stores, snapshotter) for info in backend.walk()
         ]
         rows = [(backend.name, key, backend.usage(key)) for backend, key in chosen]
     if as_json:

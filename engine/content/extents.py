@@ -32,7 +32,7 @@ def append(blobs: Environment, number: int, index: int, data: memoryview) -> int
     return index
 
 
-def read(blobs: Environment, number: int, size: int) -> Iterator[memoryview]:
+def read(blobs: Environment, number: int, size: int) -> Iterator[bytes | memoryview]:
     """Yield a blob's extents in order; each is dead once the next is asked for.
 
     Each extent has a read transaction of its own: a reader that takes its time never holds back the

@@ -51,9 +51,7 @@ class ResolvedImage:
         """The layers, bottom first."""
         return [
             Layer(descriptor, diff_id, layer_compression(descriptor.media_type))
-            for descriptor, diff_id in zip(
-                self.manifest.layers, self.config.diff_ids, strict=True
-            )
+            for descriptor, diff_id in zip(self.manifest.layers, self.config.diff_ids, strict=True)
         ]
 
     @property
@@ -75,9 +73,7 @@ def resolve(target: Descriptor, platform: Platform, read: Read) -> ResolvedImage
     manifest_data = read(path[-1], limits.MANIFEST)
     manifest = parse_manifest(manifest_data, path[-1].media_type, f"manifest {path[-1].digest}")
     config_data = read(manifest.config, limits.CONFIG)
-    config = parse_config(
-        config_data, len(manifest.layers), f"config {manifest.config.digest}"
-    )
+    config = parse_config(config_data, len(manifest.layers), f"config {manifest.config.digest}")
     image = ResolvedImage(tuple(path), manifest, config)
     _check_platform(image, platform, chosen=len(path) > 1)
     for layer in image.layers:

@@ -81,7 +81,7 @@ class ContentStore:
         """Delete the bytes of blobs and ingests that were dropped."""
         discard.empty(self._meta, self._blobs)
 
-    def read(self, digest: Digest) -> Iterator[memoryview]:
+    def read(self, digest: Digest) -> Iterator[bytes | memoryview]:
         """Yield a blob's bytes in order; each piece is dead once the next is asked for."""
         blob = self.info(digest)
         return extents.read(self._blobs, blob.number, blob.size)

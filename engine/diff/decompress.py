@@ -5,8 +5,9 @@ must agree. Nothing from PATH is ever run. Output is bounded by size and by rati
 early; truncation, bad checksums and bytes after the stream are errors.
 """
 
+import io
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import IO, cast
 
 import zstandard
 from isal import igzip_lib
@@ -35,9 +36,7 @@ def sniff(head: bytes) -> Compression:
     return Compression.NONE
 
 
-def decompressed(
-    packed: Iterable[bytes | memoryview], promised: Compression
-) -> Iterator[bytes]:
+def decompressed(packed: Iterable[bytes | memoryview], promised: Compression) -> Iterator[bytes]:
     """Yield the unpacked bytes of `packed`, whose media type promised `promised`.
 
     Raises Refused for bytes that are not what was promised, damaged, or beyond the limits.
@@ -102,7 +101,7 @@ def _gunzip(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
                 stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
             try:
                 piece = stream.decompress(pending, _PIECE)
-            except igzip_lib.IsalError as error:
+            except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stub calls it a variable
                 raise Refused(f"layer's gzip stream is damaged: {error}") from None
             pending = stream.unused_data if stream.eof else b""
             written += len(piece)
@@ -119,25 +118,22 @@ def _slices(packed: Iterator[bytes | memoryview]) -> Iterator[memoryview]:
             yield view[start : start + _FEED]
 
 
-class _Readable(Protocol):
-    def read(self, size: int) -> bytes: ...
-
-
-class _Source:
+class _Source(io.RawIOBase):
     """The file that zstandard's reader wants, over pieces."""
 
     def __init__(self, packed: Iterator[bytes | memoryview]) -> None:
         self._pieces = _slices(packed)
 
-    def read(self, _size: int) -> bytes:
+    def read(self, _size: int = -1) -> bytes:
         return bytes(next(self._pieces, b""))
 
 
 def _unzstd(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
-    source: _Readable = _Source(packed)
     unpacker = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW)
     # A streaming reader, because a decompressobj returns whatever one input gives: gigabytes.
-    reader = unpacker.stream_reader(source, read_size=_FEED, read_across_frames=True)
+    reader = unpacker.stream_reader(
+        cast("IO[bytes]", _Source(packed)), read_size=_FEED, read_across_frames=True
+    )
     try:
         while piece := reader.read(_PIECE):
             yield piece

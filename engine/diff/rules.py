@@ -15,7 +15,7 @@ from engine.diff import tar
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 
-__all__ = ["Kind", "Operation", "Rules", "WHITEOUT_PREFIX", "split_name"]
+__all__ = ["WHITEOUT_PREFIX", "Kind", "Operation", "Rules", "split_name"]
 
 WHITEOUT_PREFIX = b".wh."
 _OPAQUE = b".wh..wh..opq"

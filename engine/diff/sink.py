@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-
 from engine import limits
 from engine.diff import tar
 from engine.diff.notes import Notes
@@ -132,9 +131,7 @@ class FolderSink:
     def _finish_node(self, parent: _Folder, operation: Operation) -> None:
         entry = operation.entry
         if entry.uid or entry.gid:
-            os.chown(
-                operation.name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False
-            )
+            os.chown(operation.name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
         os.utime(
             operation.name,
             ns=(entry.mtime, entry.mtime),
@@ -198,9 +195,7 @@ class FolderSink:
         way = b""
         for name in path.split(b"/") if path else ():
             way = _join(way, name)
-            folder = self._open.get(way) or self._remember(
-                way, self._enter(folder, name, make=False)
-            )
+            folder = self._open.get(way) or self._remember(way, self._enter(folder, name, make=False))
         return folder
 
     def _remember(self, path: bytes, folder: _Folder) -> _Folder:
@@ -265,8 +260,7 @@ class FolderSink:
             if stat.S_ISDIR(mode):
                 raise
             raise Refused(
-                f"layer has an entry below {printable(_join(folder.path, name))!r}, "
-                "which is no folder"
+                f"layer has an entry below {printable(_join(folder.path, name))!r}, which is no folder"
             ) from None
 
     def _clear(self, parent: _Folder, name: bytes) -> None:

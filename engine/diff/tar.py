@@ -15,8 +15,17 @@ import msgspec
 from engine import limits
 from engine.errors import Refused, printable
 
-__all__ = ["BLOCK_DEVICE", "CHAR_DEVICE", "DIRECTORY", "Entry", "FIFO", "FILE", "HARDLINK"]
-__all__ += ["SYMLINK", "TarReader"]
+__all__ = [
+    "BLOCK_DEVICE",
+    "CHAR_DEVICE",
+    "DIRECTORY",
+    "FIFO",
+    "FILE",
+    "HARDLINK",
+    "SYMLINK",
+    "Entry",
+    "TarReader",
+]
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -58,9 +67,7 @@ class TarReader:
     last entry everything up to the end of the bytes has been taken from the pieces.
     """
 
-    def __init__(
-        self, pieces: Iterable[bytes], *, jump: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, pieces: Iterable[bytes], *, jump: Callable[[int], None] | None = None) -> None:
         """Read from `pieces`; `jump`, if given, makes them go on so many bytes further on."""
         self._pieces = iter(pieces)
         self._jump = jump

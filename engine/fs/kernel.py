@@ -23,11 +23,11 @@ _PATH_LIMIT = 4000  # PATH_MAX is 4096 with its NUL
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_ = (
+    _fields_ = [
         ("flags", ctypes.c_uint64),
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
-    )
+    ]
 
 
 def syscall(number: int, *args: object) -> int:
@@ -52,9 +52,7 @@ def open_beneath(folder: int, path: bytes, flags: int) -> int:
                 resolve=NO_SYMLINKS,
             )
             start = folder if opened < 0 else opened
-            below = syscall(
-                _OPENAT2, ctypes.c_int(start), step, ctypes.byref(how), ctypes.c_size_t(24)
-            )
+            below = syscall(_OPENAT2, ctypes.c_int(start), step, ctypes.byref(how), ctypes.c_size_t(24))
             if opened >= 0:
                 os.close(opened)
             opened = below

@@ -77,4 +77,3 @@ def _unlink_files(folder: int) -> list[bytes]:
         else:
             os.unlink(name, dir_fd=folder)
     return folders
-

@@ -75,9 +75,7 @@ class Environment:
             # In one write transaction: LMDB publishes handles only when such a one commits. It writes
             # nothing where all tables exist.
             with self._env.begin(write=bool(tables)) as txn:
-                self._databases = {
-                    name: self._env.open_db(name.encode(), txn=txn) for name in tables
-                }
+                self._databases = {name: self._env.open_db(name.encode(), txn=txn) for name in tables}
 
     def close(self) -> None:
         """Close the file; transactions of it must have ended."""

@@ -169,4 +169,3 @@ TABLES = tuple(
 def now() -> int:
     """Return the time in nanoseconds since the epoch, for the records' times."""
     return time.time_ns()
-

@@ -58,7 +58,7 @@ class Table(Generic[R]):
 
     def _items(
         self, txn: Transaction, prefix: tuple[Part, ...]
-    ) -> Iterator[tuple[memoryview, memoryview]]:
+    ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
         start = keys.encode(prefix)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
@@ -66,7 +66,7 @@ class Table(Generic[R]):
                 yield cursor.item()
                 found = cursor.next()
 
-    def _decode(self, raw: memoryview) -> R:
+    def _decode(self, raw: bytes | memoryview) -> R:
         try:
             return self._decoder.decode(raw)
         except msgspec.MsgspecError as error:

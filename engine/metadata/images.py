@@ -39,9 +39,7 @@ class ImageStore:
         with self._meta.read() as txn:
             return sorted(IMAGES.scan(txn, self._namespace), key=lambda image: image.name)
 
-    def put_all(
-        self, targets: Mapping[str, Descriptor], *, replace: bool = False
-    ) -> list[Image]:
+    def put_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> list[Image]:
         """Name images, all or none. AlreadyExists if a name means another, unless `replace`."""
         with self._meta.write() as txn:
             return [self._put(txn, name, target, replace) for name, target in targets.items()]

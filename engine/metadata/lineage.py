@@ -210,11 +210,8 @@ class MetaStore:
     def _link(self, txn: Transaction, record: Snapshot) -> None:
         if record.parent:
             child = Child(key=record.key)
-            CHILDREN.put(
-                txn, child, self._backend, self._namespace, record.parent, record.key
-            )
+            CHILDREN.put(txn, child, self._backend, self._namespace, record.parent, record.key)
 
     def _pin(self, txn: Transaction, key: str, lease: str) -> None:
         item = LeaseItem(kind=leases.SNAPSHOT, backend=self._backend, key=key)
         leases.join(txn, self._namespace, lease, item)
-

@@ -96,7 +96,7 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 _Document = TypeVar("_Document", bound=msgspec.Struct)
 
 
-def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> Any:
+def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> object:
     """Return the value of a JSON text, or raise Refused naming `what` is wrong with it."""
     if len(data) > limit:
         raise Refused(f"{what} is over {limit} bytes")
@@ -114,15 +114,15 @@ def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> Any:
 
     try:
         text = data.decode("utf-8", "strict")
-        value = json.loads(text, object_pairs_hook=members, parse_constant=no_constant)
+        value: object = json.loads(text, object_pairs_hook=members, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(f"{what} is not valid JSON: {printable(str(error))}") from None
     _check_depth(value, what)
     return value
 
 
-def _check_depth(value: Any, what: str) -> None:
-    layer = [value]
+def _check_depth(value: object, what: str) -> None:
+    layer: list[Any] = [value]
     for _ in range(limits.JSON_DEPTH):
         below: list[Any] = []
         for item in layer:
@@ -147,7 +147,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _convert(value: Any, kind: type[_Document], what: str) -> _Document:
+def _convert(value: object, kind: type[_Document], what: str) -> _Document:
     if not isinstance(value, dict):
         raise Refused(f"{what} is not a JSON object")
     _refuse_case_variants(value, kind, what)
@@ -166,10 +166,10 @@ _FOLDED = {name.lower(): name for name in _KNOWN}
 _FREE_FORM = {"annotations", "config", "history"}  # objects whose keys are anybody's
 
 
-def _refuse_case_variants(value: Any, kind: type[msgspec.Struct], what: str) -> None:
+def _refuse_case_variants(value: object, kind: type[msgspec.Struct], what: str) -> None:
     """Refuse `Layers` where Go's decoder would read `layers`."""
     is_config = kind is ImageConfig
-    pending = [value]
+    pending: list[Any] = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, list):
@@ -210,8 +210,7 @@ def parse_manifest(data: bytes, media_type: str, what: str = "manifest") -> Mani
         raise Refused(f"{what} has over {limits.LAYERS} layers")
     if manifest.config.media_type not in CONFIGS:
         raise Refused(
-            f"{what} is not a container image: its config is "
-            f"{printable(manifest.config.media_type)!r}"
+            f"{what} is not a container image: its config is {printable(manifest.config.media_type)!r}"
         )
     for descriptor in (manifest.config, *manifest.layers):
         parse_digest(descriptor.digest)
@@ -238,7 +237,5 @@ def parse_config(data: bytes, layers: int, what: str = "config") -> ImageConfig:
     if config.rootfs.type not in {"layers", ""}:
         raise Refused(f"{what}: unknown rootfs type {printable(config.rootfs.type)!r}")
     if len(config.diff_ids) != layers:
-        raise Refused(
-            f"{what} names {len(config.diff_ids)} diff IDs, its manifest {layers} layers"
-        )
+        raise Refused(f"{what} names {len(config.diff_ids)} diff IDs, its manifest {layers} layers")
     return config

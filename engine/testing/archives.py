@@ -134,22 +134,20 @@ def layout(
         "rootfs": {"type": "layers", "diff_ids": diff_ids or [digest_of(d) for d in layers]},
         **(config or {}),
     }
+    manifest_type = "application/vnd.oci.image.manifest.v1+json"
     manifest = {
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": blobs.put(
-            json.dumps(document).encode(), "application/vnd.oci.image.config.v1+json"
-        ),
+        "mediaType": manifest_type,
+        "config": blobs.put(json.dumps(document).encode(), "application/vnd.oci.image.config.v1+json"),
         "layers": [
-            blobs.put(data, f"application/vnd.oci.image.layer.v1.tar{suffix}")
-            for suffix, data in packed
+            blobs.put(data, f"application/vnd.oci.image.layer.v1.tar{suffix}") for suffix, data in packed
         ],
     }
-    entry = blobs.put(json.dumps(manifest).encode(), manifest["mediaType"])  # type: ignore[arg-type]  # the dict's values are of several types
+    entry = blobs.put(json.dumps(manifest).encode(), manifest_type)
     entry["annotations"] = {"org.opencontainers.image.ref.name": tag}
     entry["platform"] = dict(platform)
     index_file = folder / "index.json"
-    index = (
+    index: dict[str, Any] = (
         json.loads(index_file.read_text())
         if index_file.exists()
         else {"schemaVersion": 2, "manifests": []}

@@ -122,4 +122,3 @@ async def open_pool() -> AsyncIterator[WorkerPool]:
         yield pool
     finally:
         await pool.aclose()
-

@@ -5,12 +5,12 @@ as many as are ready at a time, so that one flush serves them all. When layer k 
 committed, k and above are not, and its error is raised. Whatever happens, no active snapshot stays.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import secrets
 import trio
 
 from engine import failpoints, labels
@@ -240,5 +240,3 @@ class _Run:
             except NotFound:
                 continue
         self.snapshotter.cleanup()
-
-
