@@ -4,6 +4,7 @@ Sync. So the copy backend applies layers as the others do, to an empty folder an
 the rules of how layers combine are decided here, once, against the finished parent.
 """
 
+import errno
 import os
 import stat
 from collections import defaultdict
@@ -45,17 +46,18 @@ class _Filling:
         self._links: dict[int, bytes] = {}  # inode of the parent's file to its path in the layer
 
     def run(self) -> None:
-        # Folders on the way out get their times after all within them is there.
         pending = [b""]
-        merged: list[bytes] = []
         while pending:
-            path = pending.pop()
-            merged.append(path)
-            pending += self._fill_folder(path)
-        for path in reversed(merged):
-            if path in self._implied:
+            pending += self._fill_folder(pending.pop())
+        for path in self._implied:
+            try:
                 with beneath(self._parent, path) as source, beneath(self._layer, path) as target:
                     copy_attributes(source, target)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # the parent has no such folder
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # it has a link there
+                    raise
 
     def _fill_folder(self, path: bytes) -> list[bytes]:
         """Fill one folder that both sides have; return those below it that both have."""

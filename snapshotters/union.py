@@ -102,15 +102,17 @@ class _Settling:
         self._markers = markers
 
     def settle(self, notes: Notes) -> None:
-        for parent, name in notes.whiteouts:
-            self._hide(parent, name)
+        hidden = list(notes.whiteouts)
+        if b"" in notes.opaque:
+            # Union mounts merge their roots whatever is marked there.
+            hidden += [(b"", name) for name in sorted(self._below.root_names())]
         for path in notes.opaque:
             if path:
                 self._make_opaque(path)
-            else:
-                # Union mounts merge their roots whatever is marked there.
-                for name in sorted(self._below.root_names()):
-                    self._hide(b"", name)
+        # Folders that cover a lower name come first: within them there is nothing left to hide, and
+        # a whiteout there would show.
+        for parent, name in [place for place in hidden if not self._cover(*place)]:
+            self._hide(parent, name)
         if not self._markers.files_hide_folders:
             self._hide_folders_under_files()
         for path in notes.implied:
@@ -124,20 +126,32 @@ class _Settling:
         with beneath(self._layer, path) as folder, keeping_time(folder):
             yield folder
 
-    def _hide(self, parent: bytes, name: bytes) -> None:
-        """Hide a lower `name`; what the layer itself has there stays and only covers it."""
-        path = parent + b"/" + name if parent else name
-        if self._below.find(path) is None:
-            return
-        with self._folder(parent) as folder:
+    def _cover(self, parent: bytes, name: bytes) -> bool:
+        """Let what the layer itself has at a hidden name cover the lower one; False if nothing."""
+        with beneath(self._layer, parent) as folder:
             try:
                 own = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
+                return False
+        if stat.S_ISDIR(own.st_mode):
+            self._make_opaque(os.path.join(parent, name))
+        return True
+
+    def _hide(self, parent: bytes, name: bytes) -> None:
+        """Hide a lower name that the layer has nothing at."""
+        if not self._is_covered(parent) and self._below.find(os.path.join(parent, name)):
+            with self._folder(parent) as folder:
                 if not self._markers.is_whiteout(folder, name):
                     self._markers.make_whiteout(folder, name)
-                return
-        if stat.S_ISDIR(own.st_mode):
-            self._make_opaque(path)
+
+    def _is_covered(self, path: bytes) -> bool:
+        """Say whether the layer hides everything below from `path` down already."""
+        while path:
+            with beneath(self._layer, path) as folder:
+                if self._markers.is_opaque(folder):
+                    return True
+            path = path.rpartition(b"/")[0]
+        return False
 
     def _make_opaque(self, path: bytes) -> None:
         if self._below.find(path) is not None:

@@ -15,7 +15,7 @@ from engine.diff import tar
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 
-__all__ = ["WHITEOUT_PREFIX", "Kind", "Operation", "Rules", "split_name"]
+__all__ = ["WHITEOUT_PREFIX", "Action", "Operation", "Rules", "split_name"]
 
 WHITEOUT_PREFIX = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -28,7 +28,7 @@ _CAPABILITY = b"security.capability"
 _CAPABILITY_SIZES = {0x01000000: 12, 0x02000000: 20, 0x03000000: 24}  # linux/capability.h
 
 
-class Kind(Enum):
+class Action(Enum):
     """What there is to do for one entry."""
 
     DIRECTORY = auto()
@@ -46,21 +46,21 @@ class Kind(Enum):
 class Operation(msgspec.Struct, frozen=True, gc=False):
     """One thing to do; `target` is the normalised path of a hard link's other name."""
 
-    kind: Kind
+    action: Action
     parent: bytes
     name: bytes
     entry: Entry
     target: bytes = b""
 
 
-_KINDS = {
-    tar.FILE: Kind.FILE,
-    tar.DIRECTORY: Kind.DIRECTORY,
-    tar.SYMLINK: Kind.SYMLINK,
-    tar.HARDLINK: Kind.HARDLINK,
-    tar.CHAR_DEVICE: Kind.NODE,
-    tar.BLOCK_DEVICE: Kind.NODE,
-    tar.FIFO: Kind.NODE,
+_ACTIONS = {
+    tar.FILE: Action.FILE,
+    tar.DIRECTORY: Action.DIRECTORY,
+    tar.SYMLINK: Action.SYMLINK,
+    tar.HARDLINK: Action.HARDLINK,
+    tar.CHAR_DEVICE: Action.NODE,
+    tar.BLOCK_DEVICE: Action.NODE,
+    tar.FIFO: Action.NODE,
 }
 
 
@@ -119,14 +119,14 @@ class Rules:
             entry = msgspec.structs.replace(entry, xattrs=kept)
         if not 0 <= entry.mtime <= _LATEST:
             entry = msgspec.structs.replace(entry, mtime=0)  # as containerd does
-        kind = _KINDS[entry.type]
-        if kind is Kind.HARDLINK:
-            return Operation(kind, parent, name, entry, _link_target(entry))
-        if kind is Kind.SYMLINK:
+        action = _ACTIONS[entry.type]
+        if action is Action.HARDLINK:
+            return Operation(action, parent, name, entry, _link_target(entry))
+        if action is Action.SYMLINK:
             _check_symlink(entry)
-        elif kind is Kind.NODE:
+        elif action is Action.NODE:
             _check_node(entry)
-        return Operation(kind, parent, name, entry)
+        return Operation(action, parent, name, entry)
 
     def _xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         if not entry.xattrs:
@@ -176,7 +176,7 @@ def _marker(entry: Entry, parent: bytes, name: bytes) -> Operation | None:
     if name == _OPAQUE:
         if entry.type != tar.FILE:
             raise Refused(f"opaque marker in {printable(parent)!r} is not a regular file")
-        return Operation(Kind.OPAQUE, parent, name, entry)
+        return Operation(Action.OPAQUE, parent, name, entry)
     if name in _AUFS_OWN:
         return None
     hidden = name[len(WHITEOUT_PREFIX) :]
@@ -185,7 +185,7 @@ def _marker(entry: Entry, parent: bytes, name: bytes) -> Operation | None:
     # aufs makes whiteouts as hard links to each other, and old docker packed them so.
     if entry.type not in {tar.FILE, tar.HARDLINK}:
         raise Refused(f"whiteout {printable(entry.name)!r} is not a regular file")
-    return Operation(Kind.WHITEOUT, parent, hidden, entry)
+    return Operation(Action.WHITEOUT, parent, hidden, entry)
 
 
 def _check_attributes(entry: Entry) -> None:

@@ -15,10 +15,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from engine import limits
 from engine.diff import tar
 from engine.diff.notes import Notes
-from engine.diff.rules import Kind, Operation, split_name
+from engine.diff.rules import Action, Operation, split_name
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 from engine.fs.kernel import open_beneath
@@ -36,6 +38,8 @@ _NODE_TYPES = {
     tar.BLOCK_DEVICE: stat.S_IFBLK,
     tar.FIFO: stat.S_IFIFO,
 }
+
+_ASIDE = b".wh..wh.lamina"  # a name that no layer can have
 
 Payload = Callable[[], Iterator[memoryview]]
 
@@ -60,26 +64,36 @@ class FolderSink:
         self._size = 0
         self._inodes = 0
         self._is_counted = True  # until something is replaced
-        self._make: dict[Kind, Callable[[_Folder, Operation, Payload], None]] = {
-            Kind.FILE: self._file,
-            Kind.DIRECTORY: self._directory,
-            Kind.SYMLINK: self._symlink,
-            Kind.HARDLINK: self._hardlink,
-            Kind.NODE: self._node,
-            Kind.WHITEOUT: self._whiteout,
-            Kind.OPAQUE: self._mark_opaque,
+        self._make: dict[Action, Callable[[_Folder, Operation, Payload], None]] = {
+            Action.FILE: self._file,
+            Action.DIRECTORY: self._directory,
+            Action.SYMLINK: self._symlink,
+            Action.HARDLINK: self._hardlink,
+            Action.NODE: self._node,
+            Action.WHITEOUT: self._whiteout,
+            Action.OPAQUE: self._mark_opaque,
         }
 
     def apply(self, operation: Operation, payload: Payload) -> None:
         """Carry out one operation; `payload` gives the bytes of a file."""
         self._trim()
         parent = self._folder(operation.parent)
-        make = self._make[operation.kind]
+        make = self._make[operation.action]
         try:
             make(parent, operation, payload)
         except FileExistsError:
-            self._clear(parent, operation.name)
-            make(parent, operation, payload)
+            if operation.action is Action.HARDLINK:
+                self._replace_by_link(parent, operation, payload)
+            else:
+                self._clear(parent, operation.name)
+                make(parent, operation, payload)
+
+    def _replace_by_link(self, parent: _Folder, operation: Operation, payload: Payload) -> None:
+        """Link first, then clear: the target may be what is in the way, or below it."""
+        aside = msgspec.structs.replace(operation, name=_ASIDE)
+        self._hardlink(parent, aside, payload)
+        self._clear(parent, operation.name)
+        os.rename(_ASIDE, operation.name, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
 
     # -- the operations -----------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
 class RootFS(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The layers of an image by their uncompressed digests, bottom first."""
 
-    type: str = "layers"
+    type: str
     diff_ids: list[str] = msgspec.field(default_factory=list)
 
 
@@ -163,11 +163,13 @@ _KNOWN = frozenset(
     for field in msgspec.structs.fields(kind)
 ) | {"fsLayers", "subject", "urls", "data", "artifactType"}
 _FOLDED = {name.lower(): name for name in _KNOWN}
-_FREE_FORM = {"annotations", "config", "history"}  # objects whose keys are anybody's
 
 
 def _refuse_case_variants(value: object, kind: type[msgspec.Struct], what: str) -> None:
-    """Refuse `Layers` where Go's decoder would read `layers`."""
+    """Refuse `Layers` where Go's decoder would read `layers`.
+
+    Not in annotations, nor in a config outside of what is read: those keys are anybody's.
+    """
     is_config = kind is ImageConfig
     pending: list[Any] = [value]
     while pending:
@@ -178,7 +180,7 @@ def _refuse_case_variants(value: object, kind: type[msgspec.Struct], what: str) 
             for key, child in item.items():
                 if _FOLDED.get(key.lower(), key) != key:
                     raise Refused(f"{what} has the key {printable(key)!r} in another case")
-                if not (key == "annotations" or (is_config and key in _FREE_FORM)):
+                if key == "rootfs" if is_config else key != "annotations":
                     pending.append(child)
 
 
@@ -234,7 +236,7 @@ def parse_config(data: bytes, layers: int, what: str = "config") -> ImageConfig:
     if len(data) > limits.CONFIG:
         raise Refused(f"{what} is over {limits.CONFIG} bytes")
     config = _convert(decode_json(data, what, limits.CONFIG), ImageConfig, what)
-    if config.rootfs.type not in {"layers", ""}:
+    if config.rootfs.type != "layers":
         raise Refused(f"{what}: unknown rootfs type {printable(config.rootfs.type)!r}")
     if len(config.diff_ids) != layers:
         raise Refused(f"{what} names {len(config.diff_ids)} diff IDs, its manifest {layers} layers")

@@ -68,5 +68,8 @@ def parse_reference(text: str) -> Reference:
 
 
 def familiar(name: str) -> str:
-    """Return the short form that people type for a full name."""
-    return name.removeprefix(f"{_DEFAULT_DOMAIN}/").removeprefix("library/")
+    """Return the shortest form that people type for a full name and that means the same."""
+    path = name.removeprefix(f"{_DEFAULT_DOMAIN}/")
+    shorter = (path.removeprefix("library/"), path)
+    # `docker.io/localhost/a` without its host would be an image of another host.
+    return next((short for short in shorter if str(parse_reference(short)) == name), name)

@@ -7,10 +7,11 @@ a mount.
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["TreeEntry", "differences", "read_tree"]
+__all__ = ["TreeEntry", "describe", "differences", "read_tree"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +32,19 @@ def read_tree(root: Path) -> dict[bytes, TreeEntry]:
     """Return the entries below `root` by relative path."""
     top = os.fsencode(root)
     found: dict[bytes, tuple[bytes, os.stat_result]] = {}
-    groups: dict[tuple[int, int], list[bytes]] = {}
     for folder, folders, files in os.walk(top):
         for name in folders + files:
             path = os.path.join(folder, name)
-            info = os.lstat(path)
-            relative = os.path.relpath(path, top)
-            found[relative] = (path, info)
-            if not stat.S_ISDIR(info.st_mode) and info.st_nlink > 1:
-                groups.setdefault((info.st_dev, info.st_ino), []).append(relative)
+            found[os.path.relpath(path, top)] = (path, os.lstat(path))
+    return describe(found)
+
+
+def describe(found: Mapping[bytes, tuple[bytes, os.stat_result]]) -> dict[bytes, TreeEntry]:
+    """Return the entries of a tree whose relative paths lead to these files."""
+    groups: dict[tuple[int, int], list[bytes]] = {}
+    for relative, (_, info) in found.items():
+        if not stat.S_ISDIR(info.st_mode) and info.st_nlink > 1:
+            groups.setdefault((info.st_dev, info.st_ino), []).append(relative)
     return {
         relative: _entry(path, info, groups.get((info.st_dev, info.st_ino), []), relative)
         for relative, (path, info) in sorted(found.items())

@@ -1,0 +1,371 @@
+"""The conformance suite of snapshotters: what every backend must do, as methods named `check_*`.
+
+Sync; needs root, as mounts do. Free of any test framework: failures are AssertionError. The author of
+a backend runs every check (`SnapshotterSuite.names()`) on a fresh instance:
+
+    suite = SnapshotterSuite(make, folder)   # make() returns a backend on an empty root
+    for name in suite.names():
+        suite.run(name)
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.diff.apply import apply_layer
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from engine.mount import Mount, mounted
+from engine.oci.digest import digest_of
+from engine.oci.mediatypes import Compression
+from engine.snapshots import Commit, Kind, Snapshotter
+from engine.testing.archives import archive, member
+from engine.testing.trees import read_tree
+
+__all__ = ["SnapshotterSuite"]
+
+_MANY = 40  # layers of one chain: over a page of mount options for any backend with long paths
+
+
+@contextmanager
+def raises(kind: type[EngineError]) -> Iterator[None]:
+    """Fail unless the block raises an error of exactly this kind or a special case of it."""
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"{kind.__name__} was not raised")
+
+
+class SnapshotterSuite:
+    """Runs checks, each on a backend of its own that `make` returns."""
+
+    def __init__(self, make: Callable[[], Snapshotter], folder: Path, *, mounts: bool = True) -> None:
+        """Mount below `folder`; with `mounts` false leave out what only a mounted tree can show."""
+        self._make = make
+        self._target = folder / "mnt"
+        self._mounts = mounts
+        self._backend = make()
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all checks."""
+        return [name for name in vars(cls) if name.startswith("check_")]
+
+    def run(self, name: str) -> None:
+        """Run one check on a fresh backend."""
+        self._target.mkdir(exist_ok=True)
+        self._backend = self._make()
+        try:
+            getattr(self, name)()
+        finally:
+            self._backend.close()
+        os.rmdir(self._target)
+
+    # -- pieces -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _mounted(self, mounts: list[Mount]) -> Iterator[Path]:
+        with mounted(mounts, self._target) as tree:
+            yield tree
+
+    def _layer(self, name: str, parent: str, *members: bytes) -> None:
+        """Commit a layer that is applied directly, rebased where the backend can."""
+        data = archive(*members)
+        rebase = self._backend.capabilities.rebase
+        self._backend.prepare(f"new {name}", "" if rebase else parent)
+        mask = os.umask(0)
+        try:
+            target = self._backend.sink(f"new {name}")
+            apply_layer([data], Compression.NONE, target, diff_id=digest_of(data))
+        finally:
+            os.umask(mask)
+        self._backend.commit(Commit(name=name, key=f"new {name}", parent=parent or None))
+
+    def _contents(self, name: str) -> Mapping[bytes, str]:
+        """Return names and hashes of a committed snapshot's tree."""
+        mounts = self._backend.view("contents", name)
+        with self._mounted(mounts) as tree:
+            found = {path: entry.detail for path, entry in read_tree(tree).items()}
+        self._backend.remove("contents")
+        return found
+
+    def _base(self) -> None:
+        self._layer(
+            "base",
+            "",
+            member("folder/", "5", mode=0o750, uid=7, gid=8),
+            member("folder/file", data=b"base"),
+            member("folder/other", data=b"other"),
+            member("top", data=b"top"),
+        )
+
+    # -- keys, kinds, errors ------------------------------------------------------------------
+
+    def check_states(self) -> None:
+        """Prepare, commit, view and their records."""
+        backend = self._backend
+        backend.prepare("active key/with spaces", labels={"a": "1"})
+        info = backend.stat("active key/with spaces")
+        assert (info.kind, info.parent, info.labels) == (Kind.ACTIVE, "", {"a": "1"})
+        backend.commit(Commit(name="committed", key="active key/with spaces", labels={"b": "2"}))
+        info = backend.stat("committed")
+        assert (info.kind, info.labels) == (Kind.COMMITTED, {"b": "2"})
+        assert info.created == info.updated
+        backend.view("view", "committed")
+        assert backend.stat("view").kind is Kind.VIEW
+        assert backend.stat("view").parent == "committed"
+        assert {i.key for i in backend.walk()} == {"committed", "view"}
+        with raises(NotFound):
+            backend.stat("active key/with spaces")
+
+    def check_prepare_errors(self) -> None:
+        """Unknown parents, uncommitted parents, keys in use."""
+        backend = self._backend
+        with raises(NotFound):
+            backend.prepare("a", "nowhere")
+        with raises(NotFound):
+            backend.view("a", "nowhere")
+        backend.prepare("a")
+        with raises(InvalidArgument):
+            backend.prepare("b", "a")
+        for make in (backend.prepare, backend.view):
+            with raises(AlreadyExists):
+                make("a")
+        backend.commit(Commit(name="c", key="a"))
+        with raises(AlreadyExists):
+            backend.prepare("c", "c")
+        with raises(NotFound):
+            backend.stat("b")
+
+    def check_commit_errors(self) -> None:
+        """What commit refuses, and that it leaves the active snapshot alone then."""
+        backend = self._backend
+        with raises(NotFound):
+            backend.commit(Commit(name="n", key="nothing"))
+        backend.prepare("a")
+        backend.commit(Commit(name="c", key="a"))
+        backend.prepare("b", "c")
+        backend.view("v", "c")
+        with raises(AlreadyExists):
+            backend.commit(Commit(name="c", key="b"))
+        with raises(FailedPrecondition):
+            backend.commit(Commit(name="n", key="v"))
+        with raises(FailedPrecondition):
+            backend.commit(Commit(name="n", key="c"))
+        with raises(InvalidArgument):
+            backend.commit(Commit(name="n", key="b", parent="other"))
+        assert backend.stat("b").kind is Kind.ACTIVE
+        backend.commit(Commit(name="n", key="b", parent="c"))
+        assert backend.stat("n").parent == "c"
+
+    def check_rebase_errors(self) -> None:
+        """A parent given at commit must exist and be committed."""
+        backend = self._backend
+        if not backend.capabilities.rebase:
+            return
+        backend.prepare("a")
+        backend.prepare("b")
+        with raises(NotFound):
+            backend.commit(Commit(name="n", key="a", parent="nowhere"))
+        with raises(FailedPrecondition):
+            backend.commit(Commit(name="n", key="a", parent="b"))
+
+    def check_mounts_errors(self) -> None:
+        """Mounts are stable, and only of what is not committed."""
+        backend = self._backend
+        made = backend.prepare("a")
+        assert made
+        assert backend.mounts("a") == made == backend.mounts("a")
+        backend.commit(Commit(name="c", key="a"))
+        with raises(FailedPrecondition):
+            backend.mounts("c")
+        with raises(NotFound):
+            backend.mounts("a")
+        with raises(FailedPrecondition):
+            backend.sink("c")
+
+    def check_remove(self) -> None:
+        """A parent stays as long as it has children, in any kind."""
+        backend = self._backend
+        with raises(NotFound):
+            backend.remove("nothing")
+        backend.prepare("a")
+        backend.commit(Commit(name="c", key="a"))
+        backend.view("v", "c")
+        backend.prepare("b", "c")
+        for child in ("v", "b"):
+            with raises(FailedPrecondition):
+                backend.remove("c")
+            backend.remove(child)
+        backend.remove("c")
+        backend.cleanup()
+        assert backend.walk() == []
+        backend.prepare("a")  # its key is free again
+
+    def check_update(self) -> None:
+        """Labels can be set and deleted; nothing else moves but the time."""
+        backend = self._backend
+        backend.prepare("a", labels={"keep": "1", "drop": "2"})
+        before = backend.stat("a")
+        after = backend.update("a", {"drop": "", "new": "3"})
+        assert after.labels == {"keep": "1", "new": "3"}
+        assert (after.created, after.kind, after.parent) == (before.created, before.kind, "")
+        assert after.updated >= before.updated
+        with raises(NotFound):
+            backend.update("nothing", {})
+        with raises(InvalidArgument):
+            backend.update("a", {"long": "x" * 5000})
+
+    def check_usage(self) -> None:
+        """A snapshot's use is its own, parents left out."""
+        self._layer("one", "", member("file", data=b"x" * 100_000))
+        self._layer("two", "one", member("link", "2", link="file"))
+        assert self._backend.usage("one").size >= 100_000
+        assert self._backend.usage("one").inodes == 1
+        with raises(NotFound):
+            self._backend.usage("nothing")
+        with self._mounted(self._backend.prepare("a", "two")) as tree:
+            before = self._backend.usage("a")
+            (tree / "more").write_bytes(b"x" * 50_000)
+        after = self._backend.usage("a")
+        assert after.size - before.size >= 50_000
+        assert after.inodes - before.inodes == 1
+
+    def check_close_twice(self) -> None:
+        """Closing again does nothing."""
+        self._backend.close()
+
+    # -- trees --------------------------------------------------------------------------------
+
+    def check_root_permission(self) -> None:
+        """The root is 0755 0:0, whatever the umask and whatever a layer says of it."""
+        mask = os.umask(0o077)
+        try:
+            self._layer("one", "", member("./", "5", mode=0o700, uid=5), member("f"))
+            for mounts in (self._backend.view("v", "one"), self._backend.prepare("a", "one")):
+                with self._mounted(mounts) as tree:
+                    info = tree.stat()
+                    assert stat.S_IMODE(info.st_mode) == 0o755
+                    assert (info.st_uid, info.st_gid) == (0, 0)
+        finally:
+            os.umask(mask)
+
+    def check_empty(self) -> None:
+        """No layers: an empty tree that can be written to."""
+        with self._mounted(self._backend.view("v")) as tree:
+            assert list(tree.iterdir()) == []
+        with self._mounted(self._backend.prepare("a")) as tree:
+            (tree / "file").touch()
+
+    def check_view_is_read_only(self) -> None:
+        """A view of one layer or of several cannot be written to."""
+        self._base()
+        self._layer("two", "base", member("second"))
+        for parent in ("base", "two"):
+            with self._mounted(self._backend.view("v", parent)) as tree:
+                try:
+                    (tree / "new").touch()
+                except OSError:
+                    pass
+                else:
+                    raise AssertionError("a view took a file")
+            self._backend.remove("v")
+
+    def check_layers_combine(self) -> None:
+        """Files change, go, come back; folders merge, are replaced, are opaque."""
+        self._base()
+        self._layer(
+            "two", "base", member("folder/file", data=b"two"), member(".wh.top"), member("new/x")
+        )
+        self._layer(
+            "three", "two", member("folder/.wh..wh..opq"), member("top", data=b"back"), member("new")
+        )
+        assert set(self._contents("two")) == {
+            b"folder",
+            b"folder/file",
+            b"folder/other",
+            b"new",
+            b"new/x",
+        }
+        assert set(self._contents("three")) == {b"folder", b"new", b"top"}
+        assert set(self._contents("base")) == {b"folder", b"folder/file", b"folder/other", b"top"}
+
+    def check_implied_parents(self) -> None:
+        """A folder that a layer only implies keeps the attributes it has below."""
+        self._base()
+        self._layer("two", "base", member("folder/added"), member("fresh/added"))
+        with self._mounted(self._backend.view("v", "two")) as tree:
+            info = (tree / "folder").stat()
+            assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o750, 7, 8)
+            assert info.st_mtime == 1_600_000_000
+            info = (tree / "fresh").stat()
+            assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_mtime) == (0o755, 0, 0)
+
+    def check_writes_stay_apart(self) -> None:
+        """What is written to an active snapshot shows in it alone, and then in what stands on it."""
+        self._base()
+        one = self._backend.prepare("one", "base")
+        two = self._backend.prepare("two", "base")
+        with self._mounted(one) as tree:
+            (tree / "top").write_text("changed")
+            (tree / "folder" / "file").unlink()
+            (tree / "folder" / "other").rename(tree / "moved")
+            os.chown(tree / "moved", 3, 4)
+        with self._mounted(two) as tree:
+            assert (tree / "top").read_text() == "top"
+            assert (tree / "folder" / "file").exists()
+        self._backend.commit(Commit(name="child", key="one"))
+        with self._mounted(self._backend.view("v", "child")) as tree:
+            assert (tree / "top").read_text() == "changed"
+            assert sorted(p.name for p in tree.iterdir()) == ["folder", "moved", "top"]
+            assert (tree / "moved").stat().st_uid == 3
+            assert list((tree / "folder").iterdir()) == []
+
+    def check_commit_of_a_chain(self) -> None:
+        """Several layers committed at once are what they are one by one."""
+        if not self._backend.capabilities.rebase:
+            return
+        mask = os.umask(0)
+        steps = []
+        parts = ((member("a"), member("b/c")), (member(".wh.a"), member("b/d")), (member("a/e"),))
+        for position, members in enumerate(parts):
+            data = archive(*members)
+            self._backend.prepare(f"k{position}")
+            target = self._backend.sink(f"k{position}")
+            apply_layer([data], Compression.NONE, target, diff_id=digest_of(data))
+            below = f"n{position - 1}" if position else None
+            steps.append(Commit(name=f"n{position}", key=f"k{position}", parent=below))
+        os.umask(mask)
+        self._backend.commit(*steps)
+        assert set(self._contents("n2")) == {b"a", b"a/e", b"b", b"b/c", b"b/d"}
+        assert set(self._contents("n1")) == {b"b", b"b/c", b"b/d"}
+
+    def check_many_layers(self) -> None:
+        """A chain whose mount options are over a page, or as long as the backend takes."""
+        count = min(_MANY * 3, self._backend.capabilities.layers)
+        for number in range(count):
+            self._layer(f"n{number}", f"n{number - 1}" if number else "", member(f"f{number}"))
+        top = f"n{count - 1}"
+        assert len(self._contents(top)) == count
+        with self._mounted(self._backend.prepare("a", top)) as tree:
+            (tree / "f0").unlink()
+            assert len(list(tree.iterdir())) == count - 1
+
+    def check_remove_while_mounted(self) -> None:
+        """What is mounted is not removed."""
+        mounts = self._backend.prepare("a")
+        with self._mounted(mounts) as tree:
+            (tree / "precious").write_text("x")
+            with raises(FailedPrecondition):
+                self._backend.remove("a")
+            self._backend.cleanup()
+            assert (tree / "precious").read_text() == "x"
+        self._backend.remove("a")

@@ -1,0 +1,1 @@
+"""The tests: one folder per kind, shared pieces beside this file."""

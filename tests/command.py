@@ -1,0 +1,75 @@
+"""Runs the real command line in a child process, and dumps what a store holds.
+
+Sync. A dump is everything that a command could change: records, the extents of blobs, folders. Two
+dumps are compared to show that a command that failed changed nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.kv.environment import Environment
+from engine.kv.schema import COUNTERS, TABLES
+from engine.root import Root
+
+__all__ = ["LAMINA", "Dump", "dump", "environment", "lamina", "lamina_json"]
+
+LAMINA = (sys.executable, "-P", "-m", "engine")
+_TIMEOUT_S = 120
+
+Dump = Mapping[str, list[Any]]
+"""Decoded records by table, (key, bytes) of extents, and the names of folders."""
+
+
+def environment(failpoints: str = "") -> dict[str, str]:
+    """Return this process's environment with the failpoints of a child."""
+    clean = {key: value for key, value in os.environ.items() if key != "LAMINA_FAILPOINTS"}
+    return clean | ({"LAMINA_FAILPOINTS": failpoints} if failpoints else {})
+
+
+def lamina(
+    root: Path, *args: object, code: int = 0, failpoints: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and check its exit code."""
+    done = subprocess.run(
+        [*LAMINA, "--root", str(root), *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
+        env=environment(failpoints),
+        **options,
+    )
+    assert done.returncode == code, f"exit code {done.returncode}, not {code}: {done.stderr}"
+    return done
+
+
+def lamina_json(root: Path, *args: object) -> Any:
+    """Run a command with --json and return the one document that it wrote."""
+    return json.loads(lamina(root, *args, "--json").stdout)
+
+
+def dump(root: Path) -> Dump:
+    """Return what the store at `root` holds; counters, which only ever go up, are left out."""
+    with Root(root) as opened:
+        tables: dict[str, list[Any]] = {
+            name: _values(opened.meta, name) for name in TABLES if name != COUNTERS.name
+        }
+        with opened.blobs.read() as txn, txn.raw.cursor() as cursor:
+            tables["extents"] = [(bytes(key), len(value)) for key, value in cursor]
+        tables["folders"] = sorted(
+            str(path.relative_to(opened.path))
+            for path in (*opened.snapshots.glob("*/*"), *opened.trash.iterdir())
+        )
+    return tables
+
+
+def _values(meta: Environment, name: str) -> list[Any]:
+    with meta.read() as txn, txn.raw.cursor(db=txn.databases[name]) as cursor:
+        return [msgspec.msgpack.decode(bytes(value)) for _, value in cursor]

@@ -1,0 +1,105 @@
+"""Fixtures that many tests share, and the check that a test leaves nothing behind."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from engine.mount import deactivate
+from engine.oci.platform import Platform
+from engine.root import Root
+from engine.stores import Stores
+
+AMD64 = Platform(os="linux", architecture="amd64")
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root, skip what needs it; in CI nothing may be skipped (`.ci/run` counts)."""
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="needs root; run `sudo make test` for everything")
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(skip)
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    points = [line.split(" ")[4].replace("\\040", " ") for line in lines]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
+def children() -> set[int]:
+    """Return the process IDs of this process's children."""
+    listing = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return {int(line.split()[0]) for line in listing.splitlines() if "ps" not in line.split()[1:]}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(tmp_path: Path) -> Iterator[None]:
+    """Fail a test that leaves a mount or a process behind, after tidying up for it."""
+    before = children()
+    mask = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+    mounts = _mounts_below(tmp_path)
+    for point in reversed(mounts):
+        deactivate(Path(point))
+    running = children() - before
+    assert not mounts, f"left mounted: {mounts}"
+    assert not running, f"left running: {running}"
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    """Stores on a fresh root, for an amd64 host whatever this one is."""
+    with Root(tmp_path / "root") as root:
+        opened = Stores(root, "default", AMD64)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def umask_0() -> Iterator[None]:
+    """The umask of a worker, for tests that apply layers in their own process."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def peer(name: str) -> str:
+    """Return the path of a real peer's program; skip without it, but fail in CI."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing, and CI must have it")
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skipped test is a failure: a peer or a right is missing there."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

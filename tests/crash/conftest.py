@@ -1,0 +1,89 @@
+"""Fixtures of the crash tests: one image, and roots to start from, made once."""
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.app import host_platform
+from engine.stores import open_stores
+from engine.testing.archives import archive, layout, member
+from tests.command import lamina
+from tests.crash.harness import Case, Victim
+from tests.support import tree_of
+
+_BIG = 10 << 20  # more than one write to the store, so that a kill can come between two
+
+
+def _layers() -> list[bytes]:
+    """Return three layers of 25 MB and 3,000 entries in all; random bytes do not pack."""
+    source = random.Random("layers")
+
+    def folder(name: str, files: int, largest: int) -> list[bytes]:
+        members = [
+            member(f"{name}/{number:04}", data=source.randbytes(source.randrange(largest)))
+            for number in range(files)
+        ]
+        return [member(f"{name}/", "5", mode=0o750), *members]
+
+    base = folder("base", 1000, 12_000)
+    middle = [*folder("middle", 1000, 8_000), member("middle/big", data=source.randbytes(_BIG))]
+    top = [
+        *folder("top", 1000, 4_000),
+        member("base/.wh.0001"),
+        member("middle/.wh..wh..opq"),
+        member("middle/only", data=b"left\n"),
+        member("top/linked", "1", link="top/0000"),
+        member("implied/file", data=b"in a folder without an entry\n"),
+    ]
+    return [archive(*base), archive(*middle), archive(*top)]
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    top = tmp_path_factory.mktemp("crash")
+    source = layout(top / "image", _layers())
+    imported, unpacked = top / "imported", top / "unpacked"
+    lamina(imported, "import", "--no-unpack", source)
+    lamina(unpacked, "import", "--snapshotter", "overlay", source)
+    with open_stores(unpacked, "default", host_platform()) as stores:
+        image = stores.resolve(stores.images.get("image").target)
+        tree = tree_of(stores, "overlay", image.chain[-1], top / "mnt")
+        stores.images.remove("image")
+    assert len(tree) > 2000
+    made = Case(source, imported, unpacked, tree, {})
+    for command in ("import", "unpack"):
+        root = top / f"timed-{command}"
+        copy_template(made, command, root)
+        made.seconds[command] = _seconds(root, made.arguments(command))
+        shutil.rmtree(root)
+    yield made
+    shutil.rmtree(top)
+
+
+def _seconds(root: Path, arguments: list[str]) -> float:
+    """Return how long a command works after it has opened the root."""
+    victim = Victim(root, arguments)
+    start = time.monotonic()
+    code, messages = victim.wait()
+    assert code == 0, messages
+    return time.monotonic() - start
+
+
+def copy_template(case: Case, command: str, root: Path) -> None:
+    template = case.template(command)
+    if template is None:
+        root.mkdir(mode=0o700)
+    else:
+        shutil.copytree(template, root, symlinks=True)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Where a victim's root goes; removed at once, as hundreds would fill a disk."""
+    folder = tmp_path / "root"
+    yield folder
+    shutil.rmtree(folder)

@@ -1,0 +1,170 @@
+"""Kills commands and checks what they leave: the steps that all crash tests share.
+
+Sync. A victim runs in a session of its own, so that its orphaned workers can be found and waited for.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from engine.app import Engine, host_platform, open_engine
+from engine.oci.digest import parse_digest
+from engine.snapshots import Kind
+from engine.stores import Stores, open_stores
+from engine.testing.trees import TreeEntry, differences
+from tests.command import LAMINA, dump, environment
+from tests.support import tree_of
+
+__all__ = ["Case", "Victim", "assert_nothing_half_done", "collect_all", "until"]
+
+_DEADLINE_S = 20.0
+_NAME = "image:latest"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a session prepares once: an image, a root that has it, its tree, how long commands take."""
+
+    layout: Path
+    imported: Path
+    unpacked: Path
+    tree: dict[bytes, TreeEntry]
+    seconds: dict[str, float]
+
+    def arguments(self, command: str, backend: str = "overlay") -> list[str]:
+        """Return the words of a command on this image."""
+        return {
+            "import": ["import", str(self.layout), "--snapshotter", backend],
+            "unpack": ["unpack", _NAME, "--snapshotter", backend],
+            "gc": ["gc"],
+        }[command]
+
+    def template(self, command: str) -> Path | None:
+        """Return the root that a command starts from, None for an empty one."""
+        return {"import": None, "unpack": self.imported, "gc": self.unpacked}[command]
+
+
+class Victim:
+    """A command in a process of its own."""
+
+    def __init__(self, root: Path, arguments: list[str], failpoints: str = "") -> None:
+        """Start it and return once it has opened `root`, or ended."""
+        self._lock = root / "lock"
+        self._lock.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [*LAMINA, "--root", str(root), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=environment(failpoints),
+        )
+        until(lambda: self._lock.exists() or self.process.poll() is not None)
+
+    def kill(self) -> None:
+        """Kill the command alone; its workers have to notice by themselves."""
+        os.kill(self.process.pid, signal.SIGKILL)
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for the command, then for its orphans; return its exit code and its messages."""
+        _, messages = self.process.communicate(timeout=_DEADLINE_S)
+        until(lambda: not _session(self.process.pid))
+        return self.process.returncode, messages
+
+
+def until(done: Callable[[], Any]) -> None:
+    """Poll until `done` says so; fail after a deadline."""
+    end = time.monotonic() + _DEADLINE_S
+    while not done():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.001)
+
+
+def _session(leader: int) -> list[int]:
+    """Return the processes of a session that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            # proc(5): after the name come state, ppid, pgrp, session.
+            if int(fields[3]) == leader and fields[0] not in {b"Z", b"X"}:
+                found.append(int(entry.name))
+    return found
+
+
+def assert_nothing_half_done(root: Path, *, named: bool) -> None:
+    """Check a store after a crash: names are whole, and a collection leaves only what they hold.
+
+    `named` says whether an image is there for certain, as the killed command did not make it.
+    """
+    with open_stores(root, "default", host_platform()) as stores:
+        images = stores.images.walk()
+        assert len(images) == 1 if named else len(images) < 2
+        for image in images:
+            _assert_whole(stores, unpacked=not named)
+        collected = stores.collect()
+        if images:
+            assert not collected.blobs, "a named image lost content"
+        infos = [info for backend in stores.snapshotters() for info in backend.walk()]
+        assert all(info.kind is Kind.COMMITTED for info in infos), infos
+    left = dump(root)
+    for table in ("ingests", "leases", "lease_items", "trash"):
+        assert left[table] == [], table
+    assert len(left["folders"]) == len(left["snapshots"]), left["folders"]
+    extents = {int.from_bytes(key[:8], "big") for key, _ in left["extents"]}
+    assert extents == {blob["number"] for blob in left["blobs"]}
+
+
+def _assert_whole(stores: Stores, *, unpacked: bool) -> None:
+    image = stores.resolve(stores.images.get(_NAME).target)
+    for part in (*image.path, image.manifest.config, *image.manifest.layers):
+        stores.content.verify(parse_digest(part.digest))
+    tops = stores.unpacked_into(image)
+    assert tops or not unpacked, "a name came before its image was unpacked"
+    for backend, top in tops.items():
+        assert stores.snapshotter(backend).stat(top).kind is Kind.COMMITTED
+
+
+def again(root: Path, case: Case, command: str, backend: str = "overlay") -> None:
+    """Run a killed command again, in this process, and check the tree that comes of it."""
+
+    async def work(engine: Engine) -> None:
+        if command == "import":
+            await engine.import_image(case.layout, snapshotter=backend)
+        else:
+            await engine.unpack(_NAME, snapshotter=backend)
+
+    async def opened() -> None:
+        async with open_engine(root) as engine:
+            await work(engine)
+
+    trio.run(opened)
+    assert_tree(root, case, backend)
+
+
+def assert_tree(root: Path, case: Case, backend: str) -> None:
+    """Check that the image is unpacked, entry by entry."""
+    with open_stores(root, "default", host_platform()) as stores:
+        top = stores.unpacked_into(stores.resolve(stores.images.get(_NAME).target))[backend]
+        found = tree_of(stores, backend, top, root.with_name("mnt"))
+    assert found == case.tree, "\n".join(differences(found, case.tree))
+
+
+def collect_all(root: Path) -> None:
+    """Remove every name, collect, and check that nothing is left on disk."""
+    with open_stores(root, "default", host_platform()) as stores:
+        for image in stores.images.walk():
+            stores.images.remove(image.name)
+        stores.collect()
+    left = {table: records for table, records in dump(root).items() if records}
+    assert left == {}

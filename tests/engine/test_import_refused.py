@@ -1,0 +1,441 @@
+"""Images that must not come in, by attack row; each leaves the store as it was."""
+
+import gzip
+import json
+import os
+
+import pytest
+
+from engine import limits
+from engine.archive.source import FolderSource
+from engine.errors import DigestMismatch, EngineError, NotFound, PermissionDenied, Refused
+from engine.failpoints import armed
+from engine.oci.digest import digest_of
+from engine.testing.archives import END, archive, checksummed, member
+from tests.engine.image_files import (
+    AMD64,
+    ARM64,
+    CONFIG,
+    HELLO,
+    INDEX,
+    LAYER,
+    MANIFEST,
+    WORLD,
+    Files,
+    config_of,
+    docker_files,
+    import_image,
+    state,
+    tar_of,
+)
+
+
+def name_of(entry) -> str:
+    return "blobs/" + entry["digest"].replace(":", "/")
+
+
+def with_layer(**changes) -> Files:
+    """Return an image whose only layer's descriptor has `changes`."""
+    files = Files()
+    return files.name(files.image(layers=[files.blob(HELLO, LAYER, **changes)]))
+
+
+def with_manifest(**changes) -> Files:
+    files = Files()
+    return files.name(files.image(**changes))
+
+
+def with_config(**changes) -> Files:
+    return with_manifest(config=config_of([HELLO], **changes))
+
+
+def with_rootfs(**changes) -> Files:
+    return with_config(rootfs={"type": "layers", "diff_ids": [digest_of(HELLO)], **changes})
+
+
+def with_bytes(of: str, change) -> Files:
+    """Return an image one of whose blobs has other bytes than its name says."""
+    files = Files()
+    entry = files.image()
+    manifest = json.loads(files.files[name_of(entry)])
+    target = {"manifest": entry, "config": manifest["config"], "layer": manifest["layers"][0]}[of]
+    files.files[name_of(target)] = change(files.files[name_of(target)])
+    return files.name(entry)
+
+
+def without(of: str) -> Files:
+    files = with_bytes(of, lambda _: b"gone")
+    files.files = {name: data for name, data in files.files.items() if data != b"gone"}
+    return files
+
+
+def with_file(name: str, data: bytes | None) -> Files:
+    files = with_manifest()
+    whole = files.all()
+    changed = {**whole, name: data} if data is not None else {k: v for k, v in whole.items() if k != name}
+    files.all = lambda: changed
+    return files
+
+
+def index_of(*changes, **document) -> Files:
+    files = Files()
+    entries = [{**files.image(), "platform": AMD64, **change} for change in changes]
+    return files.name(files.index(*entries, **document))
+
+
+def nested_too_deep() -> Files:
+    files = Files()
+    entry = {**files.image(), "platform": AMD64}
+    for _ in range(limits.INDEX_DEPTH + 1):
+        entry = {**files.index(entry), "platform": AMD64}
+    return files.name(entry)
+
+
+def layer_twice_one_lie() -> Files:
+    """The second descriptor of the blob lies; that the blob is here by then must not hide it."""
+    files = Files()
+    layer = files.blob(HELLO, LAYER)
+    return files.name(files.image([HELLO, HELLO], layers=[layer, {**layer, "size": 1}]))
+
+
+def listed_as(*platforms, config=ARM64) -> Files:
+    """Return an `index.json` that lists an image under platforms that its config denies."""
+    files = Files()
+    lie = files.image(config=config_of([HELLO], **config))
+    for number, platform in enumerate(platforms):
+        entry = lie if platform == AMD64 or platform is None else files.image([WORLD])
+        files.name({**entry, **({"platform": platform} if platform else {})})
+        assert number < 5
+    return files
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+_EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+ROWS = {
+    "M-01 manifests in a manifest": lambda: with_manifest(manifests=[]),
+    "M-01 embedded type is an index's": lambda: with_manifest(mediaType=INDEX),
+    "M-01 index type, manifest document": lambda: (f := Files()).name(f.image(), mediaType=INDEX),
+    "M-01 manifest type, index document": lambda: (f := Files()).name(f.index(), mediaType=MANIFEST),
+    "M-01 layers in index.json": lambda: with_file(
+        "index.json", b'{"schemaVersion":2,"manifests":[],"layers":[]}'
+    ),
+    "M-01 manifest as index.json": lambda: with_file("index.json", b'{"schemaVersion":2,"layers":[]}'),
+    "M-02 Layers": lambda: with_manifest(Layers=[]),
+    "M-02 Manifests in index.json": lambda: with_file(
+        "index.json", b'{"schemaVersion":2,"manifests":[],"Manifests":[]}'
+    ),
+    "M-02 index.json with a byte order mark": lambda: with_file("index.json", b"\xef\xbb\xbf{}"),
+    "M-02 index.json nested deeply": lambda: with_file("index.json", b"[" * 10**5),
+    "M-02 duplicate key in oci-layout": lambda: with_file(
+        "oci-layout", b'{"imageLayoutVersion":"1.0.0","imageLayoutVersion":"1.0.0"}'
+    ),
+    "M-03 layer of 2^62 bytes": lambda: with_layer(size=1 << 62),
+    "M-03 layer of -1 bytes": lambda: with_layer(size=-1),
+    "M-03 layer of no bytes": lambda: with_layer(size=0),
+    "M-03 manifest of 2^62 bytes": lambda: (f := Files()).name(f.image(), size=1 << 62),
+    "M-03 manifest of no bytes": lambda: (f := Files()).name(f.image(), size=0),
+    "M-03 manifest over 4 MiB": lambda: with_manifest(annotations={"x": "y" * limits.MANIFEST}),
+    "M-03 config over 8 MiB": lambda: with_config(x="y" * limits.CONFIG),
+    "M-03 index.json over 4 MiB": lambda: with_file("index.json", b" " * (limits.MANIFEST + 1)),
+    "M-03 oci-layout over 4 MiB": lambda: with_file("oci-layout", b" " * (limits.MANIFEST + 1)),
+    "M-04 layer longer than said": lambda: with_layer(size=len(HELLO) - 1),
+    "M-04 layer shorter than said": lambda: with_layer(size=len(HELLO) + 1),
+    "M-04 layer cut off": lambda: with_bytes("layer", lambda data: data[:-1]),
+    "M-04 layer with more behind": lambda: with_bytes("layer", lambda data: data + b"x"),
+    "M-04 layer listed twice, one size wrong": layer_twice_one_lie,
+    "M-04 manifest longer than said": lambda: (f := Files()).name(f.image(), size=10),
+    "M-04 config cut off": lambda: with_bytes("config", lambda data: data[:-1]),
+    "M-05 layer with other bytes": lambda: with_bytes("layer", flip),
+    "M-05 config with other bytes": lambda: with_bytes("config", lambda data: data.replace(b"amd64", b"amd65")),
+    "M-05 manifest with other bytes": lambda: with_bytes(
+        "manifest", lambda data: data.replace(b"tar", b"tax")
+    ),
+    "M-05 layer under another digest": lambda: with_layer(digest=digest_of(WORLD)),
+    "M-05 empty digest on bytes": lambda: with_layer(digest=_EMPTY),
+    "M-06 md5 layer": lambda: with_layer(digest="md5:" + "a" * 32),
+    "M-06 sha1 manifest": lambda: (f := Files()).name(f.image(), digest="sha1:" + "a" * 40),
+    "M-06 upper case layer": lambda: with_layer(digest=digest_of(HELLO).upper()),
+    "M-06 layer outside": lambda: with_layer(digest="sha256:../../../etc/passwd"),
+    "M-09 layer of unknown type": lambda: with_layer(mediaType="application/octet-stream"),
+    "M-09 config as layer": lambda: with_layer(mediaType=CONFIG),
+    "M-09 empty config": lambda: (f := Files()).name(
+        f.image(config={}, **{"layers": []}, x=0), mediaType="application/vnd.oci.empty.v1+json"
+    ),
+    "M-11 more layers than diff IDs": lambda: with_rootfs(diff_ids=[]),
+    "M-11 fewer layers than diff IDs": lambda: with_rootfs(diff_ids=[digest_of(HELLO)] * 2),
+    "M-11 upper case diff ID": lambda: with_rootfs(diff_ids=[digest_of(HELLO).upper()]),
+    "M-11 rootfs type missing": lambda: with_config(rootfs={"diff_ids": [digest_of(HELLO)]}),
+    "M-11 rootfs type other": lambda: with_rootfs(type="squashfs"),
+    "M-16 oci-layout of another version": lambda: with_file("oci-layout", b'{"imageLayoutVersion":"2.0.0"}'),
+    "M-16 oci-layout without a version": lambda: with_file("oci-layout", b"{}"),
+    "M-16 oci-layout an array": lambda: with_file("oci-layout", b"[]"),
+    "M-16 index.json missing": lambda: with_file("index.json", None),
+    "M-16 oci-layout missing": lambda: with_file("oci-layout", None),
+    "M-16 no image listed": Files,
+    "M-16 manifest missing": lambda: without("manifest"),
+    "M-16 config missing": lambda: without("config"),
+    "M-16 layer missing": lambda: without("layer"),
+    "M-18 index says amd64, config arm64": lambda: (f := Files()).name(
+        f.index({**f.image(config=config_of([HELLO], **ARM64)), "platform": AMD64})
+    ),
+    "M-18 no platform in the index, config arm64": lambda: (f := Files()).name(
+        f.index(f.image(config=config_of([HELLO], **ARM64)))
+    ),
+    "M-18 index.json says amd64, config arm64": lambda: listed_as(AMD64, ARM64),
+    "M-18 no platform in index.json, config arm64": lambda: listed_as(None, ARM64),
+    "M-18 two entries without a platform": lambda: (f := Files()).name(f.index(f.image(), f.image())),
+    "M-18 platform not an object": lambda: index_of({"platform": "linux/amd64"}),
+    "M-18 nothing in the index": lambda: (f := Files()).name(f.index()),
+    "M-18 index in index in index": nested_too_deep,
+    "bad name": lambda: (f := Files()).name(f.image(), "Not A Name:1"),
+}
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_oci_image_is_refused(stores, tmp_path, make, form):
+    empty = state(stores)
+    path = getattr(make(), form)(tmp_path / "image")
+    with pytest.raises(EngineError) as raised:
+        import_image(stores, path)
+    assert type(raised.value) is not EngineError, "an error without a kind tells nobody what to do"
+    assert str(raised.value).isprintable()
+    assert state(stores) == empty
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row[:4] in {"M-03", "M-04", "M-05"}])
+def test_refused_beside_what_is_there(stores, tmp_path, row):
+    """A refused image leaves others alone that share its blobs."""
+    good = Files()
+    import_image(stores, good.name(good.image(), "example.org/good:1").folder(tmp_path / "good"))
+    before = state(stores)
+    try:
+        import_image(stores, ROWS[row]().folder(tmp_path / "bad"))
+    except EngineError:
+        assert state(stores) == before
+    else:
+        # A stored blob is as good as the archive's own: damage there cannot reach the store.
+        assert "bytes" in row or "cut off" in row or "behind" in row
+
+
+def docker(**changes):
+    return docker_files(entry=changes)
+
+
+def without_file(name):
+    return {k: v for k, v in docker_files().items() if k != name}
+
+
+_NAME = "x" * 5000
+
+DOCKER_ROWS = {
+    "M-02 duplicate Layers": lambda: {
+        **docker_files(),
+        "manifest.json": b'[{"Config":"config.json","Layers":[],"Layers":["0/layer.tar"]}]',
+    },
+    "M-02 not an array": lambda: {**docker_files(), "manifest.json": b"{}"},
+    "M-02 nested deeply": lambda: {**docker_files(), "manifest.json": b"[" * 10**5},
+    "M-03 config over 8 MiB": lambda: docker_files(config=config_of([HELLO], x="y" * limits.CONFIG)),
+    "M-03 501 layers": lambda: docker(Layers=["0/layer.tar"] * 501),
+    "M-05 layer with other bytes": lambda: {**docker_files(), "0/layer.tar": flip(HELLO)},
+    "M-11 fewer layers than diff IDs": lambda: docker(Layers=[]),
+    "M-11 more layers than diff IDs": lambda: docker(Layers=["0/layer.tar"] * 2),
+    "M-11 swapped": lambda: {**docker_files([HELLO, WORLD]), "0/layer.tar": WORLD, "1/layer.tar": HELLO},
+    "M-11 rootfs type other": lambda: docker_files(config=config_of([HELLO], rootfs={"type": "x"})),
+    "M-16 layer outside": lambda: docker(Layers=["../../../../../../../../etc/passwd"]),
+    "M-16 layer of the host": lambda: docker(Layers=["/etc/passwd"]),
+    "M-16 config outside": lambda: docker(Config="../../../../../../../../etc/passwd"),
+    "M-16 config of the host": lambda: docker(Config="/etc/passwd"),
+    "M-16 name with NUL": lambda: docker(Config="config.json\0"),
+    "M-16 long name": lambda: docker(Config=_NAME),
+    "M-16 long name in many parts": lambda: docker(Config="x/" * 5000),
+    "M-16 a folder as layer": lambda: docker(Layers=["0"]),
+    "M-16 a file as folder": lambda: docker(Layers=["config.json/x"]),
+    "M-16 empty name": lambda: docker(Layers=[""]),
+    "M-16 layer missing": lambda: without_file("0/layer.tar"),
+    "M-16 config missing": lambda: without_file("config.json"),
+    "M-16 manifest.json missing": lambda: without_file("manifest.json"),
+    "M-16 manifest.json empty": lambda: {**docker_files(), "manifest.json": b"[]"},
+    "M-16 manifest.json over 20 MiB": lambda: {
+        **docker_files(),
+        "manifest.json": b" " * (20 * limits.MIB + 1),
+    },
+    "M-16 tags not text": lambda: docker(RepoTags=[1]),
+    "bad name": lambda: docker(RepoTags=["Not A Name"]),
+}
+
+
+def write_folder(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("write", [tar_of, write_folder], ids=["tar", "folder"])
+@pytest.mark.parametrize("make", DOCKER_ROWS.values(), ids=DOCKER_ROWS)
+def test_docker_image_is_refused(stores, tmp_path, make, write):
+    empty = state(stores)
+    path = write(tmp_path / "image", make())
+    with pytest.raises(EngineError) as raised:
+        import_image(stores, path)
+    assert type(raised.value) is not EngineError, "an error without a kind tells nobody what to do"
+    assert str(raised.value).isprintable()
+    assert state(stores) == empty
+
+
+_LAYER = docker_files()["0/layer.tar"]
+_LINK = {k: v for k, v in docker_files().items() if k != "0/layer.tar"}
+
+TAR_ROWS = {
+    "M-16 two oci-layout": lambda p: with_manifest().tar(
+        p, member("oci-layout", data=b'{"imageLayoutVersion": "1.0.1"}')
+    ),
+    "M-16 two index.json": lambda p: with_manifest().tar(p, member("./index.json", data=b"{}")),
+    "M-16 blob twice": lambda p: tar_of(p, docker_files(), member("0/layer.tar", data=flip(_LAYER))),
+    "M-16 blob twice, other size": lambda p: tar_of(p, docker_files(), member("0/../0/layer.tar", data=b"x")),
+    "M-16 file, then link": lambda p: tar_of(
+        p, docker_files(), member("manifest.json", "2", link="config.json")
+    ),
+    "M-16 link, then file": lambda p: tar_of(
+        p, {}, member("manifest.json", "2", link="x"), *(member(k, data=v) for k, v in docker_files().items())
+    ),
+    "M-16 two links": lambda p: tar_of(
+        p, {**_LINK, "a": _LAYER, "b": WORLD}, *(member("0/layer.tar", "2", link=f"../{x}") for x in "ba")
+    ),
+    "M-16 link to itself": lambda p: tar_of(p, _LINK, member("0/layer.tar", "2", link="layer.tar")),
+    "M-16 links in a circle": lambda p: tar_of(
+        p, _LINK, member("0/layer.tar", "2", link="../b"), member("b", "2", link="0/layer.tar")
+    ),
+    "M-16 17 links": lambda p: tar_of(
+        p,
+        {**_LINK, "18": _LAYER},
+        member("0/layer.tar", "2", link="../1"),
+        *(member(str(n), "2", link=str(n + 1)) for n in range(1, 18)),
+    ),
+    "M-16 link to the host": lambda p: tar_of(p, _LINK, member("0/layer.tar", "2", link="/etc/passwd")),
+    "M-16 link outside": lambda p: tar_of(
+        p, _LINK, member("0/layer.tar", "2", link="../../../../../../etc/passwd")
+    ),
+    "M-16 hard link to the host": lambda p: tar_of(p, _LINK, member("0/layer.tar", "1", link="/etc/passwd")),
+    "M-16 device as layer": lambda p: tar_of(p, _LINK, member("0/layer.tar", "3", device=(1, 5))),
+    "M-16 pipe as layer": lambda p: tar_of(p, _LINK, member("0/layer.tar", "6")),
+    "M-04 archive cut off": lambda p: p.write_bytes(archive(member("x", data=bytes(2000)))[:1500]),
+    "M-04 header cut off": lambda p: p.write_bytes(member("x", data=b"x")[:300]),
+    "M-04 member of 8 GiB": lambda p: p.write_bytes(checksummed(_huge()) + END),
+    "M-16 no archive": lambda p: p.write_bytes(b"#!/bin/sh\nexit\n" * 100),
+    "M-16 nothing": lambda p: p.write_bytes(b""),
+    "M-16 packed, cut off": lambda p: p.write_bytes(gzip.compress(archive(member("x", data=os.urandom(999))))[:-20]),
+    "M-16 packed, no archive": lambda p: p.write_bytes(gzip.compress(b"hello")),
+    "M-16 packed twice": lambda p: p.write_bytes(gzip.compress(gzip.compress(archive(member("x"))))),
+}
+
+
+def _huge() -> bytes:
+    return member("x", fields={124: b"77777777777\0"})
+
+
+@pytest.mark.parametrize("make", TAR_ROWS.values(), ids=TAR_ROWS)
+def test_archive_is_refused(stores, tmp_path, make):
+    empty = state(stores)
+    make(tmp_path / "image.tar")
+    with pytest.raises((Refused, NotFound)) as raised:
+        import_image(stores, tmp_path / "image.tar")
+    assert str(raised.value).isprintable()
+    assert state(stores) == empty
+
+
+def test_m_16_too_many_files(stores, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "ARCHIVE_ENTRIES", 3)
+    with pytest.raises(Refused, match="over 3 files"):
+        import_image(stores, tar_of(tmp_path / "image.tar", {str(n): b"" for n in range(4)}))
+
+
+@pytest.mark.parametrize("linked", ["index.json", "blobs", "oci-layout", "layer"])
+def test_m_16_folder_with_links(stores, tmp_path, linked):
+    """A folder may be anybody's: a link in it must not bring in files of the host."""
+    files = with_manifest()
+    folder = files.folder(tmp_path / "image")
+    name = f"blobs/sha256/{digest_of(HELLO)[7:]}" if linked == "layer" else linked
+    (folder / name).rename(tmp_path / "away")
+    (folder / name).symlink_to(tmp_path / "away")
+    empty = state(stores)
+    with pytest.raises(Refused, match="link"):
+        import_image(stores, folder)
+    assert state(stores) == empty
+
+
+def test_m_16_folder_with_links_in_a_circle(stores, tmp_path):
+    folder = with_manifest().folder(tmp_path / "image")
+    (folder / "index.json").unlink()
+    (folder / "index.json").symlink_to("index.json")
+    with pytest.raises(Refused, match="link"):
+        import_image(stores, folder)
+
+
+def test_m_16_folder_with_a_pipe(stores, tmp_path):
+    """Opening it would wait for ever."""
+    folder = with_manifest().folder(tmp_path / "image")
+    (folder / "index.json").unlink()
+    os.mkfifo(folder / "index.json")
+    with pytest.raises(Refused):
+        import_image(stores, folder)
+
+
+def test_m_03_a_huge_file_is_not_read(stores, tmp_path):
+    folder = with_manifest().folder(tmp_path / "image")
+    with (folder / "index.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(Refused, match="over"):
+        import_image(stores, folder)
+
+
+def test_a_pipe_is_no_image(stores, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(EngineError, match="neither a folder nor a file"):
+        import_image(stores, tmp_path / "pipe")
+
+
+def test_no_such_file(stores, tmp_path):
+    with pytest.raises(NotFound):
+        import_image(stores, tmp_path / "absent")
+
+
+def test_a_file_that_cannot_be_read():
+    """Reading `mem` of /proc fails with EIO, which no caller should see as OSError."""
+    folder = os.open("/proc/self", os.O_RDONLY)
+    try:
+        with pytest.raises(EngineError):
+            next(FolderSource(folder).read("mem"))
+    finally:
+        os.close(folder)
+
+
+def test_kind_of_wrong_bytes(stores, tmp_path):
+    with pytest.raises(DigestMismatch):
+        import_image(stores, with_bytes("layer", flip).folder(tmp_path / "image"))
+
+
+@pytest.mark.parametrize("action", ["error", "enospc", "eio"])
+@pytest.mark.parametrize("point", ["content.ingest.begun", "content.commit.before", "import.labelled"])
+def test_a_fault_leaves_nothing(stores, tmp_path, point, action):
+    empty = state(stores)
+    path = with_manifest().folder(tmp_path / "image")
+    with armed(point, action), pytest.raises((EngineError, OSError)):
+        import_image(stores, path)
+    assert state(stores) == empty
+    import_image(stores, path)
+
+
+def test_m_16_nothing_of_the_host_is_named_in_the_store(stores, tmp_path):
+    """A layer that names a file outside of the folder is not read, whoever may read it."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(HELLO)
+    for name in ("../secret", str(secret)):
+        folder = write_folder(tmp_path / "image", docker(Layers=[name]))
+        with pytest.raises((Refused, NotFound, PermissionDenied)):
+            import_image(stores, folder)

@@ -1,0 +1,118 @@
+"""Mounts: long option lists by both ways, unwinding, and knowing what is in use."""
+
+from pathlib import Path
+
+import pytest
+
+from engine import mount as mounting
+from engine.errors import EngineError, NotFound, ResourceExhausted
+from engine.mount import Mount, activate, deactivate, is_mounted, mounted, uses
+
+pytestmark = pytest.mark.root
+
+
+def lower_folders(folder: Path, count: int) -> list[Path]:
+    lowers = [folder / f"lower-{number:03}-{'x' * 60}" for number in range(count)]
+    for number, lower in enumerate(lowers):
+        lower.mkdir(parents=True)
+        (lower / f"file{number}").touch()
+    return lowers
+
+
+def overlay_of(lowers: list[Path]) -> Mount:
+    joined = "lowerdir=" + ":".join(map(str, lowers))
+    return Mount(type="overlay", source="overlay", options=["ro", joined, "index=off"])
+
+
+def test_more_layers_than_a_page_of_options(tmp_path: Path) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    with mounted([overlay_of(lower_folders(tmp_path, 100))], target):
+        assert len(list(target.iterdir())) == 100
+
+
+def test_the_same_on_a_kernel_without_lowerdir_plus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fallback of older kernels, which names layers relative to their folder: short names fit.
+    lowers = [tmp_path / ("z" * 150) / str(number) for number in range(60)]
+    for number, lower in enumerate(lowers):
+        lower.mkdir(parents=True)
+        (lower / f"file{number}").touch()
+    target = tmp_path / "mnt"
+    target.mkdir()
+    where = Path.cwd()
+
+    def unknown(*_arguments: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mounting, "_mount_by_parts", unknown)
+    with mounted([overlay_of(lowers)], target):
+        assert len(list(target.iterdir())) == 60
+    assert Path.cwd() == where, "the process itself must not move"
+    with pytest.raises(ResourceExhausted, match="too many layers"):
+        activate([overlay_of(lower_folders(tmp_path / "long", 100))], target)
+    assert not is_mounted(target)
+
+
+def test_a_list_is_mounted_whole_or_not_at_all(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "mnt"
+    (source / "below").mkdir(parents=True)
+    target.mkdir()
+    bind = Mount(type="bind", source=str(source), options=["rbind", "rw"])
+    missing = Mount(type="bind", source=str(tmp_path / "nowhere"), options=["rbind"], target="/below")
+    with pytest.raises(NotFound):
+        activate([bind, missing], target)
+    assert not is_mounted(target)
+
+
+def test_read_only_binds_are_read_only(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "mnt"
+    source.mkdir()
+    target.mkdir()
+    with (
+        mounted([Mount(type="bind", source=str(source), options=["rbind", "ro"])], target),
+        pytest.raises(OSError, match="Read-only"),
+    ):
+        (target / "file").touch()
+
+
+def test_knows_mount_points_with_odd_names(tmp_path: Path) -> None:
+    target = tmp_path / "a b\tc\\d"
+    target.mkdir()
+    bind = Mount(type="bind", source=str(tmp_path), options=["rbind", "ro"])
+    assert not is_mounted(target)
+    with mounted([bind], target):
+        assert is_mounted(target)
+    assert not is_mounted(target)
+
+
+@pytest.mark.parametrize("kind", ["bind", "lower", "upper"])
+def test_knows_what_a_mount_is_made_of(tmp_path: Path, kind: str) -> None:
+    folders = [tmp_path / "snapshots" / "overlay" / str(number) for number in (1, 2, 11)]
+    for folder in folders:
+        (folder / "fs").mkdir(parents=True)
+        (folder / "work").mkdir()
+    target = tmp_path / "mnt"
+    target.mkdir()
+    one, two, eleven = folders
+    options = {
+        "bind": ("bind", f"{one}/fs", ["rbind", "ro"]),
+        "lower": ("overlay", "overlay", ["ro", f"lowerdir={one}/fs:{eleven}/fs"]),
+        "upper": (
+            "overlay",
+            "overlay",
+            [f"lowerdir={eleven}/fs", f"upperdir={one}/fs", f"workdir={one}/work"],
+        ),
+    }
+    type_, source, words = options[kind]
+    assert not uses(one)
+    with mounted([Mount(type=type_, source=source, options=words)], target):
+        assert uses(one)
+        assert not uses(two)
+    assert not uses(one)
+
+
+def test_unmounting_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError):
+        deactivate(tmp_path)

@@ -1,0 +1,296 @@
+"""The unpacker: parallel layers, ordered commits, failures that leave nothing, on real workers."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine import failpoints
+from engine.app import Engine, open_engine
+from engine.errors import DigestMismatch, EngineError, NotFound, Refused, ResourceExhausted
+from engine.mount import mounted
+from engine.oci.digest import digest_of
+from engine.progress import Step
+from engine.snapshots import Kind
+from engine.testing.archives import archive, layout, member
+from engine.unpack.plan import missing_from
+from engine.unpack.unpacker import Unpacked
+from snapshotters.overlay import OverlaySnapshotter
+from tests.conftest import AMD64, children
+from tests.support import BACKENDS
+
+pytestmark = pytest.mark.root
+
+LAYERS = [
+    archive(*(member(f"base/{n}", data=b"%d" % n) for n in range(50))),
+    archive(member("base/.wh.1"), member("second", data=b"2" * 5000)),
+    archive(member("third", data=b"3")),
+]
+
+
+def run(tmp_path: Path, work: object, *arguments: object) -> object:
+    async def main() -> object:
+        with trio.fail_after(60):
+            async with open_engine(tmp_path / "root", platform=AMD64) as engine:
+                return await work(engine, *arguments)  # type: ignore[operator]
+
+    return trio.run(main)
+
+
+def actives(engine: Engine) -> list[str]:
+    return [
+        info.key
+        for backend in engine.stores.snapshotters()
+        for info in backend.walk()
+        if info.kind is Kind.ACTIVE
+    ]
+
+
+def folders(engine: Engine) -> list[Path]:
+    found = [path for path in engine.stores.root.snapshots.glob("*/*")]
+    return found + list(engine.stores.root.trash.iterdir())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unpacks_once(tmp_path: Path, backend: str) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        seen: list[Step] = []
+        done = await engine.unpack(
+            image.name, snapshotter=backend, report=lambda step, *_: seen.append(step)
+        )
+        assert (done.layers, done.applied, done.entries) == (3, 3, 53)
+        assert {Step.UNPACK, Step.FLUSH} <= set(seen)
+        again = await engine.unpack(image.name, snapshotter=backend)
+        assert again == Unpacked(
+            chain_id=done.chain_id,
+            layers=3,
+            applied=0,
+            entries=0,
+            bytes_unpacked=0,
+            xattrs_left_out=0,
+        )
+        assert not actives(engine)
+        resolved = engine.stores.resolve(image.target)
+        assert engine.stores.unpacked_into(resolved) == {backend: done.chain_id}
+        for layer in resolved.layers:
+            labels = engine.stores.content.info(layer.descriptor.key).labels
+            assert labels["containerd.io/uncompressed"] == layer.diff_id
+
+    run(tmp_path, work)
+
+
+def test_only_missing_layers_are_applied(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        (below,) = await engine.import_image(layout(tmp_path / "one", LAYERS[:2], tag="x/a:1"))
+        (whole,) = await engine.import_image(layout(tmp_path / "two", LAYERS, tag="x/b:1"))
+        assert (await engine.unpack(below.name, snapshotter="overlay")).applied == 2
+        assert (await engine.unpack(whole.name, snapshotter="overlay")).applied == 1
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_wrong_diff_id_stops_at_its_layer(tmp_path: Path, bad: int) -> None:
+    diff_ids = [digest_of(layer) for layer in LAYERS]
+    diff_ids[bad] = digest_of(b"something else")
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS, diff_ids=diff_ids))
+        with pytest.raises(DigestMismatch):
+            await engine.unpack(image.name, snapshotter="overlay")
+        resolved = engine.stores.resolve(image.target)
+        backend = engine.stores.snapshotter("overlay")
+        assert {info.key for info in backend.walk()} == set(resolved.chain[:bad])
+        assert engine.stores.unpacked_into(resolved) == {}
+        assert len(folders(engine)) == bad
+
+    run(tmp_path, work)
+
+
+def test_import_that_cannot_be_unpacked_leaves_nothing(tmp_path: Path) -> None:
+    hostile = archive(member("a", "1", link="nowhere"))
+
+    async def work(engine: Engine) -> None:
+        with pytest.raises(Refused):
+            await engine.import_image(
+                layout(tmp_path / "image", [LAYERS[0], hostile]), snapshotter="overlay"
+            )
+        assert engine.stores.images.walk() == []
+        assert engine.stores.content.walk() == []
+        assert engine.stores.content.statuses() == []
+        assert folders(engine) == []
+
+    run(tmp_path, work)
+
+
+def test_the_same_layer_twice(tmp_path: Path) -> None:
+    # By position, not by digest: what a layer means depends on what is below it (MS-27).
+    layers = [
+        archive(member("x", data=b"1")),
+        archive(member("x", data=b"2")),
+        archive(member("x", data=b"1")),
+    ]
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", layers))
+        for name in ("overlay", "copy"):
+            mounts = await engine.prepare(f"container {name}", image.name, snapshotter=name)
+            target = tmp_path / name
+            target.mkdir()
+            with mounted(mounts, target):
+                assert (target / "x").read_bytes() == b"1"
+
+    run(tmp_path, work)
+
+
+def test_an_image_without_layers_is_an_empty_root(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", []), snapshotter="overlay")
+        done = await engine.unpack(image.name, snapshotter="overlay")
+        assert (done.chain_id, done.layers) == ("", 0)
+        assert await engine.prepare("container", image.name, snapshotter="overlay")
+        await engine.release("container", snapshotter="overlay")
+
+    run(tmp_path, work)
+
+
+def test_a_missing_blob_is_named(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        lost = engine.stores.resolve(image.target).layers[1].descriptor.key
+        engine.stores.content.delete(lost)
+        with pytest.raises(NotFound, match=lost):
+            await engine.unpack(image.name, snapshotter="overlay")
+        assert not actives(engine)
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("name", ["apply.entry", "apply.finish"])
+def test_a_worker_that_dies_is_an_ordinary_error(tmp_path: Path, name: str) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS[:1]))
+        with failpoints.armed(name, "kill"), pytest.raises(EngineError, match="signal 9"):
+            await engine.unpack(image.name, snapshotter="overlay")
+        assert folders(engine) == []
+        # The pool has another worker for the next one.
+        assert (await engine.unpack(image.name, snapshotter="overlay")).applied == 1
+
+    run(tmp_path, work)
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        with failpoints.armed("apply.entry", "enospc"), pytest.raises(ResourceExhausted):
+            await engine.unpack(image.name, snapshotter="overlay")
+        assert not actives(engine)
+        assert (await engine.unpack(image.name, snapshotter="overlay")).layers == 3
+
+    run(tmp_path, work)
+
+
+def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
+    big = [archive(*(member(f"{n}/{m}", data=b"x" * 4000) for m in range(4000))) for n in range(3)]
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", big, compression="none"))
+        with trio.CancelScope() as scope:
+
+            def cancel(step: Step, _item: str, _total: int, done: int, /) -> None:
+                if step is Step.UNPACK and done:
+                    scope.cancel()
+
+            await engine.unpack(image.name, snapshotter="overlay", report=cancel)
+        assert scope.cancelled_caught
+        assert not actives(engine)
+        left = {info.key for info in engine.stores.snapshotter("overlay").walk()}
+        assert len(folders(engine)) == len(left)
+        assert (await engine.unpack(image.name, snapshotter="overlay")).layers == 3
+
+    run(tmp_path, work)
+
+
+def test_a_backend_that_cannot_rebase_gets_its_parents_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(OverlaySnapshotter.capabilities, rebase=False)
+    monkeypatch.setattr(OverlaySnapshotter, "capabilities", plain)
+    order: list[tuple[str, str]] = []
+    prepare = OverlaySnapshotter.prepare
+
+    def watched(self: OverlaySnapshotter, key: str, parent: str = "", **rest: object) -> object:
+        order.append((key.partition(" ")[2], parent))
+        return prepare(self, key, parent, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OverlaySnapshotter, "prepare", watched)
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        await engine.unpack(image.name, snapshotter="overlay")
+        chain = engine.stores.resolve(image.target).chain
+        assert order == list(zip(chain, ["", *chain[:-1]], strict=True))
+
+    run(tmp_path, work)
+
+
+def test_two_at_once_share_or_race_without_harm(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        results: list[str] = []
+
+        async def one() -> None:
+            done = await engine.unpack(image.name, snapshotter="overlay")
+            results.append(done.chain_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(one)
+        assert len(set(results)) == 1
+        assert len(results) == 4
+        assert not actives(engine)
+        assert len(folders(engine)) == 3
+
+    run(tmp_path, work)
+
+
+def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    layer = archive(member("f", pax={b"SCHILY.xattr.trusted.x": b"1", b"SCHILY.xattr.user.x": b"2"}))
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", [layer]))
+        done = await engine.unpack(image.name, snapshotter="overlay")
+        assert done.xattrs_left_out == 1
+
+    run(tmp_path, work)
+
+
+def test_workers_end_with_their_engine(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        await engine.unpack(image.name, snapshotter="overlay")
+        pids.extend(children())
+        assert pids
+
+    run(tmp_path, work)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, signal.SIG_DFL)
+
+
+def test_plan_asks_from_the_top() -> None:
+    asked: list[str] = []
+
+    def has(name: str) -> bool:
+        asked.append(name)
+        return name == "b"
+
+    assert missing_from(["a", "b", "c", "d"], has) == 2  # type: ignore[list-item, arg-type]
+    assert asked == ["d", "c", "b"]
+    assert missing_from([], has) == 0  # type: ignore[arg-type]

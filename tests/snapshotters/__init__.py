@@ -1,0 +1,1 @@
+"""snapshotters tests."""
