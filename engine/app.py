@@ -14,6 +14,7 @@ import trio
 
 from engine.archive.importer import Imported, import_images
 from engine.content.image import ResolvedImage
+from engine.failpoints import hit
 from engine.gc.collect import Collected
 from engine.kv.schema import Image
 from engine.metadata.leases import leased
@@ -83,7 +84,7 @@ class Engine:
             raise
 
     def _name(self, found: Sequence[Imported], name: str | None, replace: bool) -> list[Image]:
-        return self.stores.images.put_all(
+        images = self.stores.images.put_all(
             {
                 label: imported.target
                 for imported in found
@@ -91,6 +92,8 @@ class Engine:
             },
             replace=replace,
         )
+        hit("import.named")
+        return images
 
     async def unpack(
         self,

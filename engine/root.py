@@ -13,6 +13,7 @@ Sync. Layout:
 
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ _META_MAP = 1 << 36
 _BLOBS_MAP = 1 << 44  # 16 TiB of address space, the largest file of ext4
 BLOBS_FILE = "blobs.lmdb"
 _UNSAFE = set(",:\\")  # they separate and escape mount options
+_OURS = re.compile(r"lock|format(\.[0-9]+)?")  # what there is before a root is known by its format
 
 
 class Root:
@@ -43,7 +45,8 @@ class Root:
             # Symlinks are resolved once, here: mountinfo shows real paths.
             self.path = Path(os.path.realpath(path))
             self._check_name()
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self.path.exists():
+                self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._check_folder()
             self._lock = self._share_lock()
         self._environments: list[Environment] = []
@@ -79,11 +82,13 @@ class Root:
             raise InvalidArgument(f"root {self.path} is not a folder")
         if info.st_uid != os.geteuid():
             raise PermissionDenied(f"root {self.path} belongs to user {info.st_uid}, not to you")
+        # Another process may be making the root just now: lock first, format next, then the rest.
+        foreign = [path for path in self.path.iterdir() if not _OURS.fullmatch(path.name)]
+        if foreign and not (self.path / "format").exists():
+            raise InvalidArgument(
+                f"root {self.path} is in use for something else; name an empty folder"
+            )
         if stat.S_IMODE(info.st_mode) & 0o077:
-            if any(self.path.iterdir()) and not (self.path / "format").exists():
-                raise InvalidArgument(
-                    f"root {self.path} is in use for something else; name an empty folder"
-                )
             self.path.chmod(0o700)
 
     def _share_lock(self) -> int:
@@ -106,7 +111,7 @@ class Root:
             found = int(file.read_text(encoding="ascii"))
         except FileNotFoundError:
             fresh = self.path / f"format.{os.getpid()}"
-            fresh.write_text(f"{FORMAT}\n", encoding="ascii")
+            self._write_format(fresh)
             fresh.replace(file)
             return
         except ValueError:
@@ -115,6 +120,16 @@ class Root:
             raise FailedPrecondition(
                 f"root {self.path} has format {found}, this lamina knows {FORMAT}; upgrade lamina"
             )
+
+    @staticmethod
+    def _write_format(file: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(file, flags, 0o600)
+        try:
+            os.write(descriptor, f"{FORMAT}\n".encode())
+            os.fsync(descriptor)  # an empty file after a power loss would lock everyone out
+        finally:
+            os.close(descriptor)
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name

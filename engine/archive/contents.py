@@ -27,10 +27,11 @@ _DOCKER_LIMIT = 20 * limits.MIB  # one file for all images of an archive; as in 
 
 @dataclass(frozen=True, slots=True)
 class OciImage:
-    """An entry of `index.json` and the name that goes with it."""
+    """An entry of `index.json` and its name; `chosen` among several for its platform."""
 
     name: str
     target: Descriptor
+    chosen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _oci(source: Source, path: Path, platform: Platform) -> list[OciImage]:
         position = 0 if len(entries) == 1 else choose(platform, [e.platform for e in entries])
         if position is None:
             raise NotFound(f"{path} has no single image for {platform} under the name {name}")
-        images.append(OciImage(name, entries[position]))
+        images.append(OciImage(name, entries[position], chosen=len(entries) > 1))
     return images
 
 

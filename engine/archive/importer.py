@@ -82,7 +82,7 @@ class _Import:
     # -- OCI ----------------------------------------------------------------------------------
 
     def oci(self, found: OciImage) -> Imported:
-        image = resolve(found.target, self.platform, self._document)
+        image = resolve(found.target, self.platform, self._document, chosen=found.chosen)
         for descriptor in (image.manifest.config, *image.manifest.layers):
             self._store(descriptor)
         # Parents after children, so that a label never names what is not there yet.
@@ -110,9 +110,11 @@ class _Import:
 
     def _stored_document(self, descriptor: Descriptor, limit: int) -> bytes:
         try:
-            return self.content.read_all(descriptor.key, limit)
+            data = self.content.read_all(descriptor.key, limit)
         except NotFound:
             raise _absent(descriptor) from None
+        _check_size(descriptor, len(data))
+        return data
 
     def _store(self, descriptor: Descriptor, about: labels.Labels | None = None) -> None:
         """Bring one blob in by its digest, or pin the one that is here."""
@@ -122,6 +124,7 @@ class _Import:
                 f"import-{digest}", lease=self.lease, expected=digest, total=descriptor.size
             )
         except AlreadyExists:
+            _check_size(descriptor, self.content.info(digest).size)
             self._merge_labels(digest, about)
             return
         name = _blob_name(digest)
@@ -133,15 +136,15 @@ class _Import:
             if size != descriptor.size:
                 writer.abort()
                 _check_size(descriptor, size)
-            self._copy(name, writer, descriptor.size)
+            self._copy(name, writer, descriptor.size, digest)
             writer.commit(about)
 
     def _merge_labels(self, digest: Digest, about: labels.Labels | None) -> None:
         if about:
             self.content.update(digest, about)
 
-    def _copy(self, name: str, writer: Writer, size: int) -> None:
-        show = partial(self.report, Step.STORE, name, size)
+    def _copy(self, name: str, writer: Writer, size: int, item: Digest) -> None:
+        show = partial(self.report, Step.STORE, item, size)
         show(writer.offset)
         for piece in _from_offset(self.source.read(name), writer.offset):
             writer.write(piece)
@@ -180,7 +183,7 @@ class _Import:
         try:
             ref = f"import-{diff_id}-{size}-{packing}"
             with self.content.ingest(ref, lease=self.lease, expected=expected, total=size) as writer:
-                self._copy(name, writer, size)
+                self._copy(name, writer, size, diff_id)
                 digest = parse_digest(writer.commit().digest)
         except AlreadyExists:
             pass

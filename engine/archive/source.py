@@ -4,6 +4,7 @@ Sync. Names are only looked up, never opened on the host as an archive writes th
 below its own descriptor through no link, a member of a tar file is an offset and a size.
 """
 
+import errno
 import os
 import stat
 import tempfile
@@ -17,13 +18,23 @@ from engine.content.writer import BATCH
 from engine.diff import tar
 from engine.diff.decompress import decompressed, sniff
 from engine.diff.tar import TarReader
-from engine.errors import InvalidArgument, NotFound, Refused, os_errors, printable
+from engine.errors import (
+    EngineError,
+    InvalidArgument,
+    NotFound,
+    Refused,
+    from_os_error,
+    os_errors,
+    printable,
+)
 from engine.fs.kernel import open_beneath
 from engine.oci.mediatypes import Compression
 
 __all__ = ["FolderSource", "Source", "TarSource", "open_source"]
 
 _HEADERS = 1 << 16  # bytes read at once where only headers are wanted
+_NAME = 1024  # the longest name of a file in a folder
+_ASTRAY = {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
 
 
 class Source(Protocol):
@@ -53,20 +64,36 @@ class FolderSource:
     def read(self, name: str) -> Iterator[bytes]:
         """Yield a file's bytes in pieces that suit the store."""
         with self._open(name) as file:
-            while piece := os.read(file, BATCH):
+            while piece := _read(file, name):
                 yield piece
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:
-        flags = os.O_RDONLY | os.O_NONBLOCK
-        with os_errors(f"image file {printable(name)}"):
-            file = open_beneath(self._folder, os.fsencode(name), flags)
+        if "\0" in name or len(name) > _NAME:
+            raise Refused(f"{printable(name)!r} is no name for a file")
+        try:
+            file = open_beneath(self._folder, os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise _from_open(error, name) from error
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise NotFound(f"{printable(name)} is not a regular file")
             yield file
         finally:
             os.close(file)
+
+
+def _read(file: int, name: str) -> bytes:
+    with os_errors(f"image file {printable(name)}"):
+        return os.read(file, BATCH)
+
+
+def _from_open(error: OSError, name: str) -> EngineError:
+    if error.errno in _ASTRAY:
+        return Refused(f"image file {printable(name)!r} leads through a link or out of the image")
+    if error.errno == errno.ENOTDIR:
+        return NotFound(f"the image has no file {printable(name)!r}")
+    return from_os_error(error, f"image file {printable(name)}")
 
 
 class TarSource:
@@ -95,14 +122,19 @@ class TarSource:
                 self._members[name] = (offset, entry.size)
             elif entry.type == tar.SYMLINK:
                 # Old docker archives link a layer that two images share.
-                self._links[name] = _clean(_beside(entry.name, entry.link))
+                self._link(name, _clean(_beside(entry.name, entry.link)))
             elif entry.type == tar.HARDLINK:
-                self._links[name] = _clean(entry.link)
+                self._link(name, _clean(entry.link))
+
+    def _link(self, name: str, target: str) -> None:
+        if name in self._members or self._links.get(name, target) != target:
+            raise _two_files(name)
+        self._links[name] = target
 
     def _check_twin(self, name: str, offset: int, size: int) -> None:
         old = self._members.get(name)
         if old is None or old[1] != size or not self._same(old[0], offset, size):
-            raise Refused(f"archive has two different files {printable(name)!r}")
+            raise _two_files(name)
 
     def _same(self, first: int, second: int, size: int) -> bool:
         step = 1 << 20
@@ -140,6 +172,10 @@ class TarSource:
             offset += len(piece)
             size -= len(piece)
             yield piece
+
+
+def _two_files(name: str) -> Refused:
+    return Refused(f"archive has two different files {printable(name)!r}")
 
 
 class _Forward:

@@ -105,7 +105,7 @@ def progress() -> Iterator[Report]:
             )
             if key not in tasks:
                 tasks[key] = bars.add_task(
-                    short(item.replace("/", ":", 2)) or item, total=total, step=step, amount=amount
+                    short(item), total=total, step=step, amount=amount
                 )
             bars.update(tasks[key], completed=done, amount=amount)
             if done >= total:

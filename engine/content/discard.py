@@ -10,12 +10,13 @@ from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, INGESTS, TRASH, Trash
 
-__all__ = ["drop_blob", "drop_ingest", "empty"]
+__all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty"]
 
 _KIND = "blob"
 
 
-def _discard(txn: Transaction, number: int) -> None:
+def drop_bytes(txn: Transaction, number: int) -> None:
+    """Drop bytes that no record names."""
     TRASH.put(txn, Trash(kind=_KIND, backend="", number=number), _KIND, "", number)
 
 
@@ -25,7 +26,7 @@ def drop_blob(txn: Transaction, namespace: str, digest: str) -> bool:
     if blob is None:
         return False
     BLOBS.delete(txn, namespace, digest)
-    _discard(txn, blob.number)
+    drop_bytes(txn, blob.number)
     return True
 
 
@@ -35,7 +36,7 @@ def drop_ingest(txn: Transaction, namespace: str, ref: str) -> bool:
     if ingest is None:
         return False
     INGESTS.delete(txn, namespace, ref)
-    _discard(txn, ingest.number)
+    drop_bytes(txn, ingest.number)
     return True
 
 

@@ -12,6 +12,7 @@ from engine.kv.schema import EXTENT
 
 __all__ = ["append", "drop", "read", "stored_bytes"]
 
+_RELEASE_EVERY = 32  # extents read between two calls that give their memory back
 _DROP_AT_ONCE = 64  # extents deleted in one transaction, so that others can write in between
 
 
@@ -48,6 +49,8 @@ def read(blobs: Environment, number: int, size: int) -> Iterator[bytes | memoryv
                     "remove the image and import it again"
                 )
             yield extent
+        if index % _RELEASE_EVERY == _RELEASE_EVERY - 1:
+            blobs.release_pages()
 
 
 def stored_bytes(blobs: Environment, number: int) -> int:

@@ -60,10 +60,14 @@ class ResolvedImage:
         return chain_ids(self.config.diff_ids)
 
 
-def resolve(target: Descriptor, platform: Platform, read: Read) -> ResolvedImage:
+def resolve(
+    target: Descriptor, platform: Platform, read: Read, *, chosen: bool = False
+) -> ResolvedImage:
     """Return the image that `target` means on `platform`.
 
-    Raises NotFound if there is none for the platform, Refused for documents that break a rule.
+    `chosen` says that the caller chose `target` for the platform, which its config must
+    bear out. Raises NotFound if there is none for the platform, Refused for documents that break a
+    rule.
     """
     path = [target]
     while path[-1].media_type in INDEXES:
@@ -75,7 +79,7 @@ def resolve(target: Descriptor, platform: Platform, read: Read) -> ResolvedImage
     config_data = read(manifest.config, limits.CONFIG)
     config = parse_config(config_data, len(manifest.layers), f"config {manifest.config.digest}")
     image = ResolvedImage(tuple(path), manifest, config)
-    _check_platform(image, platform, chosen=len(path) > 1)
+    _check_platform(image, platform, chosen=chosen or len(path) > 1)
     for layer in image.layers:
         layer.descriptor.key  # noqa: B018  checks the digest
     return image

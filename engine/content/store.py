@@ -126,8 +126,12 @@ class ContentStore:
             if found:
                 raise AlreadyExists(f"blob {expected} is in the store")
             self._writing.add(ref)
-        hit("content.ingest.begun")
-        return Writer(self._meta, self._blobs, self._namespace, record, closed=self._closed)
+        try:
+            hit("content.ingest.begun")
+            return Writer(self._meta, self._blobs, self._namespace, record, closed=self._closed)
+        except BaseException:
+            self._closed(ref)
+            raise
 
     def _begin(
         self,

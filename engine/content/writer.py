@@ -9,10 +9,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
+from engine import labels as label_rules
 from engine.content import discard, extents
 from engine.errors import DigestMismatch, FailedPrecondition, Refused
 from engine.failpoints import hit
-from engine.kv.environment import Environment
+from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, EXTENT, INGESTS, Blob, Ingest, LeaseItem, now
 from engine.labels import Labels
 from engine.metadata import leases
@@ -98,9 +101,10 @@ class Writer:
         """Make the bytes a blob and return its record; that of an earlier equal one if there is.
 
         Raises DigestMismatch or Refused, and drops the ingest, when digest or size are not as
-        announced.
+        announced, and FailedPrecondition when the ingest was aborted meanwhile.
         """
         self._check_open()
+        label_rules.check(labels or {})
         size, digest = self.offset, self.digest
         if self._record.total is not None and size != self._record.total:
             self.abort()
@@ -117,30 +121,46 @@ class Writer:
         return blob
 
     def _publish(self, digest: Digest, size: int, labels: Labels) -> Blob:
-        at = now()
         with self._meta.write() as txn:
-            blob = BLOBS.get(txn, self._namespace, digest)
-            if blob is None:
-                blob = Blob(
-                    digest=digest,
-                    number=self._record.number,
-                    size=size,
-                    created=at,
-                    updated=at,
-                    labels=dict(labels),
-                )
-                INGESTS.delete(txn, self._namespace, self.ref)
-                BLOBS.put(txn, blob, self._namespace, digest)
-            else:
-                discard.drop_ingest(txn, self._namespace, self.ref)
-            item = LeaseItem(kind=leases.CONTENT, backend="", key=digest)
-            leases.join(txn, self._namespace, self._record.lease, item)
+            if self._is_ours(txn):
+                return self._replace(txn, digest, size, labels)
+            # The bytes may be deleted already: a record of them would name nothing.
+            discard.drop_bytes(txn, self._record.number)
+        self.close()
+        raise FailedPrecondition(f"ingest {self.ref} was aborted; start it again")
+
+    def _is_ours(self, txn: Transaction) -> bool:
+        ingest = INGESTS.get(txn, self._namespace, self.ref)
+        return ingest is not None and ingest.number == self._record.number
+
+    def _replace(self, txn: Transaction, digest: Digest, size: int, labels: Labels) -> Blob:
+        """Replace the ingest by a blob, or give its labels to an equal one that came first."""
+        at = now()
+        blob = BLOBS.get(txn, self._namespace, digest)
+        if blob is None:
+            blob = Blob(
+                digest=digest,
+                number=self._record.number,
+                size=size,
+                created=at,
+                updated=at,
+                labels=dict(labels),
+            )
+            INGESTS.delete(txn, self._namespace, self.ref)
+        else:
+            merged = label_rules.merge(blob.labels, labels)
+            blob = msgspec.structs.replace(blob, labels=merged, updated=at)
+            discard.drop_ingest(txn, self._namespace, self.ref)
+        BLOBS.put(txn, blob, self._namespace, digest)
+        item = LeaseItem(kind=leases.CONTENT, backend="", key=digest)
+        leases.join(txn, self._namespace, self._record.lease, item)
         return blob
 
     def abort(self) -> None:
-        """Drop the ingest and its bytes."""
+        """Drop the ingest and its bytes, unless someone did and it is another's by now."""
         with self._meta.write() as txn:
-            discard.drop_ingest(txn, self._namespace, self.ref)
+            if self._is_ours(txn):
+                discard.drop_ingest(txn, self._namespace, self.ref)
         self.close()
 
     def close(self) -> None:

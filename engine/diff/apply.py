@@ -78,7 +78,7 @@ def apply_layer(
 def _write_tree(pieces: Iterator[bytes], rules: Rules, target: Target) -> None:
     root = os.open(target.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        sink = FolderSink(root)
+        sink = FolderSink(root, rules)
         try:
             reader = TarReader(pieces)
             for operation in rules.operations(reader):

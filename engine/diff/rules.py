@@ -25,7 +25,8 @@ _HIGHEST_MAJOR, _HIGHEST_MINOR = (1 << 12) - 1, (1 << 20) - 1  # what dev_t of L
 _LATEST = (1 << 63) - 1  # nanoseconds
 
 _CAPABILITY = b"security.capability"
-_CAPABILITY_SIZES = {0x01000000: 12, 0x02000000: 20, 0x03000000: 24}  # linux/capability.h
+_CAPABILITY_SIZES = {0x02000000: 20, 0x03000000: 24}  # linux/capability.h; no kernel takes 1 any more
+_CAPABILITY_EFFECTIVE = 0x1  # the one flag beside the revision
 
 
 class Action(Enum):
@@ -89,11 +90,25 @@ class Rules:
 
     def _count(self, entry: Entry) -> None:
         self.entries += 1
-        self._names += len(entry.name) + len(entry.link)
         if self.entries > limits.LAYER_ENTRIES:
             raise Refused(f"layer has over {limits.LAYER_ENTRIES} entries")
+        self.count_name(entry.name)
+        self.count_name(entry.link)
+
+    def count_name(self, name: bytes) -> None:
+        """Count a name that is kept in memory until the layer ends."""
+        self._names += len(name)
         if self._names > limits.LAYER_NAMES:
             raise Refused(f"layer has over {limits.LAYER_NAMES} bytes of names")
+
+    def check_folder(self, path: bytes) -> None:
+        """Check the real path of a folder: through a link, no entry needs to have named it."""
+        parts = path.split(b"/")
+        self._check_parts(parts, path)
+        if parts[-1] in _AUFS_OWN:
+            raise Refused(f"{printable(path)!r} is a folder of aufs's own")
+        if parts[-1].startswith(WHITEOUT_PREFIX):
+            self._check_folder_name(parts[-1], path)
 
     def _check_parts(self, parts: list[bytes], name: bytes) -> None:
         if len(parts) > limits.PATH_DEPTH:
@@ -103,16 +118,20 @@ class Rules:
                 raise Refused(
                     f"{printable(part)!r} is over the {self._name_bytes} bytes that a name may have"
                 )
+        for part in parts[:-1]:
+            if part.startswith(WHITEOUT_PREFIX) and part not in _AUFS_OWN:
+                self._check_folder_name(part, name)
+
+    def _check_folder_name(self, part: bytes, name: bytes) -> None:
+        _check_hidden(part[len(WHITEOUT_PREFIX) :], name)
         if not self._whiteout_names:
-            for part in parts[:-1]:
-                if part.startswith(WHITEOUT_PREFIX) and part not in _AUFS_OWN:
-                    raise Refused(f"{printable(name)!r}: this backend cannot hold such a folder")
+            raise Refused(f"{printable(name)!r}: this backend cannot hold such a folder")
 
     def _operation(self, entry: Entry, parent: bytes, name: bytes) -> Operation | None:
-        if name.startswith(WHITEOUT_PREFIX):
-            return _marker(entry, parent, name)
         if b".wh..wh." in parent and not _AUFS_OWN.isdisjoint(parent.split(b"/")):
             return None
+        if name.startswith(WHITEOUT_PREFIX):
+            return _marker(entry, parent, name)
         _check_attributes(entry)
         kept = self._xattrs(entry)
         if kept is not entry.xattrs:
@@ -121,12 +140,20 @@ class Rules:
             entry = msgspec.structs.replace(entry, mtime=0)  # as containerd does
         action = _ACTIONS[entry.type]
         if action is Action.HARDLINK:
-            return Operation(action, parent, name, entry, _link_target(entry))
+            return Operation(action, parent, name, entry, self._link_target(entry))
         if action is Action.SYMLINK:
             _check_symlink(entry)
         elif action is Action.NODE:
             _check_node(entry)
         return Operation(action, parent, name, entry)
+
+    def _link_target(self, entry: Entry) -> bytes:
+        """Return a hard link's target; it is always meant from the root, whatever it begins with."""
+        parts = _parts(entry.link) if entry.link else []
+        if not parts or parts[-1].startswith(WHITEOUT_PREFIX):
+            raise Refused(f"hard link {printable(entry.name)!r} has no target that it may have")
+        self._check_parts(parts, entry.link)
+        return b"/".join(parts)
 
     def _xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         if not entry.xattrs:
@@ -180,25 +207,21 @@ def _marker(entry: Entry, parent: bytes, name: bytes) -> Operation | None:
     if name in _AUFS_OWN:
         return None
     hidden = name[len(WHITEOUT_PREFIX) :]
-    if hidden in {b"", b".", b".."} or hidden.startswith(WHITEOUT_PREFIX):
-        raise Refused(f"not a whiteout that means anything: {printable(entry.name)!r}")
+    _check_hidden(hidden, entry.name)
     # aufs makes whiteouts as hard links to each other, and old docker packed them so.
     if entry.type not in {tar.FILE, tar.HARDLINK}:
         raise Refused(f"whiteout {printable(entry.name)!r} is not a regular file")
     return Operation(Action.WHITEOUT, parent, hidden, entry)
 
 
+def _check_hidden(hidden: bytes, name: bytes) -> None:
+    if hidden in {b"", b".", b".."} or hidden.startswith(WHITEOUT_PREFIX):
+        raise Refused(f"not a whiteout that means anything: {printable(name)!r}")
+
+
 def _check_attributes(entry: Entry) -> None:
     if entry.uid > _HIGHEST_ID or entry.gid > _HIGHEST_ID:
         raise Refused(f"{printable(entry.name)!r} has an owner out of range")
-
-
-def _link_target(entry: Entry) -> bytes:
-    """Return a hard link's target; it is always meant from the root, whatever it begins with."""
-    parts = _parts(entry.link) if entry.link else []
-    if not parts or any(part.startswith(WHITEOUT_PREFIX) for part in parts[-1:]):
-        raise Refused(f"hard link {printable(entry.name)!r} has no target that it may have")
-    return b"/".join(parts)
 
 
 def _check_symlink(entry: Entry) -> None:
@@ -232,7 +255,7 @@ def _keeps(entry: Entry, key: bytes, value: bytes) -> bool:
 
 
 def _is_capability(entry: Entry, value: bytes) -> bool:
-    revision = int.from_bytes(value[:4], "little") & 0xFF000000
+    revision = int.from_bytes(value[:4], "little") & ~_CAPABILITY_EFFECTIVE
     if _CAPABILITY_SIZES.get(revision) != len(value):
         raise Refused(f"{printable(entry.name)!r} has malformed capabilities")
     # Revision 3 binds to a root user; one of another user namespace means nothing here.

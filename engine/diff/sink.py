@@ -20,7 +20,7 @@ import msgspec
 from engine import limits
 from engine.diff import tar
 from engine.diff.notes import Notes
-from engine.diff.rules import Action, Operation, split_name
+from engine.diff.rules import Action, Operation, Rules, split_name
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 from engine.fs.kernel import open_beneath
@@ -52,15 +52,17 @@ class _Folder(NamedTuple):
 
 
 class FolderSink:
-    """Applies one layer to the directory `root` is a descriptor of."""
+    """Applies one layer, whose names `rules` checks, to the directory `root` is a descriptor of."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, rules: Rules) -> None:
         self._root = _Folder(root, b"")
+        self._rules = rules
         self._open: OrderedDict[bytes, _Folder] = OrderedDict()
+        self._passing: list[int] = []  # descriptors that only the current operation may use
         # By inode, which names a directory even after its path got another one (P-13).
         self._directories: dict[int, tuple[bytes, Entry | None]] = {}
-        self._whiteouts: list[tuple[int, bytes, bytes]] = []
-        self._opaque: list[tuple[int, bytes]] = []
+        self._whiteouts: dict[int, tuple[bytes, set[bytes]]] = {}  # by inode of the folder, too
+        self._opaque: dict[int, bytes] = {}
         self._size = 0
         self._inodes = 0
         self._is_counted = True  # until something is replaced
@@ -121,12 +123,19 @@ class FolderSink:
         self._directories[made.st_ino] = (path, operation.entry)
 
     def _make_directory(self, parent: _Folder, name: bytes) -> os.stat_result:
+        path = _join(parent.path, name)
+        self._rules.check_folder(path)
         os.mkdir(name, 0o700, dir_fd=parent.fd)
+        self._rules.count_name(path)
         if len(self._directories) >= limits.LAYER_DIRECTORIES:
             raise Refused(f"layer has over {limits.LAYER_DIRECTORIES} folders")
         self._size += _BLOCK
         self._inodes += 1
-        return _look(parent.fd, name)
+        made = _look(parent.fd, name)
+        # The inode may be that of a folder that is gone, and its markers with it.
+        self._whiteouts.pop(made.st_ino, None)
+        self._opaque.pop(made.st_ino, None)
+        return made
 
     def _symlink(self, parent: _Folder, operation: Operation, _payload: Payload) -> None:
         entry = operation.entry
@@ -174,10 +183,12 @@ class FolderSink:
             ) from None
 
     def _whiteout(self, parent: _Folder, operation: Operation, _payload: Payload) -> None:
-        self._whiteouts.append((os.fstat(parent.fd).st_ino, parent.path, operation.name))
+        self._rules.count_name(parent.path)
+        _, names = self._whiteouts.setdefault(os.fstat(parent.fd).st_ino, (parent.path, set()))
+        names.add(operation.name)
 
     def _mark_opaque(self, parent: _Folder, _operation: Operation, _payload: Payload) -> None:
-        self._opaque.append((os.fstat(parent.fd).st_ino, parent.path))
+        self._opaque[os.fstat(parent.fd).st_ino] = parent.path
 
     # -- parents ------------------------------------------------------------------------------
 
@@ -218,6 +229,8 @@ class FolderSink:
 
     def _trim(self) -> None:
         """Close the folders used longest ago; only between operations, which hold some open."""
+        while self._passing:
+            os.close(self._passing.pop())
         while len(self._open) > _OPEN_FOLDERS:
             os.close(self._open.popitem(last=False)[1].fd)
 
@@ -236,7 +249,7 @@ class FolderSink:
                 continue
             try:
                 fd = self._step(folder, part, make=make)
-            except OSError:
+            except BaseException:
                 os.close(folder.fd)
                 raise
             if fd is not None:
@@ -268,6 +281,8 @@ class FolderSink:
             self._directories[made.st_ino] = (_join(folder.path, name), None)
             return os.open(name, _FOLDER, dir_fd=folder.fd)
         except OSError:
+            # What a link says may be too long for a name.
+            self._rules.check_folder(_join(folder.path, name))
             mode = _look(folder.fd, name).st_mode
             if stat.S_ISLNK(mode):
                 return None
@@ -279,18 +294,21 @@ class FolderSink:
 
     def _clear(self, parent: _Folder, name: bytes) -> None:
         """Remove what an earlier entry of this layer made at `name`."""
-        # Any open folder may have been reached through what goes now.
-        self._forget_open(keep=parent.fd)
+        mode = _look(parent.fd, name).st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            # Any open folder may have been reached through what goes now, even its own parent.
+            self._forget_open(keep=parent.fd)
         remove_entry(parent.fd, name)
         self._is_counted = False
 
     def _forget_open(self, keep: int = -1) -> None:
-        kept = [(path, folder) for path, folder in self._open.items() if folder.fd == keep]
+        """Close all folders, or keep one open until the current operation ends."""
         for folder in self._open.values():
-            if folder.fd != keep:
+            if folder.fd == keep:
+                self._passing.append(keep)
+            else:
                 os.close(folder.fd)
         self._open.clear()
-        self._open.update(kept)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -309,9 +327,12 @@ class FolderSink:
             finally:
                 os.close(fd)
         whiteouts = [
-            (path, name) for inode, path, name in self._whiteouts if self._is_still(path, inode)
+            (path, name)
+            for inode, (path, names) in self._whiteouts.items()
+            if self._is_still(path, inode)
+            for name in sorted(names)
         ]
-        opaque = [path for inode, path in self._opaque if self._is_still(path, inode)]
+        opaque = [path for inode, path in self._opaque.items() if self._is_still(path, inode)]
         if not self._is_counted:
             self._size, self._inodes = measure(self._root.fd)
         os.fchmod(self._root.fd, 0o755)
@@ -328,6 +349,7 @@ class FolderSink:
     def close(self) -> None:
         """Close what is open below the root; may be called again."""
         self._forget_open()
+        self._trim()
 
     def _still(self, path: bytes, inode: int) -> int | None:
         """Open the directory at `path` if it is the one with this inode."""

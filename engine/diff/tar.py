@@ -159,7 +159,7 @@ class TarReader:
         for _ in range(limits.EXTENSIONS_IN_ROW):
             block = self._block()
             if block is None or block == _ZEROS:
-                if pax or name or link:
+                if pax is not _NONE or name is not None or link is not None:
                     raise Refused("layer ends after an extension header")
                 if block is not None:
                     self._second_zero_block()

@@ -123,13 +123,18 @@ class _Graph:
         )
 
     def _children_first(self, keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        depths: dict[tuple[str, str], int] = {}
+
         def depth(key: tuple[str, str]) -> int:
-            count = 0
-            record = self.snapshots.get(key)
-            while record and record.parent:
-                count += 1
-                record = self.snapshots.get((key[0], record.parent))
-            return count
+            chain = []
+            while key in self.snapshots and key not in depths:
+                depths[key] = 0
+                chain.append(key)
+                key = (key[0], self.snapshots[key].parent)
+            below = depths.get(key, -1)
+            for above, each in enumerate(reversed(chain), start=1):
+                depths[each] = below + above
+            return depths.get(key, 0) if not chain else depths[chain[0]]
 
         return sorted(keys, key=lambda key: (-depth(key), key))
 

@@ -22,6 +22,7 @@ from engine.errors import (
     Unavailable,
     from_os_error,
 )
+from engine.fs.kernel import release_mapped
 
 __all__ = ["Environment", "Transaction"]
 
@@ -93,10 +94,9 @@ class Environment:
         with self._mapped(), self._env.begin(write=True, buffers=True) as raw:
             yield Transaction(raw, self._databases)
 
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of the file that pages take up, free ones among them."""
-        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+    def release_pages(self) -> None:
+        """Give back the memory of pages read so far; for readers of much."""
+        release_mapped(self._path / "data.mdb")
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -117,4 +117,5 @@ class Environment:
         return EngineError(f"{doing}: {error}")
 
 
-_ERRNOS = (28, 122, 13, 1, 30, 5, 12, 24, 23)  # ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOMEM E*FILE
+# ENOENT ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOMEM EMFILE ENFILE
+_ERRNOS = (2, 28, 122, 13, 1, 30, 5, 12, 24, 23)

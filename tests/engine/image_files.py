@@ -56,6 +56,7 @@ class Files:
     def image(
         self,
         layers: Sequence[bytes] = (HELLO,),
+        /,
         *,
         compression: str = "none",
         config: Document | None = None,

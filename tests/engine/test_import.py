@@ -135,7 +135,7 @@ def test_docker_layers_are_known_by_their_bytes(stores, tmp_path, compression):
     path = tar_of(tmp_path / "image.tar", {**docker_files(), "0/layer.tar": packed})
     (image,) = import_image(stores, path)
     (layer,) = stores.resolve(image.target).layers
-    assert layer.compression == compression
+    assert layer.compression == compression.replace("none", "any")
     assert layers_of(stores, image.name) == [packed]
 
 

@@ -178,7 +178,9 @@ PATHS = (
             "link": Input(lambda w: [[S(".", str(w.victim))], [F("pwn")]], REPLACES_ROOT),
             "link-slash-dot": Input(lambda w: [[S("/.", str(w.victim))], [F("pwn")]], REPLACES_ROOT),
             "link-dot-slash": Input(lambda w: [[S("./", str(w.victim))], [F("pwn")]], REPLACES_ROOT),
-            "link-up": Input(lambda w: [[S("a/../.", str(w.victim))], [F("pwn")]], REPLACES_ROOT),
+            "link-up": Input(
+                lambda w: [[S("a/../.", str(w.victim))], [F("pwn")]], Fails("ends in '..'", layer=0)
+            ),
             "hard-link": Input([[F("x"), H(".", "x")], [F("pwn")]], REPLACES_ROOT),
             "file": Input([[F(".")], [F("pwn")]], REPLACES_ROOT),
             "fifo": Input([[member("./", "6")], [F("pwn")]], REPLACES_ROOT),
@@ -251,7 +253,8 @@ PATHS = (
                     "a": file(b"in", links=["victim/hello"]),
                 },
             ),
-            "to-itself": Input([[F("a"), H("a", "a")]], NOT_IN_LAYER),
+            "to-itself": Input([[F("a", b"in"), H("a", "a")]], {"a": file(b"in")}),
+            "over-its-own-folder": Input([[F("d/x", b"in"), H("d", "d/x")]], {"d": file(b"in")}),
             "overlong": Input([[H("a", "n" * 256)]], TOO_LONG, aufs=TOO_LONG_FOR_AUFS),
             "overlong-folder": Input([[H("a", f"{'n' * 256}/x")]], TOO_LONG, aufs=TOO_LONG_FOR_AUFS),
         },
@@ -455,10 +458,10 @@ PATHS = (
             "over-the-budget": Input(
                 [[F("f")] * 101], Fails("over 100 entries"), limits={"LAYER_ENTRIES": 100}
             ),
-            "too-many-links": Input(
+            "names": Input(
                 [[F("f"), *(H(f"{n}", "f") for n in range(100)), S("f", "x")]],
-                Fails("over 1000 bytes of names"),
-                limits={"LAYER_NAMES": 1000},
+                Fails("over 200 bytes of names"),
+                limits={"LAYER_NAMES": 200},
             ),
         },
     ),

@@ -167,6 +167,10 @@ WHITEOUTS = (
                 aufs=NOT_ON_AUFS,
             ),
             "entry": Input([[D(".wh.etc")]], NOT_A_FILE),
+            "opaque-by-link": Input([[S("l", OPAQUE), F("l/x")]], MEANINGLESS),
+            "aufs-own-by-link": Input(
+                [[S("l", ".wh..wh.plnk"), F("l/x")]], Fails("a folder of aufs's own")
+            ),
         },
     ),
     Row(
@@ -240,30 +244,35 @@ WHITEOUTS = (
     ),
     Row(
         "H-12",
-        "a folder removed and made again shows nothing of the old one, attributes included",
+        "a folder removed and made again shows nothing that the old one held; one that the layer only "
+        "implies is what it is below, as the rule says",
         {
             "implied": Input(
                 [[D("d", 0o1777, uid=5), F("d/old")], [F(".wh.d"), F("d/new")]],
-                {"d": folder(), "d/new": file()},
+                {"d": folder(0o1777, (5, 0)), "d/new": file()},
             ),
             "implied-first": Input(
                 [[D("d", 0o1777, uid=5), F("d/old")], [F("d/new"), F(".wh.d")]],
-                {"d": folder(), "d/new": file()},
+                {"d": folder(0o1777, (5, 0)), "d/new": file()},
+            ),
+            "of-its-own": Input(
+                [[D("d", 0o1777, uid=5), F("d/old")], [F(".wh.d"), F("d/new"), D("d", 0o700)]],
+                {"d": folder(0o700), "d/new": file()},
             ),
             "implied-below": Input(
                 [[D("d/e", 0o1777, uid=5), F("d/e/old")], [F(".wh.d"), F("d/e/new")]],
-                {"d": folder(), "d/e": folder(), "d/e/new": file()},
+                {"d": folder(), "d/e": folder(0o1777, (5, 0)), "d/e/new": file()},
             ),
             "below-opaque": Input(
                 [
                     [D("d", 0o1777), D("d/e", 0o700, uid=5), F("d/e/old")],
                     [F(f"d/{OPAQUE}"), F("d/e/new")],
                 ],
-                {"d": folder(0o1777), "d/e": folder(), "d/e/new": file()},
+                {"d": folder(0o1777), "d/e": folder(0o700, (5, 0)), "d/e/new": file()},
             ),
             "below-opaque-root": Input(
                 [[D("d", 0o700, uid=5), F("d/old")], [F(OPAQUE), F("d/new")]],
-                {"d": folder(), "d/new": file()},
+                {"d": folder(0o700, (5, 0)), "d/new": file()},
             ),
             "implied-kept": Input(
                 [[D("d", 0o1777, uid=5), F("d/old")], [F("d/new")]],
