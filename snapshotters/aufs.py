@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from engine.diff.notes import Notes
-from engine.kv.schema import Snapshot
 from engine.mount import Mount
-from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
+from engine.snapshots import Capabilities, Plugin, Probe
 from snapshotters import probe
-from snapshotters.base import BaseSnapshotter
 from snapshotters.markers import AufsMarkers
-from snapshotters.union import settle
+from snapshotters.union import UnionSnapshotter
 
 __all__ = ["AufsSnapshotter", "plugin"]
 
@@ -34,26 +31,16 @@ def aufs_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
 
 
 @final
-class AufsSnapshotter(BaseSnapshotter):
+class AufsSnapshotter(UnionSnapshotter):
     """Snapshots as aufs branches."""
 
     name = "aufs"
+    markers = AufsMarkers()
     # 127 branches is the kernel's default; names need room for a doubled `.wh.` and a suffix.
     capabilities = Capabilities(rebase=True, layers=127, name_bytes=242, whiteout_names=False)
 
-    def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
-        tree = self._tree(record)
-        if record.kind == Kind.ACTIVE and below:
-            return [aufs_mount(below, tree)]
-        if len(below) > 1:
-            return [aufs_mount(below)]
-        access = "rw" if record.kind == Kind.ACTIVE else "ro"
-        source = below[0] if below else tree
-        return [Mount(type="bind", source=str(source), options=["rbind", access])]
-
-    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
-        settle(layer, notes, below, AufsMarkers())
-        return Usage(notes.size, notes.inodes)
+    def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
+        return aufs_mount(layers, upper)
 
 
 def _probe(folder: Path) -> Probe:

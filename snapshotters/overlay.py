@@ -10,14 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import final
 
-from engine.diff.notes import Notes
 from engine.kv.schema import Snapshot
 from engine.mount import Mount, mounted
-from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
+from engine.snapshots import Capabilities, Kind, Plugin, Probe
 from snapshotters import probe
-from snapshotters.base import BaseSnapshotter
 from snapshotters.markers import OverlayMarkers
-from snapshotters.union import settle
+from snapshotters.union import UnionSnapshotter
 
 __all__ = ["OverlaySnapshotter", "plugin"]
 
@@ -38,16 +36,17 @@ def _fixed_options() -> list[str]:
 
 def overlay_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
     """Return the overlay of `layers`, nearest first, writable where there is an upper folder."""
-    options = ["ro"] if upper is None else [f"upperdir={upper}/fs", f"workdir={upper}/work"]
+    options = ["ro"] if upper is None else [f"upperdir={upper}", f"workdir={upper.with_name('work')}"]
     options.append("lowerdir=" + ":".join(map(str, layers)))
     return Mount(type="overlay", source="overlay", options=options + _fixed_options())
 
 
 @final
-class OverlaySnapshotter(BaseSnapshotter):
+class OverlaySnapshotter(UnionSnapshotter):
     """Snapshots as overlay layers."""
 
     name = "overlay"
+    markers = OverlayMarkers()
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 
     def _make(self, record: Snapshot, below: Sequence[Path]) -> None:
@@ -56,26 +55,15 @@ class OverlaySnapshotter(BaseSnapshotter):
             work.mkdir(mode=0o711)
             work.chmod(0o711)
 
-    def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
-        tree = self._tree(record)
-        if record.kind == Kind.ACTIVE and below:
-            return [overlay_mount(below, tree.parent)]
-        if len(below) > 1:
-            return [overlay_mount(below)]
-        access = "rw" if record.kind == Kind.ACTIVE else "ro"
-        source = below[0] if below else tree
-        return [Mount(type="bind", source=str(source), options=["rbind", access])]
-
-    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
-        settle(layer, notes, below, OverlayMarkers())
-        return Usage(notes.size, notes.inodes)
+    def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
+        return overlay_mount(layers, upper)
 
 
 def _try_mount(folder: Path) -> None:
     for name in ("lower", "upper/fs", "upper/work", "merged"):
         (folder / name).mkdir(parents=True)
     (folder / "lower" / "file").touch()
-    mount = overlay_mount([folder / "lower"], folder / "upper")
+    mount = overlay_mount([folder / "lower"], folder / "upper" / "fs")
     with mounted([mount], folder / "merged"):
         os.unlink(folder / "merged" / "file")
 

@@ -1,24 +1,29 @@
-"""Settles an applied layer on top of its parents for a union file system.
+"""What overlay and aufs share: layers in folders of their own, combined when they are mounted.
 
-Sync. Overlay and aufs combine layers when they are mounted; what the layer asked of its parents
-(`engine.diff.notes`) becomes markers and attributes here. Whiteouts of what is not there are not
+Sync. What an applied layer asked of its parents (`engine.diff.notes`) becomes markers and attributes
+when it is settled on them. Whiteouts of what is not there are not
 made: they would show where a single layer is bind-mounted.
 """
 
 import os
 import stat
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from engine.diff.notes import Notes
 from engine.fs.attributes import beneath, copy_attributes, keeping_time
 from engine.fs.kernel import open_beneath
-from snapshotters.base import folder_descriptor
+from engine.kv.schema import Snapshot
+from engine.mount import Mount
+from engine.snapshots import Kind, Usage
+from snapshotters.base import BaseSnapshotter, folder_descriptor
 from snapshotters.markers import Markers
 
-__all__ = ["settle"]
+__all__ = ["UnionSnapshotter"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
@@ -84,15 +89,6 @@ class _Below:
         """Return what shows in the root."""
         names = {os.fsencode(name) for layer in self._layers for name in os.listdir(layer)}
         return {name for name in names if self.find(name) is not None}
-
-
-def settle(layer: int, notes: Notes, below: Sequence[Path], markers: Markers) -> None:
-    """Turn the notes of the layer at descriptor `layer` into markers and attributes."""
-    if not below:
-        return
-    with ExitStack() as opened:
-        lowers = [opened.enter_context(folder_descriptor(path)) for path in below]
-        _Settling(layer, _Below(lowers, markers), markers).settle(notes)
 
 
 class _Settling:
@@ -171,3 +167,29 @@ class _Settling:
                     for entry in entries
                     if entry.is_dir(follow_symlinks=False)
                 ]
+
+
+class UnionSnapshotter(BaseSnapshotter):
+    """A snapshotter whose snapshots are layers; subclasses say how they are marked and mounted."""
+
+    markers: ClassVar[Markers]
+
+    @abstractmethod
+    def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
+        """Return the mount of `layers`, nearest first, writable where there is an upper folder."""
+
+    def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
+        tree = self._tree(record)
+        is_active = record.kind == Kind.ACTIVE
+        if below and (is_active or len(below) > 1):
+            return [self._union(below, tree if is_active else None)]
+        options = ["rbind", "rw" if is_active else "ro"]
+        return [Mount(type="bind", source=str(below[0] if below else tree), options=options)]
+
+    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
+        if below:
+            with ExitStack() as opened:
+                lowers = [opened.enter_context(folder_descriptor(path)) for path in below]
+                merged = _Below(lowers, self.markers)
+                _Settling(layer, merged, self.markers).settle(notes)
+        return Usage(notes.size, notes.inodes)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,14 +43,16 @@ def _mounts_below(folder: Path) -> list[str]:
 
 
 def children() -> set[int]:
-    """Return the process IDs of this process's children."""
-    listing = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    return {int(line.split()[0]) for line in listing.splitlines() if "ps" not in line.split()[1:]}
+    """Return the process IDs of this process's children, the dead but unreaped among them."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, _, rest = stat.read_text(encoding="utf-8", errors="replace").partition(" (")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(rest.rpartition(") ")[2].split()[1]) == os.getpid():
+            found.add(int(pid))
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -36,9 +36,9 @@ _MAIN = (
 )
 # Where a worker dies, which the main process survives to report.
 _WORKER = (
-    ("import", "apply.entry", (1, 900)),
+    ("import", "apply.entry", (1, 300)),
     ("import", "apply.finish", (1,)),
-    ("unpack", "apply.entry", (500,)),
+    ("unpack", "apply.entry", (200,)),
     ("unpack", "apply.finish", (1,)),
 )
 # The copy backend does its work at commit: there it has most to lose.

@@ -33,13 +33,6 @@ STACKS = [param for param in INPUTS if _is_applied_stack(param.values[0])]
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    made = World(tmp_path)
-    monkeypatch.chdir(tmp_path / "cwd")
-    return made
-
-
-@pytest.fixture
 def bounded(request, monkeypatch):
     """Lower the bounds that the input asks for."""
     for name, value in request.getfixturevalue("case").limits.items():
@@ -66,7 +59,3 @@ def test_backends_agree(case: Input, stores: Stores, world: World):
     }
     for name in fitting[1:]:
         assert differences(trees[fitting[0]], trees[name]) == []
-
-
-def test_path_beyond_the_kernels_limit(stores: Stores, world: World):
-    """P-16: a link that a resolver of whole paths gives up on, and the kernel would follow out."""
