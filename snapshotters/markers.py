@@ -95,4 +95,8 @@ def _exists(folder: int, name: bytes) -> bool:
 
 def _touch(folder: int, name: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(name, flags, 0o444, dir_fd=folder))
+    marker = os.open(name, flags, 0o444, dir_fd=folder)
+    try:
+        os.fchmod(marker, 0o444)  # whatever the umask of the process is
+    finally:
+        os.close(marker)

@@ -65,9 +65,8 @@ def resolve(
 ) -> ResolvedImage:
     """Return the image that `target` means on `platform`.
 
-    `chosen` says that the caller chose `target` for the platform, which its config must
-    bear out. Raises NotFound if there is none for the platform, Refused for documents that break a
-    rule.
+    `chosen` says that the caller chose `target` for the platform, which its config must bear out.
+    Raises NotFound if there is none for the platform, Refused for documents that break a rule.
     """
     path = [target]
     while path[-1].media_type in INDEXES:

@@ -1,0 +1,555 @@
+"""The collector rule by rule: what holds, what does not, faults in the middle, other processes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from engine import processes
+from engine.errors import DataLoss, EngineError, FailedPrecondition
+from engine.failpoints import armed
+from engine.gc.collect import Node, collect, holders
+from engine.gc.mark import reachable
+from engine.kv import keys
+from engine.kv.schema import CHILDREN, EXTENT, IMAGES, LEASES, SNAPSHOTS, TRASH, Child, Lease, now
+from engine.metadata import leases
+from engine.metadata.leases import leased
+from engine.metadata.lineage import MetaStore
+from engine.oci.digest import digest_of
+from engine.oci.documents import Descriptor
+from engine.snapshots import Commit, Kind
+from engine.stores import Stores
+from tests.engine.image_files import MANIFEST, Files, extents, import_image, records, state
+
+ROOT = {"containerd.io/gc.root": "2020-01-01T00:00:00Z"}
+CONTENT = "containerd.io/gc.ref.content"
+SNAPSHOT = "containerd.io/gc.ref.snapshot"
+
+
+def put(stores, data: bytes, labels=None, lease=""):
+    with stores.content.ingest(f"put {digest_of(data)}", lease=lease) as writer:
+        writer.write(data)
+        return writer.commit(labels).digest
+
+
+def name(stores, image, digest):
+    size = stores.content.info(digest).size
+    stores.images.put_all({image: Descriptor(media_type=MANIFEST, digest=digest, size=size)})
+
+
+def blobs(stores):
+    return {blob.digest for blob in stores.content.walk()}
+
+
+def hold(stores, lease: Lease, *digests):
+    with stores.root.meta.write() as txn:
+        LEASES.put(txn, lease, "default", lease.id)
+    for digest in digests:
+        stores.content.info(digest, lease=lease.id)
+
+
+# -- what holds a blob ------------------------------------------------------------------------
+
+HELD = {
+    f"{CONTENT}": True,
+    f"{CONTENT}.config": True,
+    f"{CONTENT}.l.0": True,
+    f"{CONTENT}/anything": True,
+    f"{CONTENT}s": False,
+    "containerd.io/gc.ref.contents.0": False,
+    "io.containerd.gc.ref.content": False,
+    f"{SNAPSHOT}.overlay": False,
+}
+
+
+@pytest.mark.parametrize(("key", "holds"), HELD.items())
+def test_labels_that_hold_content(stores, key, holds):
+    below = put(stores, b"below")
+    name(stores, "a", put(stores, b"above", {key: below}))
+    stores.collect()
+    assert (below in blobs(stores)) == holds
+
+
+@pytest.mark.parametrize("key", ["containerd.io/gc.root", "containerd.io/gc.root.why", "containerd.io/gc.rootx"])
+def test_gc_13_a_root_label_holds_whatever_its_value(stores, key):
+    """Its name is matched as containerd does, by its beginning: in doubt the object stays."""
+    root = put(stores, b"root", {key: "no date"})
+    stores.collect()
+    assert blobs(stores) == {root}
+
+
+def test_gc_13_a_label_with_nonsense_holds_its_own_object_no_less(stores):
+    held = put(stores, b"x", {f"{CONTENT}.0": "not a digest", f"{SNAPSHOT}.": "", f"{SNAPSHOT}.x": "?"})
+    name(stores, "a", held)
+    stores.collect()
+    assert blobs(stores) == {held}
+
+
+def test_an_image_holds_as_long_as_one_name_is_left(stores):
+    held = put(stores, b"x")
+    name(stores, "a", held)
+    name(stores, "b", held)
+    for image, left in (("a", {held}), ("b", set())):
+        stores.images.remove(image)
+        stores.collect()
+        assert blobs(stores) == left
+
+
+def test_gc_05_a_lease_holds_what_is_found_and_what_that_refers_to(stores):
+    below = put(stores, b"below")
+    above = put(stores, b"above", {CONTENT: below})
+    with leased(stores.root.meta, "default") as lease:
+        stores.content.info(above, lease=lease)
+        made = put(stores, b"made", lease=lease)
+        stores.collect()
+        assert blobs(stores) == {above, below, made}
+    stores.collect()
+    assert not blobs(stores)
+
+
+_DAY = 86_400 * 10**9
+
+LEASES_HELD = {
+    "without end": (lambda: Lease(id="x", created=1), True),
+    "for a day": (lambda: Lease(id="x", created=1, expires=now() + _DAY), True),
+    "expired": (lambda: Lease(id="x", created=1, expires=now() - 1), False),
+    "of this process": (lambda: Lease(id="x", created=1, owner=processes.myself()), True),
+    "of an earlier boot": (
+        lambda: Lease(id="x", created=1, owner=msgspec.structs.replace(processes.myself(), boot="x")),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "holds"), LEASES_HELD.values(), ids=LEASES_HELD)
+def test_gc_05_which_leases_hold(stores, make, holds):
+    digest = put(stores, b"x")
+    hold(stores, make(), digest)
+    collected = stores.collect()
+    assert (digest in blobs(stores)) == holds
+    assert collected.leases == ([] if holds else ["x"])
+    # GC-14: a lease that holds is never taken away.
+    assert bool(records(stores)["leases"]) == holds
+
+
+def test_gc_14_a_lease_that_is_left_takes_its_members_list_along(stores):
+    hold(stores, Lease(id="x", created=1, expires=1), put(stores, b"x"))
+    stores.collect()
+    assert not any(records(stores).values())
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_gc_06_ingests_live_with_their_lease(stores, ended):
+    with leased(stores.root.meta, "default") as lease:
+        writer = stores.content.ingest("x", lease=lease)
+        writer.write(bytes(EXTENT + 1))
+        if not ended:
+            assert stores.collect().ingests == []
+            writer.commit()
+            assert len(blobs(stores)) == 1
+    if ended:
+        assert stores.collect().ingests == ["x"]
+        assert not extents(stores)
+        with pytest.raises(FailedPrecondition):
+            writer.commit()
+        stores.content.cleanup()
+    stores.collect()
+    assert not any(records(stores).values())
+    assert not extents(stores)
+
+
+def test_gc_12_another_namespace_is_left_alone(stores):
+    other = Stores(stores.root, "other", stores.platform)
+    put(other, b"theirs")
+    put(stores, b"ours")
+    before = records(other)["blobs"]
+    assert stores.collect().blobs == [digest_of(b"ours")]
+    assert [entry for entry in before if entry in records(stores)["blobs"]] == records(stores)["blobs"]
+    assert other.content.verify(digest_of(b"theirs"))
+
+
+def test_cycles_and_edges_to_nothing(stores):
+    one, two = digest_of(b"one"), digest_of(b"two")
+    put(stores, b"one", {f"{CONTENT}.0": two, f"{CONTENT}.1": digest_of(b"absent")})
+    put(stores, b"two", {f"{CONTENT}.0": one, f"{CONTENT}.1": two, f"{SNAPSHOT}.none": "absent"})
+    name(stores, "a", one)
+    stores.collect()
+    assert blobs(stores) == {one, two}
+    stores.images.remove("a")
+    stores.collect()
+    assert not blobs(stores)
+
+
+def test_gc_16_a_root_that_cannot_be_read_ends_the_collection(stores):
+    """Taking a damaged image for an absent one would delete all that it holds."""
+    name(stores, "a", put(stores, b"x"))
+    put(stores, b"garbage")
+    with stores.root.meta.write() as txn:
+        key = keys.encode(["default", "docker.io/library/a:latest"])
+        txn.raw.put(key, b"\xc1", db=txn.databases[IMAGES.name])
+    before = state(stores)
+    for dry_run in (True, False):
+        with pytest.raises(DataLoss):
+            stores.collect(dry_run=dry_run)
+    assert state(stores) == before
+
+
+# -- snapshots --------------------------------------------------------------------------------
+
+
+def chain(stores, *names, labels=None, lease=""):
+    """Commit a stack of snapshots that have folders."""
+    backend, parent = stores.snapshotter("copy"), ""
+    for layer in names:
+        backend.prepare(f"{layer} active", parent, lease=lease)
+        backend.commit(Commit(name=layer, key=f"{layer} active", labels=labels or {}), lease=lease)
+        parent = layer
+    return backend
+
+
+def snapshots(stores):
+    return {info.key for info in stores.snapshotter("copy").walk()}
+
+
+def folders(stores):
+    return len(list((stores.root.snapshots / "copy").iterdir()))
+
+
+def test_a_config_holds_a_snapshot_and_all_below(stores):
+    chain(stores, "1", "2", "3")
+    chain(stores, "x", "y")
+    name(stores, "a", put(stores, b"config", {f"{SNAPSHOT}.copy": "2"}))
+    collected = stores.collect()
+    assert snapshots(stores) == {"1", "2"}
+    assert folders(stores) == 2
+    assert set(collected.snapshots) == {Node(leases.SNAPSHOT, "copy", key) for key in "3xy"}
+    assert not list(stores.root.trash.iterdir())
+
+
+@pytest.mark.parametrize("make", ["prepare", "view"])
+def test_gc_20_what_may_be_in_use_holds(stores, make):
+    backend = chain(stores, "1", "2")
+    getattr(backend, make)("rootfs", "2")
+    stores.collect()
+    assert snapshots(stores) == {"1", "2", "rootfs"}
+    backend.remove("rootfs")
+    stores.collect()
+    assert not snapshots(stores)
+
+
+def test_work_in_progress_lives_with_its_lease(stores):
+    with leased(stores.root.meta, "default") as lease:
+        chain(stores, "1", lease=lease).prepare("work", "1", lease=lease)
+        stores.collect()
+        assert snapshots(stores) == {"1", "work"}
+    stores.collect()
+    assert not snapshots(stores)
+    assert not folders(stores)
+
+
+def test_a_snapshot_may_be_a_root_and_hold_content(stores):
+    held = put(stores, b"x")
+    backend = chain(stores, "1")
+    backend.update("1", {**ROOT, f"{CONTENT}.0": held})
+    stores.collect()
+    assert (snapshots(stores), blobs(stores)) == ({"1"}, {held})
+
+
+def test_gc_03_children_go_first(stores):
+    """In whatever order the names sort."""
+    chain(stores, "b", "c", "a")
+    order = [node.key for node in stores.collect().snapshots]
+    assert order == ["a", "c", "b"]
+
+
+def test_gc_02_a_deep_chain_goes_in_one_pass(stores):
+    """Its depth must not be paid for once per snapshot: ten thousand of them are a second's work."""
+    depth = 3000
+    store = MetaStore(stores.root.meta, "copy", "default")
+    record, _ = store.create("seed", Kind.ACTIVE, "", {}, "")
+    steps = [
+        msgspec.structs.replace(
+            record, key=f"{n}", id=n, kind=Kind.COMMITTED, parent=f"{n - 1}" if n else "", lease=""
+        )
+        for n in range(depth)
+    ]
+    with stores.root.meta.write() as txn:
+        for step in steps:
+            SNAPSHOTS.put(txn, step, "copy", "default", step.key)
+            if step.parent:
+                CHILDREN.put(txn, Child(key=step.key), "copy", "default", step.parent, step.key)
+    store.remove("seed")
+    looked_at = count_lookups(stores)
+    assert [node.key for node in looked_at.snapshots] == [str(n) for n in reversed(range(depth))]
+    assert not store.walk()
+
+
+def count_lookups(stores):
+    """Collect, and fail if the work grows with the square of the depth."""
+    calls = 0
+
+    def trace(_frame, event, _argument):
+        nonlocal calls
+        calls += event == "line"
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        collected = collect(stores.root.meta, "default", ["copy"])
+    finally:
+        sys.settrace(old)
+    assert calls < 1_500_000
+    return collected
+
+
+# -- dry run, holders -------------------------------------------------------------------------
+
+
+def test_a_dry_run_predicts_and_changes_nothing(stores):
+    name(stores, "a", put(stores, b"config", {f"{SNAPSHOT}.copy": "2"}))
+    chain(stores, "1", "2", "3")
+    put(stores, b"garbage" * 1000)
+    with leased(stores.root.meta, "default") as lease:
+        stores.content.ingest("left", lease=lease).close()
+    hold(stores, Lease(id="expired", created=1, expires=1))
+    before = state(stores)
+    predicted = stores.collect(dry_run=True)
+    assert state(stores) == before
+    assert predicted == stores.collect()
+    assert predicted.blob_bytes == 7000
+    assert predicted.ingests == ["left"]
+    assert predicted.leases == ["expired"]
+    assert [node.key for node in predicted.snapshots] == ["3"]
+
+
+def test_gc_08_a_second_collection_finds_nothing(stores):
+    put(stores, b"garbage")
+    chain(stores, "1", "2")
+    stores.collect()
+    before = state(stores)
+    again = stores.collect()
+    assert not any((again.blobs, again.snapshots, again.ingests, again.leases))
+    assert (again.blob_bytes, again.snapshot_bytes) == (0, 0)
+    assert state(stores) == before
+
+
+def test_holders(stores):
+    below = put(stores, b"below")
+    above = put(stores, b"above", {CONTENT: below})
+    name(stores, "a", above)
+    name(stores, "b", above)
+    node = Node(leases.CONTENT, "", below)
+    found = holders(stores.root.meta, "default", [], node)
+    assert found == ["docker.io/library/a:latest", "docker.io/library/b:latest"]
+    with pytest.raises(FailedPrecondition, match="belongs to image"):
+        stores.remove_blob(below)
+    stores.images.remove("a")
+    stores.images.remove("b")
+    stores.remove_blob(below)
+    assert blobs(stores) == {above}
+
+
+def test_mark():
+    edges = {1: [2, 3], 2: [1], 3: [4], 5: [1], 6: [6]}
+    assert reachable([1, 1], lambda node: edges.get(node, [])) == {1, 2, 3, 4}
+    assert reachable([], lambda _: [1]) == set()
+    assert len(reachable([0], lambda n: [n + 1] if n < 50_000 else [])) == 50_001
+
+
+# -- faults -----------------------------------------------------------------------------------
+
+
+def some_garbage(stores):
+    """Make what goes and what stays, of every kind that has bytes or folders."""
+    files = Files()
+    path = files.name(files.image()).folder(stores.root.path.parent / "image")
+    import_image(stores, path)
+    for data in (b"1", b"2", b"3"):
+        put(stores, data * EXTENT)
+    chain(stores, "keep")
+    stores.snapshotter("copy").update("keep", ROOT)
+    chain(stores, "a", "b", "c")
+
+
+def settled(stores):
+    """Return what must be the same after any recovery."""
+    found = records(stores)
+    found.pop("snapshots")  # its times differ from one store to the next
+    numbers = {blob.number for blob in stores.content.walk()}
+    assert {number for number, _ in extents(stores)} == numbers
+    for blob in stores.content.walk():
+        stores.content.verify(blob.digest)
+    assert not found["trash"]
+    assert not list(stores.root.trash.iterdir())
+    assert folders(stores) == len(snapshots(stores))
+    return {name: len(entries) for name, entries in found.items()}, snapshots(stores), blobs(stores)
+
+
+_POINTS = [
+    *[("gc.swept", 1)],
+    *[("trash.moved", nth) for nth in (1, 2, 3)],
+    *[("trash.emptied", nth) for nth in (1, 2, 3)],
+]
+
+
+@pytest.mark.parametrize("action", ["error", "eio"])
+@pytest.mark.parametrize(("point", "nth"), _POINTS)
+def test_gc_09_a_fault_is_made_good_by_the_next_collection(stores, point, nth, action):
+    some_garbage(stores)
+    with armed(point, action, nth):
+        try:
+            stores.collect()
+        except (EngineError, OSError):
+            assert point != "trash.moved", "one folder that resists does not end the rest (GC-21)"
+    assert snapshots(stores) == {"keep"}
+    assert len(blobs(stores)) == 3
+    stores.collect()
+    counts, kept, digests = settled(stores)
+    assert (kept, len(digests)) == ({"keep"}, 3)
+    assert counts["images"] == 1
+
+
+_COLLECTOR = """
+import sys
+from pathlib import Path
+from engine.failpoints import arm
+from engine.oci.platform import Platform
+from engine.stores import open_stores
+arm(sys.argv[2])
+with open_stores(Path(sys.argv[1]), "default", Platform(os="linux", architecture="amd64")) as stores:
+    stores.collect()
+"""
+
+
+@pytest.mark.parametrize("point", ["gc.swept=kill", "trash.moved=kill@2", "trash.emptied=kill@2"])
+def test_gc_09_a_collector_that_is_killed(stores, point):
+    some_garbage(stores)
+    child = subprocess.run(
+        [sys.executable, "-c", _COLLECTOR, str(stores.root.path), point], check=False, timeout=60
+    )
+    assert child.returncode == -signal.SIGKILL
+    stores.collect()
+    _, kept, digests = settled(stores)
+    assert (kept, len(digests)) == ({"keep"}, 3)
+
+
+def waiting(stores):
+    with stores.root.meta.read() as txn:
+        return len(TRASH.scan(txn))
+
+
+def test_gc_21_a_folder_that_resists_is_tried_again(stores):
+    chain(stores, "1", "2")
+    blocked = stores.root.trash / "copy-1"
+    blocked.write_bytes(b"in the way")
+    stores.collect()
+    assert not snapshots(stores)
+    assert waiting(stores) == 1
+    blocked.unlink()
+    stores.collect()
+    assert waiting(stores) == 0
+    assert not folders(stores)
+
+
+# -- other processes --------------------------------------------------------------------------
+
+_CHILD = """
+import os, sys
+from pathlib import Path
+from engine.metadata.leases import leased
+from engine.oci.platform import Platform
+from engine.stores import open_stores
+with open_stores(Path(sys.argv[1]), "default", Platform(os="linux", architecture="amd64")) as stores:
+    with leased(stores.root.meta, "default") as lease:
+        with stores.content.ingest("done", lease=lease) as writer:
+            writer.write(b"leased")
+            writer.commit()
+        stores.content.ingest("begun", lease=lease).write(bytes(1 << 20))
+        stores.snapshotter("copy").prepare("work", lease=lease)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        os._exit(0)
+"""
+
+
+def test_gc_05_a_lease_lives_as_long_as_its_process(stores):
+    """What a living process leased stays; what a dead one left behind goes, its lease with it."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(stores.root.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout.readline() == "ready\n"
+        while_alive = stores.collect()
+        kept = (blobs(stores), snapshots(stores), len(stores.content.statuses()))
+    finally:
+        child.communicate("go\n")
+    assert not any((while_alive.blobs, while_alive.snapshots, while_alive.ingests, while_alive.leases))
+    assert kept == ({digest_of(b"leased")}, {"work"}, 1)
+    after = stores.collect()
+    assert (after.blobs, after.ingests, len(after.leases)) == ([digest_of(b"leased")], ["begun"], 1)
+    assert not any(records(stores).values())
+    assert not extents(stores)
+    assert not folders(stores)
+
+
+_IMPORTER = """
+import sys
+from pathlib import Path
+from engine.archive.importer import import_images
+from engine.metadata.leases import leased
+from engine.oci.platform import Platform
+from engine.progress import silent
+from engine.stores import open_stores
+folder = Path(sys.argv[2])
+platform = Platform(os="linux", architecture="amd64")
+with open_stores(Path(sys.argv[1]), "default", platform) as stores:
+    for number in range(25):
+        with leased(stores.root.meta, "default") as lease:
+            (found,) = import_images(
+                folder, stores.content, platform=platform, spool=stores.root.trash, lease=lease, report=silent
+            )
+            if number % 5 == 4:
+                stores.images.put_all({f"kept:{number}": found.target})
+"""
+
+
+def test_gc_01_collections_beside_imports(stores, tmp_path):
+    """The image is named five times out of twenty-five: garbage and found again in between."""
+    files = Files()
+    path = files.name(files.image([b"\0" * 1024, bytes(3 * EXTENT)])).folder(tmp_path / "image")
+    stores.snapshotter("copy")
+    child = subprocess.Popen([sys.executable, "-c", _IMPORTER, str(stores.root.path), str(path)])
+    try:
+        while child.poll() is None:
+            stores.collect()
+            for image in stores.images.walk():
+                for layer in stores.resolve(image.target).layers:
+                    stores.content.info(layer.descriptor.key)
+    finally:
+        child.wait()
+    assert child.returncode == 0
+    assert len(stores.images.walk()) == 5
+    stores.collect()
+    for digest in blobs(stores):
+        stores.content.verify(digest)
+    assert len(blobs(stores)) == 4
+    assert {number for number, _ in extents(stores)} == {blob.number for blob in stores.content.walk()}
+
+
+def test_two_collectors(stores):
+    """Both delete what either dropped; neither minds."""
+    some_garbage(stores)
+    command = [sys.executable, "-c", _COLLECTOR, str(stores.root.path), ""]
+    children = [subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "error"}) for _ in range(2)]
+    stores.collect()
+    assert [child.wait() for child in children] == [0, 0]
+    stores.collect()
+    _, kept, digests = settled(stores)
+    assert (kept, len(digests)) == ({"keep"}, 3)
