@@ -14,6 +14,7 @@ import trio
 
 from engine.archive.importer import Imported, import_images
 from engine.content.image import ResolvedImage
+from engine.errors import InvalidArgument
 from engine.failpoints import hit
 from engine.gc.collect import Collected
 from engine.kv.schema import Image
@@ -72,6 +73,10 @@ class Engine:
                         report=_cancellable(report),
                     )
                 )
+                if name and len(found) > 1:
+                    raise InvalidArgument(
+                        f"{path} holds {len(found)} images, too many for the name {name}; leave it out"
+                    )
                 if snapshotter:
                     backend = await self._snapshotter(snapshotter)
                     for imported in found:

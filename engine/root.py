@@ -85,9 +85,7 @@ class Root:
         # Another process may be making the root just now: lock first, format next, then the rest.
         foreign = [path for path in self.path.iterdir() if not _OURS.fullmatch(path.name)]
         if foreign and not (self.path / "format").exists():
-            raise InvalidArgument(
-                f"root {self.path} is in use for something else; name an empty folder"
-            )
+            raise InvalidArgument(f"root {self.path} is in use for something else; name an empty folder")
         if stat.S_IMODE(info.st_mode) & 0o077:
             self.path.chmod(0o700)
 

@@ -73,17 +73,23 @@ class Stores:
 
     # -- mounts -------------------------------------------------------------------------------
 
+    @staticmethod
+    def mount_point(target: Path) -> Path:
+        """Return the folder that `target` means if it is free to mount on; raise what `mount` would."""
+        target = target.resolve()
+        if not target.is_dir():
+            raise NotFound(f"{target} is not a folder; make it first")
+        if is_mounted(target):
+            raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
+        return target
+
     def mount(self, image: Image, snapshotter: Snapshotter, target: Path, *, rw: bool) -> Info:
         """Mount an unpacked image at a folder: read-only, or with a writable snapshot of its own.
 
         A writable snapshot that an earlier mount left at the same target is used again. Raises
         NotFound for an image that is not unpacked, FailedPrecondition for a target in use.
         """
-        target = target.resolve()
-        if not target.is_dir():
-            raise NotFound(f"{target} is not a folder; make it first")
-        if is_mounted(target):
-            raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
+        target = self.mount_point(target)
         parent = self._top(image, snapshotter)
         key = f"{MOUNT_KEY}{target}"
         mounts = self._snapshot_for(snapshotter, key, parent, rw=rw)
@@ -142,6 +148,15 @@ class Stores:
                     self._drop(snapshotter, key)
                 return info
         raise NotFound(f"lamina has mounted nothing at {target}")
+
+    @staticmethod
+    def remove_snapshot(snapshotter: Snapshotter, key: str) -> None:
+        """Remove a snapshot by hand. NotFound, FailedPrecondition with children or while mounted."""
+        target = key.removeprefix(MOUNT_KEY)
+        # A mounted view is made of its parents' folders alone: only its key tells where it is.
+        if target != key and is_mounted(Path(target)):
+            raise FailedPrecondition(f"snapshot {key} is mounted; run `lamina umount {target}` first")
+        snapshotter.remove(key)
 
     @staticmethod
     def _drop(snapshotter: Snapshotter, key: str) -> None:

@@ -181,7 +181,9 @@ class _Import:
         expected = diff_id if packing is Compression.NONE else None
         digest = expected
         try:
-            ref = f"import-{diff_id}-{size}-{packing}"
+            # Without a digest to resume towards, only this import may go on with what it wrote: the
+            # same tree packed by another tool has other bytes.
+            ref = f"import-{expected or f'{self.lease}-{diff_id}'}"
             with self.content.ingest(ref, lease=self.lease, expected=expected, total=size) as writer:
                 self._copy(name, writer, size, diff_id)
                 digest = parse_digest(writer.commit().digest)

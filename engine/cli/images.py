@@ -23,7 +23,7 @@ _replace = click.option("--replace", is_flag=True, help="Let a name move to anot
 
 
 @click.command("import")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path, readable=False))
 @click.option("--name", help="Name of the image, instead of what its archive says.")
 @snapshotter_option
 @platform_option

@@ -56,7 +56,7 @@ def _default_root() -> Path:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=_default_root,
     help="Folder of the store.",
     show_default="/var/lib/lamina, or ~/.local/share/lamina when not root",
@@ -76,16 +76,27 @@ for group in (images, mounts, content, snapshots, store, demo):
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(_guarded(lambda: lamina.main(standalone_mode=False)))
+    sys.exit(_guarded(_run))
 
 
-def _guarded(run: Callable[[], object]) -> int:
+def _run() -> int:
+    code = 0
+    try:
+        # Not click's `main`: it has ways of its own with an interrupt and with a closed pipe.
+        with lamina.make_context("lamina", sys.argv[1:]) as context:
+            lamina.invoke(context)
+    except click.exceptions.Exit as done:  # after --help and --version
+        code = done.exit_code
+    sys.stdout.flush()  # here, where a failure is still explained
+    return code
+
+
+def _guarded(run: Callable[[], int]) -> int:
     try:
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
-        result = run()
+        return run()
     except BaseException as error:  # noqa: BLE001  the one place that turns errors into codes
         return _explain(error)
-    return result if isinstance(result, int) else 0
 
 
 def _explain(error: BaseException) -> int:
@@ -97,15 +108,26 @@ def _explain(error: BaseException) -> int:
         say(f"lamina: {error}")
         return exit_code(error)
     if isinstance(error, click.ClickException):
-        error.show()
+        _show(error)
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         say("lamina: interrupted")
         return 130
-    if isinstance(error, BrokenPipeError):
-        # The reader of our output left, as `head` does; nothing more can be written there.
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        # The reader of our output left, as `head` does; nothing more can be written there. Rich
+        # makes an exit of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     raise error
+
+
+def _show(error: click.ClickException) -> None:
+    """Tell what click has to say in one line, as all errors are; help is shown whole."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    say(f"lamina: {message}" + (f"; see `{context.command_path} --help`" if context else ""))

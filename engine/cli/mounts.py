@@ -11,7 +11,7 @@ from engine.snapshots import Info, Kind
 
 __all__ = ["COMMANDS"]
 
-_folder = click.argument("target", type=click.Path(path_type=Path))
+_folder = click.argument("target", type=click.Path(path_type=Path, readable=False))
 
 
 @click.command("mount")
@@ -29,6 +29,7 @@ def mount(
     async def work(engine: Engine) -> Info:
         stores = engine.stores
         backend = stores.snapshotter(snapshotter)
+        stores.mount_point(target)  # before the long part, not after it
         with progress() as report:
             await engine.unpack(name, snapshotter=backend.name, report=report)
         return stores.mount(stores.images.get(name), backend, target, rw=rw)

@@ -31,9 +31,9 @@ __all__ = [
     "short",
 ]
 
-# A pipe has no width: rich would cut lines at 80.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-_messages = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe has no width: rich would cut lines at 80. Names are shown as they are: `:ox:` is no ox.
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
+_messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -104,9 +104,7 @@ def progress() -> Iterator[Report]:
                 else f"{human_bytes(done)} of {human_bytes(total)}"
             )
             if key not in tasks:
-                tasks[key] = bars.add_task(
-                    short(item), total=total, step=step, amount=amount
-                )
+                tasks[key] = bars.add_task(short(item), total=total, step=step, amount=amount)
             bars.update(tasks[key], completed=done, amount=amount)
             if done >= total:
                 bars.update(tasks[key], visible=False)

@@ -111,7 +111,7 @@ def remove(context: Context, keys: tuple[str, ...], snapshotter: str | None) -> 
     """Remove snapshots that nothing stands on."""
     with context.stores() as stores:
         for key in keys:
-            _holding(stores, snapshotter, key).remove(key)
+            stores.remove_snapshot(_holding(stores, snapshotter, key), key)
         stores.cleanup()
 
 

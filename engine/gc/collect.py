@@ -127,14 +127,14 @@ class _Graph:
 
         def depth(key: tuple[str, str]) -> int:
             chain = []
-            while key in self.snapshots and key not in depths:
-                depths[key] = 0
-                chain.append(key)
-                key = (key[0], self.snapshots[key].parent)
-            below = depths.get(key, -1)
-            for above, each in enumerate(reversed(chain), start=1):
-                depths[each] = below + above
-            return depths.get(key, 0) if not chain else depths[chain[0]]
+            below = key
+            while below in self.snapshots and below not in depths:
+                depths[below] = 0  # so that a damaged store with a circle of parents ends here
+                chain.append(below)
+                below = (below[0], self.snapshots[below].parent)
+            lowest = depths.get(below, -1) + 1
+            depths.update((each, lowest + above) for above, each in enumerate(reversed(chain)))
+            return depths[key]
 
         return sorted(keys, key=lambda key: (-depth(key), key))
 

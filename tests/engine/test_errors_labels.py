@@ -84,7 +84,7 @@ LMDB_KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("cause", "kind"), LMDB_KINDS, ids=lambda v: str(v))
+@pytest.mark.parametrize(("cause", "kind"), LMDB_KINDS, ids=str)
 def test_lmdb_errors(tmp_path, cause, kind):
     with Root(tmp_path / "root") as root:
         with pytest.raises(EngineError) as raised, root.meta.write():

@@ -73,7 +73,9 @@ def test_labels_that_hold_content(stores, key, holds):
     assert (below in blobs(stores)) == holds
 
 
-@pytest.mark.parametrize("key", ["containerd.io/gc.root", "containerd.io/gc.root.why", "containerd.io/gc.rootx"])
+@pytest.mark.parametrize(
+    "key", ["containerd.io/gc.root", "containerd.io/gc.root.why", "containerd.io/gc.rootx"]
+)
 def test_gc_13_a_root_label_holds_whatever_its_value(stores, key):
     """Its name is matched as containerd does, by its beginning: in doubt the object stays."""
     root = put(stores, b"root", {key: "no date"})
@@ -513,7 +515,12 @@ with open_stores(Path(sys.argv[1]), "default", platform) as stores:
     for number in range(25):
         with leased(stores.root.meta, "default") as lease:
             (found,) = import_images(
-                folder, stores.content, platform=platform, spool=stores.root.trash, lease=lease, report=silent
+                folder,
+                stores.content,
+                platform=platform,
+                spool=stores.root.trash,
+                lease=lease,
+                report=silent,
             )
             if number % 5 == 4:
                 stores.images.put_all({f"kept:{number}": found.target})
@@ -547,7 +554,9 @@ def test_two_collectors(stores):
     """Both delete what either dropped; neither minds."""
     some_garbage(stores)
     command = [sys.executable, "-c", _COLLECTOR, str(stores.root.path), ""]
-    children = [subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "error"}) for _ in range(2)]
+    children = [
+        subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "error"}) for _ in range(2)
+    ]
     stores.collect()
     assert [child.wait() for child in children] == [0, 0]
     stores.collect()

@@ -135,7 +135,11 @@ def test_one_lease_takes_nothing_of_another(stores):
             leases.join(txn, "default", name, item("x"))
         leases.drop(txn, "default", "a")
         assert not LEASE_ITEMS.scan(txn, "default", "a")
-        assert LEASE_ITEMS.scan(txn, "default", "ab") == LEASE_ITEMS.scan(txn, "default", "b") == [item("x")]
+        assert (
+            LEASE_ITEMS.scan(txn, "default", "ab")
+            == LEASE_ITEMS.scan(txn, "default", "b")
+            == [item("x")]
+        )
 
 
 def test_joining(stores):
@@ -159,7 +163,10 @@ HOLDING = {
     "of an earlier boot": (Lease(id="x", created=1, owner=owner(boot="earlier")), False),
     "of a process whose pid is another's": (Lease(id="x", created=1, owner=owner(started=1)), False),
     # It cannot be seen from here whether that process runs: nothing of it may be lost.
-    "of another pid namespace": (Lease(id="x", created=1, owner=owner(namespace="pid:[1]", pid=1)), True),
+    "of another pid namespace": (
+        Lease(id="x", created=1, owner=owner(namespace="pid:[1]", pid=1)),
+        True,
+    ),
     "of this process, expired": (Lease(id="x", created=1, owner=owner(), expires=1), False),
 }
 
@@ -187,7 +194,12 @@ def test_a_snapshot_keeps_its_id_and_no_id_comes_back(lineage):
     record, _ = lineage.create("a", Kind.ACTIVE, "", {}, "")
     lineage.commit("A", "a", None, usage=Usage(5, 2), labels={"k": "v"}, lease="")
     committed = lineage.get("A")
-    assert (committed.id, committed.kind, committed.size, committed.inodes) == (record.id, "committed", 5, 2)
+    assert (committed.id, committed.kind, committed.size, committed.inodes) == (
+        record.id,
+        "committed",
+        5,
+        2,
+    )
     assert committed.labels == {"k": "v"}
     lineage.remove("A")
     again, _ = lineage.create("a", Kind.ACTIVE, "", {}, "")

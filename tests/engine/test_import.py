@@ -10,14 +10,12 @@ import zstandard
 from engine.errors import AlreadyExists, EngineError, NotFound, Refused
 from engine.oci.digest import digest_of
 from engine.oci.platform import Platform
-from engine.testing.archives import archive, docker_archive, layout, member, pack, tar_layout
+from engine.testing.archives import docker_archive, layout, member, pack, tar_layout
 from tests.engine.image_files import (
     AMD64,
     ARM64,
-    CONFIG,
     DOCKER_LIST,
     HELLO,
-    INDEX,
     LAYER,
     MANIFEST,
     WORLD,
@@ -78,7 +76,7 @@ def test_form(stores, tmp_path, form):
     assert names(stores) == ["example.org/a:1"]
     assert layers_of(stores, image.name) == LAYERS
     left = records(stores)
-    assert not (left["leases"] or left["lease_items"] or left["ingests"] or left["trash"])
+    assert not any(left[table] for table in ("leases", "lease_items", "ingests", "trash"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -310,7 +308,9 @@ def test_no_such_platform(stores, tmp_path, shape):
     empty = state(stores)
     with pytest.raises(NotFound, match="riscv64"):
         import_image(
-            stores, files.folder(tmp_path / "image"), platform=Platform(os="linux", architecture="riscv64")
+            stores,
+            files.folder(tmp_path / "image"),
+            platform=Platform(os="linux", architecture="riscv64"),
         )
     assert state(stores) == empty
 
@@ -381,7 +381,9 @@ def test_m_17_a_name_moves_only_when_told(stores, tmp_path):
 def test_names_move_together_or_not_at_all(stores, tmp_path):
     first, second = Files(), Files()
     first.name(first.image([HELLO]), "example.org/b:1")
-    second.name(second.image([WORLD]), "example.org/a:1").name(second.image([WORLD, HELLO]), "example.org/b:1")
+    second.name(second.image([WORLD]), "example.org/a:1").name(
+        second.image([WORLD, HELLO]), "example.org/b:1"
+    )
     import_image(stores, first.folder(tmp_path / "first"))
     with pytest.raises(AlreadyExists):
         import_image(stores, second.folder(tmp_path / "second"))

@@ -63,7 +63,7 @@ def test_scan_finds_a_prefix_and_nothing_else(tmp_path):
 
 def test_an_error_undoes_all_of_a_transaction(tmp_path):
     with Root(tmp_path / "root") as root:
-        with pytest.raises(ZeroDivisionError), root.meta.write() as txn:
+        with pytest.raises(ZeroDivisionError), root.meta.write() as txn:  # noqa: PT012  what came before is undone
             LEASES.put(txn, lease("x"), "a", "x")
             COUNTERS.next(txn, "blob")
             raise ZeroDivisionError
@@ -97,6 +97,8 @@ def test_records_of_a_later_version_keep_what_is_known(tmp_path):
     value = {"version": 2, "id": "x", "created": 1, "colour": "blue"}
     with Root(tmp_path / "root") as root:
         with root.meta.write() as txn:
-            txn.raw.put(keys.encode(["a", "x"]), msgspec.msgpack.encode(value), db=txn.databases["leases"])
+            txn.raw.put(
+                keys.encode(["a", "x"]), msgspec.msgpack.encode(value), db=txn.databases["leases"]
+            )
         with root.meta.read() as txn:
             assert LEASES.get(txn, "a", "x") == Lease(version=2, id="x", created=1)

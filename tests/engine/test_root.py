@@ -82,7 +82,9 @@ def test_an_empty_folder_becomes_a_root(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755])
-@pytest.mark.parametrize("names", [["notes"], ["lock", "notes"], ["meta.lmdb"], [".hidden"], ["formats"]])
+@pytest.mark.parametrize(
+    "names", [["notes"], ["lock", "notes"], ["meta.lmdb"], [".hidden"], ["formats"]]
+)
 def test_a_folder_of_something_else_is_left_alone(tmp_path, mode, names):
     folder = tmp_path / "mine"
     folder.mkdir(mode=mode)
@@ -271,7 +273,7 @@ def test_a_full_map_is_an_error_and_undoes_the_write(tmp_path):
     try:
         with small.write() as txn:
             txn.raw.put(b"before", b"x")
-        with pytest.raises(ResourceExhausted), small.write() as txn:
+        with pytest.raises(ResourceExhausted), small.write() as txn:  # noqa: PT012  which put fails is LMDB's choice
             for number in range(1000):
                 txn.raw.put(b"%d" % number, bytes(1000))
         with small.read() as txn:

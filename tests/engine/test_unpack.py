@@ -50,7 +50,7 @@ def actives(engine: Engine) -> list[str]:
 
 
 def folders(engine: Engine) -> list[Path]:
-    found = [path for path in engine.stores.root.snapshots.glob("*/*")]
+    found = list(engine.stores.root.snapshots.glob("*/*"))
     return found + list(engine.stores.root.trash.iterdir())
 
 

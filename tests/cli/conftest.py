@@ -1,0 +1,45 @@
+"""Fixtures of the command line's tests: images, and stores that hold them, made once and copied."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine.testing.archives import archive, layout, member
+from tests.command import lamina
+
+BASE = archive(
+    member("etc/", "5", mode=0o755),
+    member("etc/name", data=b"lower\n"),
+    member("etc/hidden", data=b"not to be seen\n"),
+)
+CHANGES = archive(member("etc/name", data=b"upper\n"), member("etc/.wh.hidden"))
+OTHER = archive(member("other", data=b"of another image\n"))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout of two layers whose image is called app:1."""
+    return layout(tmp_path_factory.mktemp("image") / "app", [BASE, CHANGES], tag="1")
+
+
+@pytest.fixture(scope="session")
+def other_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another image of the same name."""
+    return layout(tmp_path_factory.mktemp("other") / "app", [OTHER], tag="1")
+
+
+@pytest.fixture(scope="session")
+def _stocked(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Path:
+    root = tmp_path_factory.mktemp("stocked") / "root"
+    lamina(root, "import", "--snapshotter", "overlay", image)
+    return root
+
+
+@pytest.fixture
+def stocked(_stocked: Path, tmp_path: Path) -> Path:
+    """A store with app:1, unpacked for overlay."""
+    root = tmp_path / "root"
+    # shutil has no whiteouts: they are devices.
+    subprocess.run(["cp", "-a", _stocked, root], check=True)
+    return root
