@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from engine.mount import Mount, activate, deactivate, mounted
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_fails, assert_one_line
 from tests.cli.test_commands import CHAIN
-from tests.command import LAMINA, dump, environment, lamina, lamina_json
-from tests.crash.harness import Victim, until
+from tests.command import dump, environment, lamina, lamina_json
+from tests.processes import Victim, until
 
 pytestmark = pytest.mark.root
 
@@ -192,22 +191,13 @@ def test_two_processes_import_different_images(tmp_path: Path, image: Path):
 # -- signals ----------------------------------------------------------------------------------
 
 
-def _interrupted(root: Path, words: list[str], begun: object) -> None:
-    """Press Ctrl-C once `begun` says that work is under way: all of a terminal's group get it."""
-    process = subprocess.Popen(
-        [*LAMINA, "--root", str(root), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment(),
-    )
+def _interrupted(root: Path, words: list[str], begun: Callable[[], object]) -> None:
+    """Interrupt a command once `begun` says that work is under way."""
+    victim = Victim(root, words)
     until(begun)
-    os.killpg(process.pid, signal.SIGINT)
-    out, messages = process.communicate(timeout=60)
-    assert process.returncode == 130, messages
-    assert messages == "lamina: interrupted\n"
-    assert out == ""
+    victim.interrupt()
+    code, messages = victim.wait()
+    assert (code, messages) == (130, "lamina: interrupted\n")
 
 
 def _many_files() -> bytes:

@@ -1,6 +1,9 @@
 """Steps that the compatibility tests share: a peer's tree, ours, and the comparison of both."""
 
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.app import host_platform
@@ -12,7 +15,7 @@ from tests.conftest import peer
 from tests.support import branches
 from tests.union_reader import read_union
 
-__all__ = ["Tree", "assert_same", "our_tree", "run", "umoci_tree"]
+__all__ = ["Tree", "assert_same", "our_tree", "removed", "run", "umoci_tree"]
 
 Tree = dict[bytes, TreeEntry]
 
@@ -29,6 +32,16 @@ def run(*command: object, **options: object) -> str:
     )
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
     return str(done.stdout)
+
+
+@contextmanager
+def removed(folder: Path) -> Iterator[Path]:
+    """Give a folder that goes at once: pytest would keep several gigabytes for three runs."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def umoci_tree(layout: Path, target: Path) -> Tree:

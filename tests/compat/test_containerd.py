@@ -12,9 +12,9 @@ from benchmarks.corpus import build
 from engine.mount import deactivate
 from engine.testing.trees import read_tree
 from tests.command import lamina
-from tests.compat.images import Tree, assert_same, our_tree, run
+from tests.compat.images import Tree, assert_same, our_tree, removed, run
 from tests.conftest import peer
-from tests.crash.harness import until
+from tests.processes import until
 
 pytestmark = [pytest.mark.compat, pytest.mark.root]
 
@@ -55,8 +55,14 @@ class Containerd:
 
 
 @pytest.fixture
-def containerd(tmp_path: Path) -> Iterator[Containerd]:
-    folder = tmp_path / "containerd"
+def place(tmp_path: Path) -> Iterator[Path]:
+    with removed(tmp_path / "place") as folder:
+        yield folder
+
+
+@pytest.fixture
+def containerd(place: Path) -> Iterator[Containerd]:
+    folder = place / "containerd"
     folder.mkdir()
     config = folder / "config.toml"
     config.write_text(_CONFIG.format(folder=folder))
@@ -80,12 +86,12 @@ def _tree(containerd: Containerd, archive: Path, target: Path) -> Tree:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_the_small_image_is_as_containerd_unpacks_it(
-    containerd: Containerd, tmp_path: Path, compression: str
+    containerd: Containerd, place: Path, compression: str
 ):
     for tool in ("debootstrap", "pigz", "zstd"):
         peer(tool)
-    archive = build(tmp_path / "image", "small", compression)
-    theirs = _tree(containerd, archive, tmp_path / "theirs")
-    lamina(tmp_path / "root", "import", "--snapshotter", "overlay", archive)
-    ours = our_tree(tmp_path / "root", "image", "overlay", tmp_path / "ours")
+    archive = build(place / "image", "small", compression)
+    theirs = _tree(containerd, archive, place / "theirs")
+    lamina(place / "root", "import", "--snapshotter", "overlay", archive)
+    ours = our_tree(place / "root", "image", "overlay", place / "ours")
     assert_same(ours, theirs, "containerd")

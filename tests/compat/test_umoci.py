@@ -4,10 +4,8 @@ The image of 1.5 GB takes two minutes and 10 GB of disk, and so runs only with L
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from benchmarks.corpus import COMPRESSIONS, build
 from engine.testing.trees import differences
 from tests.command import lamina, lamina_json
-from tests.compat.images import Tree, assert_same, our_tree, umoci_tree
+from tests.compat.images import Tree, assert_same, our_tree, removed, umoci_tree
 from tests.conftest import peer
 from tests.support import BACKENDS
 
@@ -38,16 +36,6 @@ class Imported:
     name: str = "image:latest"
 
 
-@contextmanager
-def _removed(folder: Path) -> Iterator[Path]:
-    """Give a folder that goes at once: pytest would keep several gigabytes for three runs."""
-    folder.mkdir(exist_ok=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
 def _imported(folder: Path, image_set: str, compression: str) -> Imported:
     for tool in ("debootstrap", "pigz", "zstd"):
         peer(tool)
@@ -59,7 +47,7 @@ def _imported(folder: Path, image_set: str, compression: str) -> Imported:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     """The small image as umoci unpacks it; umoci does not know zstd, and needs not."""
-    with _removed(tmp_path_factory.mktemp("umoci")) as folder:
+    with removed(tmp_path_factory.mktemp("umoci")) as folder:
         build(folder / "image", "small", "gzip")
         yield umoci_tree(folder / "image", folder / "tree")
 
@@ -68,7 +56,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 def small(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Imported]:
-    with _removed(tmp_path_factory.mktemp("small")) as folder:
+    with removed(tmp_path_factory.mktemp("small")) as folder:
         yield _imported(folder, "small", request.param)
 
 
@@ -107,7 +95,7 @@ def test_a_changed_entry_shows_as_a_difference(expected: Tree):
 @large_only
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_the_large_image_is_as_umoci_unpacks_it(compression: str, tmp_path: Path):
-    with _removed(tmp_path / "large") as folder:
+    with removed(tmp_path / "large") as folder:
         large = _imported(folder, "large", compression)
         plain = large.layout
         if compression == "zstd":

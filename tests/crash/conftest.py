@@ -13,7 +13,8 @@ from engine.app import host_platform
 from engine.stores import open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import lamina
-from tests.crash.harness import Case, Victim
+from tests.crash.harness import Case
+from tests.processes import Victim
 from tests.support import tree_of
 
 _BIG = 10 << 20  # more than one write to the store, so that a kill can come between two

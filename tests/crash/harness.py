@@ -1,16 +1,7 @@
-"""Kills commands and checks what they leave: the steps that all crash tests share.
+"""Checks what killed commands leave: the steps that all crash tests share."""
 
-Sync. A victim runs in a session of its own, so that its orphaned workers can be found and waited for.
-"""
-
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -19,12 +10,11 @@ from engine.oci.digest import parse_digest
 from engine.snapshots import Kind
 from engine.stores import Stores, open_stores
 from engine.testing.trees import TreeEntry, differences
-from tests.command import LAMINA, dump, environment
+from tests.command import dump
 from tests.support import tree_of
 
-__all__ = ["Case", "Victim", "assert_nothing_half_done", "collect_all", "until"]
+__all__ = ["Case", "again", "assert_nothing_half_done", "assert_tree", "collect_all"]
 
-_DEADLINE_S = 20.0
 _NAME = "image:latest"
 
 
@@ -49,57 +39,6 @@ class Case:
     def template(self, command: str) -> Path | None:
         """Return the root that a command starts from, None for an empty one."""
         return {"import": None, "unpack": self.imported, "gc": self.unpacked}[command]
-
-
-class Victim:
-    """A command in a process of its own."""
-
-    def __init__(self, root: Path, arguments: list[str], failpoints: str = "") -> None:
-        """Start it and return once it has opened `root`, or ended."""
-        self._lock = root / "lock"
-        self._lock.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            [*LAMINA, "--root", str(root), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=environment(failpoints),
-        )
-        until(lambda: self._lock.exists() or self.process.poll() is not None)
-
-    def kill(self) -> None:
-        """Kill the command alone; its workers have to notice by themselves."""
-        os.kill(self.process.pid, signal.SIGKILL)
-
-    def wait(self) -> tuple[int, str]:
-        """Wait for the command, then for its orphans; return its exit code and its messages."""
-        _, messages = self.process.communicate(timeout=_DEADLINE_S)
-        until(lambda: not _session(self.process.pid))
-        return self.process.returncode, messages
-
-
-def until(done: Callable[[], Any]) -> None:
-    """Poll until `done` says so; fail after a deadline."""
-    end = time.monotonic() + _DEADLINE_S
-    while not done():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.001)
-
-
-def _session(leader: int) -> list[int]:
-    """Return the processes of a session that still run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            # proc(5): after the name come state, ppid, pgrp, session.
-            if int(fields[3]) == leader and fields[0] not in {b"Z", b"X"}:
-                found.append(int(entry.name))
-    return found
 
 
 def assert_nothing_half_done(root: Path, *, named: bool) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from engine import failpoints
 from tests.crash.conftest import copy_template
-from tests.crash.harness import Case, Victim, again, assert_nothing_half_done, collect_all
+from tests.crash.harness import Case, again, assert_nothing_half_done, collect_all
+from tests.processes import Victim
 
 pytestmark = [pytest.mark.crash, pytest.mark.root]
 

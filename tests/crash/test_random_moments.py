@@ -8,7 +8,8 @@ import pytest
 
 from tests.command import lamina, lamina_json
 from tests.crash.conftest import copy_template
-from tests.crash.harness import Case, Victim, again, assert_nothing_half_done, assert_tree, collect_all
+from tests.crash.harness import Case, again, assert_nothing_half_done, assert_tree, collect_all
+from tests.processes import Victim
 
 pytestmark = [pytest.mark.crash, pytest.mark.root]
 
