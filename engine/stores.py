@@ -167,6 +167,8 @@ class Stores:
 
     def collect(self, *, dry_run: bool = False) -> Collected:
         """Drop everything that nothing holds, and delete it; with `dry_run` only say what."""
+        for environment in (self.root.meta, self.root.blobs):
+            environment.check_readers()
         collected = collect(self.root.meta, self.namespace, self._backends(), dry_run=dry_run)
         if not dry_run:
             self.cleanup()

@@ -72,7 +72,7 @@ class Environment:
                 readonly=readonly,
                 lib_version=0,
             )
-            self._env.reader_check()
+            self.check_readers()
             # In one write transaction: LMDB publishes handles only when such a one commits. It writes
             # nothing where all tables exist.
             with self._env.begin(write=bool(tables)) as txn:
@@ -93,6 +93,10 @@ class Environment:
         """Give the one writer's view; commit when the block ends, undo all of it on an error."""
         with self._mapped(), self._env.begin(write=True, buffers=True) as raw:
             yield Transaction(raw, self._databases)
+
+    def check_readers(self) -> None:
+        """Free the slots of readers that died: pages that they saw could never be used again."""
+        self._env.reader_check()
 
     def release_pages(self) -> None:
         """Give back the memory of pages read so far; for readers of much."""
