@@ -101,7 +101,10 @@ class WorkerPool:
 
     async def _start(self) -> _Worker:
         process = await trio.lowlevel.open_process(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for the engine, which then ends its workers
         )
         worker = _Worker(process)
         self._all.add(worker)

@@ -140,9 +140,7 @@ class _Run:
         failed: EngineError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                for position, work in enumerate(works):
-                    below = works[position - 1] if position else None
-                    nursery.start_soon(self._apply, work, below)
+                nursery.start_soon(self._start_in_order, works, nursery)
                 failed = await self._commit_in_order(works)
                 nursery.cancel_scope.cancel()
         finally:
@@ -151,14 +149,24 @@ class _Run:
         if failed is not None:
             raise failed
 
-    async def _apply(self, work: _Work, below: _Work | None) -> None:
-        try:
+    async def _start_in_order(self, works: Sequence[_Work], nursery: trio.Nursery) -> None:
+        """Queue the layers bottom first: what is committed first should not be applied last."""
+        for position, work in enumerate(works):
             parent = ""
-            if below is not None and not self.snapshotter.capabilities.rebase:
-                await below.committed.wait()
+            if position and not self.snapshotter.capabilities.rebase:
+                await works[position - 1].committed.wait()
                 parent = work.parent
-            job = await trio.to_thread.run_sync(self._begin, work, parent)
-            show = partial(self.report, Step.UNPACK, work.layer.descriptor.digest, job.size)
+            try:
+                job = await trio.to_thread.run_sync(self._begin, work, parent)
+            except EngineError as error:
+                work.error = error
+                work.finished.set()
+                return  # without this layer none above can be committed
+            nursery.start_soon(self._apply, work, job)
+
+    async def _apply(self, work: _Work, job: ApplyJob) -> None:
+        show = partial(self.report, Step.UNPACK, work.layer.descriptor.digest, job.size)
+        try:
             show(0)
             applied = await self.pool.run(job, show)
             show(job.size)

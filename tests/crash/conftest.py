@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.app import host_platform
+from engine.mount import Mount, mounted
 from engine.stores import open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import lamina
@@ -18,6 +19,8 @@ from tests.processes import Victim
 from tests.support import tree_of
 
 _BIG = 10 << 20  # more than one write to the store, so that a kill can come between two
+
+_MEMORY = Mount(type="tmpfs", source="tmpfs", options=["size=512m"])
 
 
 def _layers() -> list[bytes]:
@@ -57,11 +60,12 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         stores.images.remove("image")
     assert len(tree) > 600
     made = Case(source, imported, unpacked, tree, {})
-    for command in ("import", "unpack"):
-        root = top / f"timed-{command}"
-        copy_template(made, command, root)
-        made.seconds[command] = _seconds(root, made.arguments(command))
-        shutil.rmtree(root)
+    (top / "memory").mkdir()
+    with mounted([_MEMORY], top / "memory"):
+        for command in ("import", "unpack"):
+            root = top / "memory" / command
+            copy_template(made, command, root)
+            made.seconds[command] = _seconds(root, made.arguments(command))
     yield made
     shutil.rmtree(top)
 
@@ -86,7 +90,8 @@ def copy_template(case: Case, command: str, root: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """Where a victim's root goes; removed at once, as hundreds would fill a disk."""
-    folder = tmp_path / "root"
-    yield folder
-    shutil.rmtree(folder)
+    """Where a victim's root goes: in memory, as a kill loses nothing that a process wrote."""
+    place = tmp_path / "memory"
+    place.mkdir()
+    with mounted([_MEMORY], place):
+        yield place / "root"
