@@ -4,8 +4,9 @@ Async. Slow work runs on threads and in worker processes; every operation holds 
 makes or finds until that is anchored.
 """
 
+import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,13 @@ import trio
 
 from engine.archive.importer import Imported, import_images
 from engine.content.image import ResolvedImage
-from engine.errors import InvalidArgument
+from engine.errors import EngineError, InvalidArgument
 from engine.failpoints import hit
 from engine.gc.collect import Collected
 from engine.kv.schema import Image
 from engine.metadata.leases import leased
 from engine.mount import Mount
+from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
 from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
@@ -28,6 +30,9 @@ from engine.unpack.pool import WorkerPool, open_pool
 from engine.unpack.unpacker import Unpacked, unpack
 
 __all__ = ["Engine", "host_platform", "open_engine"]
+
+
+_log = logging.getLogger(__name__)
 
 
 def host_platform() -> Platform:
@@ -60,8 +65,8 @@ class Engine:
         move. Raises Refused, NotFound, AlreadyExists and others (`engine.errors`).
         """
         platform = platform or self.stores.platform
-        try:
-            async with self._lease() as lease:
+        async with self._lease() as lease:
+            try:
                 found = await trio.to_thread.run_sync(
                     partial(
                         import_images,
@@ -73,32 +78,27 @@ class Engine:
                         report=_cancellable(report),
                     )
                 )
-                if name and len(found) > 1:
-                    raise InvalidArgument(
-                        f"{path} holds {len(found)} images, too many for the name {name}; leave it out"
-                    )
+                targets = _named(found, name)
                 if snapshotter:
                     backend = await self._snapshotter(snapshotter)
                     for imported in found:
                         await self._unpack(imported.image, backend, lease, report)
-                return await trio.to_thread.run_sync(self._name, found, name, replace)
-        except BaseException:
-            # What came in and has no name is garbage; a store should not grow by what failed.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self.stores.collect)
-            raise
+                return await trio.to_thread.run_sync(self._put, targets, replace)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._give_up, lease)
+                raise
 
-    def _name(self, found: Sequence[Imported], name: str | None, replace: bool) -> list[Image]:
-        images = self.stores.images.put_all(
-            {
-                label: imported.target
-                for imported in found
-                for label in ([name] if name else imported.names)
-            },
-            replace=replace,
-        )
+    def _put(self, targets: Mapping[str, Descriptor], replace: bool) -> list[Image]:
+        images = self.stores.images.put_all(targets, replace=replace)
         hit("import.named")
         return images
+
+    def _give_up(self, lease: str) -> None:
+        try:
+            self.stores.give_up(lease)
+        except EngineError as error:  # what failed first says more; a collection takes the rest
+            _log.warning("what a failed import brought in stays for now: %s", error)
 
     async def unpack(
         self,
@@ -143,9 +143,12 @@ class Engine:
 
     async def release(self, key: str, *, snapshotter: str | None = None) -> None:
         """Remove what `prepare` made. Raises NotFound, and FailedPrecondition while it is mounted."""
-        backend = await self._snapshotter(snapshotter)
-        await trio.to_thread.run_sync(backend.remove, key)
-        await trio.to_thread.run_sync(backend.cleanup)
+        await trio.to_thread.run_sync(self._release, key, snapshotter)
+
+    def _release(self, key: str, name: str | None) -> None:
+        backend = self.stores.snapshotter(name) if name else self.stores.holder(key)
+        backend.remove(key)
+        backend.cleanup()
 
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""
@@ -163,6 +166,18 @@ class Engine:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(held.__exit__, None, None, None)
+
+
+def _named(found: Sequence[Imported], name: str | None) -> dict[str, Descriptor]:
+    """Return what each name shall mean. InvalidArgument where two images would share one."""
+    if name and len(found) > 1:
+        raise InvalidArgument(f"the archive holds {len(found)} images; import it without a name")
+    targets: dict[str, Descriptor] = {}
+    for imported in found:
+        for label in [name] if name else imported.names:
+            if targets.setdefault(label, imported.target).digest != imported.target.digest:
+                raise InvalidArgument(f"the archive has two images for the name {label}")
+    return targets
 
 
 def _cancellable(report: Report) -> Report:

@@ -16,7 +16,7 @@ import msgspec
 from engine.errors import ResourceExhausted, from_os_error, os_errors
 from engine.fs.kernel import syscall
 
-__all__ = ["Mount", "activate", "deactivate", "is_mounted", "mounted", "uses"]
+__all__ = ["Mount", "activate", "deactivate", "deactivate_below", "is_mounted", "mounted", "uses"]
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,20 +29,13 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """A path below the mount point, for a list that mounts more than one thing."""
 
 
-_FLAGS = {
-    "ro": 0x1,
-    "nosuid": 0x2,
-    "nodev": 0x4,
-    "noexec": 0x8,
-    "bind": 0x1000,
-    "rbind": 0x5000,
-}
-_RDONLY, _REMOUNT, _BIND, _REC = 0x1, 0x20, 0x1000, 0x4000
+_FLAGS = {"ro": 0x1, "bind": 0x1000, "rbind": 0x5000}
+_RDONLY, _REMOUNT, _BIND = 0x1, 0x20, 0x1000
 _NEUTRAL = {"rw"}
 _DETACH, _NOFOLLOW = 0x2, 0x8
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_OPEN_TREE_FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT = 430, 431, 432, 429
+_FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT = 430, 431, 432, 429
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _CLOEXEC, _EMPTY_PATH = 0x1, 0x4
 _CLONE_FS = 0x200
@@ -117,7 +110,7 @@ def _mount_long_overlay(source: str, place: Path, flags: int, data: list[str]) -
 
 def _mount_by_parts(source: str, place: Path, flags: int, data: list[str]) -> None:
     """Give one layer at a time to the new mount API (fsopen(2), since Linux 5.2)."""
-    context = syscall(_OPEN_TREE_FSOPEN, b"overlay", ctypes.c_uint(_CLOEXEC))
+    context = syscall(_FSOPEN, b"overlay", ctypes.c_uint(_CLOEXEC))
     try:
         _configure(context, _SET_STRING, "source", source)
         for option in data:
@@ -231,23 +224,42 @@ def is_mounted(target: Path) -> bool:
     return any(_unescape(fields[4]) == real for fields in _mountinfo())
 
 
+def deactivate_below(folder: Path) -> None:
+    """Unmount everything below `folder`, the newest first."""
+    for fields in reversed(_mountinfo()):
+        point = _unescape(fields[4])
+        if point.startswith(f"{folder}/"):
+            deactivate(Path(point))
+
+
 def uses(folder: Path) -> bool:
-    """Say whether a mount that this process sees is made of something below `folder`."""
+    """Say whether a mount that this process sees is made of something below `folder`.
+
+    aufs keeps its branches out of mountinfo, so there only a mount of a single layer is seen.
+    """
     try:
         device = folder.stat().st_dev
     except FileNotFoundError:
         return False
-    inside = f"{folder}/"
+    table = _mountinfo()
     where = f"{os.major(device)}:{os.minor(device)}"
-    for fields in _mountinfo():
+    inside = f"{folder}/"
+    within = f"{_path_in_file_system(folder, table)}/"
+    for fields in table:
+        # Layers of an overlay stand among its options. A bind mount shows a path within the file
+        # system that it comes from, which is not ours where the store is itself bind-mounted.
         if inside in _unescape(fields[-1]) + "/":
             return True
-        # A bind mount shows a path within its file system: the end of ours, and what is below.
-        if fields[2] == where and _is_within(_unescape(fields[3]) + "/", inside):
+        if fields[2] == where and f"{_unescape(fields[3])}/".startswith(within):
             return True
     return False
 
 
-def _is_within(root: str, inside: str) -> bool:
-    start = root.rfind("/".join(("", *inside.split("/")[-4:])))
-    return start >= 0 and inside.endswith(root[: start + len("/".join(inside.split("/")[-4:])) + 1])
+def _path_in_file_system(folder: Path, table: list[list[str]]) -> str:
+    """Return where `folder` is within its own file system, whatever part of that is mounted."""
+    best = max(
+        (fields for fields in table if folder.is_relative_to(_unescape(fields[4]))),
+        key=lambda fields: len(_unescape(fields[4])),
+    )
+    below = folder.relative_to(_unescape(best[4]))
+    return os.path.normpath(os.path.join(_unescape(best[3]), below))

@@ -3,18 +3,26 @@
 Sync. The engine never imports a backend: `lamina.snapshotters` in anyone's package metadata is enough.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from engine.errors import InvalidArgument, NotSupported
+from engine.errors import InvalidArgument, NotSupported, os_errors
+from engine.fs.attributes import folder_descriptor
+from engine.fs.removal import remove_tree
+from engine.kv.environment import Environment
+from engine.mount import deactivate_below
 from engine.root import Root
 from engine.snapshots import Plugin, Probe, Snapshotter
 
-__all__ = ["Backend", "backends", "create", "default_name", "names"]
+__all__ = ["Backend", "backends", "create", "default_name", "names", "sweep"]
 
 _GROUP = "lamina.snapshotters"
+_PROBE = ".probe-"  # and the pid of whoever tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +35,23 @@ class Backend:
 
 @cache
 def _plugins() -> dict[str, Plugin]:
-    found = (entry.load() for entry in entry_points(group=_GROUP))
+    found = [_load(entry) for entry in entry_points(group=_GROUP)]
     return {plugin.name: plugin for plugin in sorted(found, key=lambda p: (p.rank, p.name))}
+
+
+def _load(entry: EntryPoint) -> Plugin:
+    """Return a backend's plugin; for one that cannot be loaded, a plugin that says so."""
+    try:
+        plugin = entry.load()
+        assert isinstance(plugin, Plugin), "its entry point is not a Plugin"
+        return plugin
+    except Exception as error:  # noqa: BLE001  anyone's package may be broken; the others still work
+        reason = f"cannot be loaded: {error}"
+
+    def create(_folder: Path, _meta: Environment, _namespace: str) -> Snapshotter:
+        raise NotSupported(f"snapshotter {entry.name} {reason}")
+
+    return Plugin(entry.name, create, lambda _folder: Probe(False, False, reason), rank=1000)
 
 
 def names() -> Sequence[str]:
@@ -55,8 +78,19 @@ def backends(root: Root) -> list[Backend]:
 
 
 def _probe(root: Root, plugin: Plugin) -> Probe:
-    # In trash/: what a killed probe leaves behind is then swept up like any other leftover.
-    return plugin.probe(root.trash)
+    prefix = f"{_PROBE}{os.getpid()}-"
+    with os_errors(f"trying {plugin.name}"), TemporaryDirectory(prefix=prefix, dir=root.trash) as name:
+        return plugin.probe(Path(name))
+
+
+def sweep(root: Root) -> None:
+    """Remove what probes of processes that are gone left behind, mounts among it."""
+    for folder in root.trash.glob(f"{_PROBE}*"):
+        owner = folder.name.removeprefix(_PROBE).partition("-")[0]
+        if not Path("/proc", owner).exists():
+            deactivate_below(folder)
+            with os_errors(str(folder)), folder_descriptor(root.trash) as trash:
+                remove_tree(trash, os.fsencode(folder.name))
 
 
 def default_name(root: Root) -> str:

@@ -7,6 +7,7 @@ Sync. Layout:
       lock                      flock: shared by every process that has the root open
       meta.lmdb/                records (`engine.kv.schema`)
       blobs.lmdb/               bytes (`engine.content.extents`)
+      reserve                   space that a collection may spend on a full disk
       snapshots/<backend>/<id>/ a backend owns what is inside
       trash/                    folders on their way out
 """
@@ -15,6 +16,7 @@ import fcntl
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +30,7 @@ __all__ = ["BLOBS_FILE", "Root", "open_blobs"]
 _META_MAP = 1 << 36
 _BLOBS_MAP = 1 << 44  # 16 TiB of address space, the largest file of ext4
 BLOBS_FILE = "blobs.lmdb"
+_RESERVE = 1 << 22  # bytes: some thousand pages for records
 _UNSAFE = set(",:\\")  # they separate and escape mount options
 _OURS = re.compile(r"lock|format(\.[0-9]+)?")  # what there is before a root is known by its format
 
@@ -57,6 +60,7 @@ class Root:
                 self.trash = self._folder("trash")
                 self._folder("meta.lmdb")
                 self._folder(BLOBS_FILE)
+            self.keep_reserve()
             self.meta = self._open(Environment, "meta.lmdb", _META_MAP, TABLES)
             self.blobs = self._open(Environment, BLOBS_FILE, _BLOBS_MAP, ())
         except BaseException:
@@ -135,6 +139,20 @@ class Root:
         if folder.is_symlink() or not folder.is_dir():
             raise FailedPrecondition(f"{folder} is not a folder of lamina's; move it away")
         return folder
+
+    def keep_reserve(self) -> None:
+        """Hold some space back, if there is any to hold."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with suppress(OSError):  # a full disk: what cannot be held is not there to be spent
+            reserve = os.open(self.path / "reserve", flags, 0o600)
+            try:
+                os.posix_fallocate(reserve, 0, _RESERVE)
+            finally:
+                os.close(reserve)
+
+    def spend_reserve(self) -> None:
+        """Give the space held back to a collection that a full disk would otherwise stop."""
+        (self.path / "reserve").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close everything; may be called again."""

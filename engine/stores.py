@@ -3,6 +3,7 @@
 Sync; safe from any thread. The command line uses it without an event loop, `engine.app` on threads.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,14 @@ from pathlib import Path
 from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.store import ContentStore
-from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from engine.gc.collect import Collected, Node, collect, holders
+from engine.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from engine.gc.collect import Collected, collect, give_up, remove_blob
 from engine.kv.schema import Image
-from engine.metadata import leases
 from engine.metadata.images import ImageStore
 from engine.mount import Mount, activate, deactivate, is_mounted
 from engine.oci.digest import Digest
@@ -44,13 +49,27 @@ class Stores:
         self.content = ContentStore(root.meta, root.blobs, namespace)
         self.images = ImageStore(root.meta, namespace)
         self._snapshotters: dict[str, Snapshotter] = {}
+        self._default: str | None = None
 
     def snapshotter(self, name: str | None = None) -> Snapshotter:
         """Return a backend by name, or the best that works here. InvalidArgument, NotSupported."""
-        name = name or plugins.default_name(self.root)
+        if name is None:
+            # Found out by mounting, so once is enough.
+            self._default = self._default or plugins.default_name(self.root)
+            name = self._default
         if name not in self._snapshotters:
             self._snapshotters[name] = plugins.create(self.root, name, self.namespace)
         return self._snapshotters[name]
+
+    def holder(self, key: str) -> Snapshotter:
+        """Return the backend that has the snapshot `key`. NotFound."""
+        for snapshotter in self.snapshotters():
+            try:
+                snapshotter.stat(key)
+            except NotFound:
+                continue
+            return snapshotter
+        raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
 
     def snapshotters(self) -> list[Snapshotter]:
         """Return every backend that has been used on this root."""
@@ -67,16 +86,20 @@ class Stores:
         return self.content.read_all(descriptor.key, limit)
 
     def unpacked_into(self, image: ResolvedImage) -> dict[str, str]:
-        """Return the chain ID of an image under each backend that has it unpacked."""
+        """Return the chain ID of an image under each backend that has it unpacked.
+
+        What was removed by hand since is left out: a label may outlive what it names.
+        """
         blob = self.content.info(image.manifest.config.key)
-        return dict(labels.snapshot_refs(blob.labels))
+        there = {(backend.name, info.key) for backend in self.snapshotters() for info in backend.walk()}
+        return {name: key for name, key in labels.snapshot_refs(blob.labels) if (name, key) in there}
 
     # -- mounts -------------------------------------------------------------------------------
 
     @staticmethod
     def mount_point(target: Path) -> Path:
         """Return the folder that `target` means if it is free to mount on; raise what `mount` would."""
-        target = target.resolve()
+        target = Path(os.path.realpath(target))
         if not target.is_dir():
             raise NotFound(f"{target} is not a folder; make it first")
         if is_mounted(target):
@@ -92,11 +115,11 @@ class Stores:
         target = self.mount_point(target)
         parent = self._top(image, snapshotter)
         key = f"{MOUNT_KEY}{target}"
-        mounts = self._snapshot_for(snapshotter, key, parent, rw=rw)
+        mounts, is_new = self._snapshot_for(snapshotter, key, parent, rw=rw)
         try:
             activate(mounts, target)
         except BaseException:
-            if not rw:
+            if is_new:
                 self._drop(snapshotter, key)
             raise
         return snapshotter.stat(key)
@@ -116,17 +139,18 @@ class Stores:
 
     def _snapshot_for(
         self, snapshotter: Snapshotter, key: str, parent: str, *, rw: bool
-    ) -> Sequence[Mount]:
+    ) -> tuple[Sequence[Mount], bool]:
+        """Return mounts, and whether the snapshot they are of was made for them."""
         make = snapshotter.prepare if rw else snapshotter.view
         try:
-            return make(key, parent)
+            return make(key, parent), True
         except AlreadyExists:
             old = snapshotter.stat(key)
         if old.kind == Kind.VIEW:  # left over from before a reboot: nothing in it is anybody's
             self._drop(snapshotter, key)
-            return make(key, parent)
+            return make(key, parent), True
         if rw and old.parent == parent:
-            return snapshotter.mounts(key)
+            return snapshotter.mounts(key), False
         raise AlreadyExists(
             f"a writable snapshot of an earlier mount is kept for this target; mount it again with "
             f"--rw and its image, or remove it: `lamina snapshots rm '{key}'`"
@@ -135,7 +159,7 @@ class Stores:
     def umount(self, target: Path) -> Info:
         """Undo `mount`; a writable snapshot stays, a read-only one goes. NotFound if there is none."""
         target = target.absolute()
-        for candidate in (target.resolve(), target):
+        for candidate in (Path(os.path.realpath(target)), target):
             key = f"{MOUNT_KEY}{candidate}"
             for snapshotter in self.snapshotters():
                 try:
@@ -169,10 +193,22 @@ class Stores:
         """Drop everything that nothing holds, and delete it; with `dry_run` only say what."""
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
-        collected = collect(self.root.meta, self.namespace, self._backends(), dry_run=dry_run)
-        if not dry_run:
+        backends = self._backends()
+        if dry_run:
+            return collect(self.root.meta, self.namespace, backends, dry_run=True)
+        with self._freeing_space():
+            collected = collect(self.root.meta, self.namespace, backends)
             self.cleanup()
         return collected
+
+    @contextmanager
+    def _freeing_space(self) -> Iterator[None]:
+        """Let the block spend the reserve: even forgetting takes space, for a record that says so."""
+        self.root.spend_reserve()
+        try:
+            yield
+        finally:
+            self.root.keep_reserve()
 
     def _backends(self) -> list[str]:
         return [snapshotter.name for snapshotter in self.snapshotters()]
@@ -182,17 +218,17 @@ class Stores:
         for snapshotter in self.snapshotters():
             snapshotter.cleanup()
         self.content.cleanup()
+        plugins.sweep(self.root)
+
+    def give_up(self, lease: str) -> None:
+        """End a lease whose work failed, with what only it held."""
+        with self._freeing_space():
+            give_up(self.root.meta, self.namespace, self._backends(), lease)
+            self.cleanup()
 
     def remove_blob(self, digest: Digest) -> None:
-        """Remove a blob that no image needs. NotFound, FailedPrecondition."""
-        self.content.info(digest)
-        node = Node(leases.CONTENT, "", digest)
-        images = holders(self.root.meta, self.namespace, self._backends(), node)
-        if images:
-            raise FailedPrecondition(
-                f"blob {digest} belongs to image {images[0]}; remove the image, then run `lamina gc`"
-            )
-        self.content.delete(digest)
+        """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
+        remove_blob(self.root.meta, self.namespace, self._backends(), digest)
         self.content.cleanup()
 
     def close(self) -> None:

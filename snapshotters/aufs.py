@@ -36,8 +36,9 @@ class AufsSnapshotter(UnionSnapshotter):
 
     name = "aufs"
     markers = AufsMarkers()
-    # 127 branches is the kernel's default; names need room for a doubled `.wh.` and a suffix.
-    capabilities = Capabilities(rebase=True, layers=127, name_bytes=242, whiteout_names=False)
+    # 127 branches is the kernel's default, one of them to write to; names need room for a doubled
+    # `.wh.` and a suffix.
+    capabilities = Capabilities(rebase=True, layers=126, name_bytes=242, whiteout_names=False)
 
     def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
         return aufs_mount(layers, upper)

@@ -1,9 +1,10 @@
 """What all folder backends share: the contract over `MetaStore` and one folder per snapshot.
 
-Sync; safe from any thread and process. A backend fills in four hooks; folders are
+Sync; safe from any thread and process. A backend fills in three hooks; folders are
 
     <backend>/<id>/fs       the tree, or the layer of it
     <backend>/<id>/notes    what a layer asks of its parents, until it is committed
+    <backend>/<id>/settling there while, or since, a layer was settled only in part
 
 Crash order: the record comes before the folder and is work in progress of a lease until the folder
 is whole; a folder is renamed to trash and deleted only after its record went. So no folder is ever
@@ -13,7 +14,7 @@ without a record, and nobody has to guess which folders are dead.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from engine.diff import notes as layer_notes
 from engine.diff.notes import Notes
 from engine.errors import EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
+from engine.fs.attributes import folder_descriptor
 from engine.fs.kernel import syncfs
 from engine.fs.removal import remove_tree
 from engine.fs.usage import measure
@@ -32,7 +34,7 @@ from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount, uses
 from engine.snapshots import Capabilities, Commit, Info, Kind, Target, Usage
 
-__all__ = ["BaseSnapshotter", "folder_descriptor"]
+__all__ = ["BaseSnapshotter"]
 
 
 class BaseSnapshotter(ABC):
@@ -61,7 +63,7 @@ class BaseSnapshotter(ABC):
 
     @abstractmethod
     def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
-        """Make the applied layer right on top of `below`; may be called again after it was."""
+        """Make the applied layer right on top of `below`; called again only after it succeeded."""
 
     # -- the contract -------------------------------------------------------------------------
 
@@ -100,8 +102,17 @@ class BaseSnapshotter(ABC):
                 raise
             hit("snapshot.prepare.made")
             if not lease:
+                with os_errors(f"snapshot {key}"):
+                    self._make_durable(record)
                 self._store.release(key)
             return self._mounts(record, below)
+
+    def _make_durable(self, record: Snapshot) -> None:
+        """Flush a new snapshot's own folders; what `_make` put in them is its to flush."""
+        tree = self._tree(record)
+        for folder in (tree, tree.parent, self._folder):
+            with folder_descriptor(folder) as opened:
+                os.fsync(opened)
 
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
@@ -117,7 +128,7 @@ class BaseSnapshotter(ABC):
 
     def commit(self, *steps: Commit, lease: str = "") -> None:
         """Commit actives, bottom first, each durable before it is visible, with one flush for all."""
-        settled: list[tuple[Commit, Usage]] = []
+        settled: list[tuple[Commit, Snapshot, Usage]] = []
         above: list[Snapshot] = []  # the chain of the step before, nearest first
         failure: EngineError | None = None
         for step in steps:
@@ -127,23 +138,24 @@ class BaseSnapshotter(ABC):
             except EngineError as error:
                 failure = error
                 break
-            settled.append((step, usage))
+            settled.append((step, record, usage))
             above = [record, *below]
         hit("snapshot.commit.settled")
         if settled:
             self._flush()
         hit("snapshot.commit.flushed")
-        for step, usage in settled:
+        for step, record, usage in settled:
             self._store.commit(
                 step.name, step.key, step.parent, usage=usage, labels=step.labels, lease=lease
             )
             hit("snapshot.commit.recorded")
-            self._notes(self._store.get(step.name)).unlink(missing_ok=True)
+            with os_errors(f"snapshot {step.name}"):
+                self._notes(record).unlink(missing_ok=True)
         if failure:
             raise failure
 
     def _foundations(
-        self, step: Commit, settled: Sequence[tuple[Commit, Usage]], above: list[Snapshot]
+        self, step: Commit, settled: Sequence[tuple[Commit, Snapshot, Usage]], above: list[Snapshot]
     ) -> tuple[Snapshot, list[Snapshot]]:
         if settled and step.parent == settled[-1][0].name:
             # The parent is settled but not recorded yet: the store cannot know it.
@@ -167,8 +179,15 @@ class BaseSnapshotter(ABC):
                 if record.parent or not below:
                     return Usage(*measure(layer))
                 # Written to through a mount, and rebased now: it hides nothing of its parents.
-                notes = Notes(whiteouts=[], opaque=[], implied=[], size=0, inodes=0)
-            return self._settle(layer, notes, [self._tree(lower) for lower in below])
+                size, inodes = measure(layer)
+                notes = Notes(whiteouts=[], opaque=[], implied=[], size=size, inodes=inodes)
+            broken = self._tree(record).with_name("settling")
+            if broken.exists():
+                raise FailedPrecondition(f"a commit of snapshot {record.key} failed halfway; remove it")
+            broken.touch()
+            usage = self._settle(layer, notes, [self._tree(lower) for lower in below])
+            broken.unlink()
+            return usage
 
     def _flush(self) -> None:
         with os_errors(f"snapshots of {self.name}"), folder_descriptor(self._folder) as folder:
@@ -225,10 +244,8 @@ class BaseSnapshotter(ABC):
             raise FailedPrecondition(f"{folder} is mounted")
         away = trash / f"{self.name}-{number}"
         if not away.exists():
-            try:
+            with suppress(FileNotFoundError):  # another process moves it, or deleted it already
                 folder.rename(away)
-            except FileNotFoundError:
-                return
         hit("trash.moved")
         with folder_descriptor(trash) as parent:
             remove_tree(parent, os.fsencode(away.name))
@@ -243,19 +260,3 @@ class BaseSnapshotter(ABC):
 
     def _notes(self, record: Snapshot) -> Path:
         return self._folder / str(record.id) / "notes"
-
-
-class folder_descriptor:  # noqa: N801  used as a function, like open()
-    """A descriptor of a folder of ours for the length of a block."""
-
-    def __init__(self, path: Path | bytes) -> None:
-        self._path = path
-        self._fd = -1
-
-    def __enter__(self) -> int:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags)
-        return self._fd
-
-    def __exit__(self, *_error: object) -> None:
-        os.close(self._fd)

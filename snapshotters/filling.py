@@ -29,7 +29,7 @@ def copy_tree(parent: int, target: int) -> None:
 def fill(parent: int, layer: int, notes: Notes) -> None:
     """Complete the layer at descriptor `layer` with what shows of `parent`.
 
-    May be called again on a layer that was filled, or half filled, before.
+    May be called again on a layer that was filled before, but not on one that was filled in part.
     """
     _Filling(parent, layer, notes).run()
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import final
 
 from engine.diff.notes import Notes
+from engine.fs.attributes import folder_descriptor
+from engine.fs.kernel import syncfs
 from engine.fs.usage import measure
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
 from snapshotters import probe
-from snapshotters.base import BaseSnapshotter, folder_descriptor
+from snapshotters.base import BaseSnapshotter
 from snapshotters.filling import copy_tree, fill
 
 __all__ = ["CopySnapshotter", "plugin"]
@@ -32,6 +34,7 @@ class CopySnapshotter(BaseSnapshotter):
             tree = self._tree(record)
             with folder_descriptor(below[0]) as parent, folder_descriptor(tree) as target:
                 copy_tree(parent, target)
+                syncfs(target)
 
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         is_view = record.kind == Kind.VIEW

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.errors import EngineError, os_errors
+from engine.errors import EngineError, NotSupported, os_errors
+from engine.fs.attributes import folder_descriptor
 from engine.mount import Mount, mounted
 from engine.snapshots import Probe
-from snapshotters.base import folder_descriptor
 
 __all__ = ["knows_file_system", "try_out"]
 
@@ -23,13 +23,14 @@ def knows_file_system(name: str) -> bool:
 
 
 def try_out(folder: Path, *attempts: Callable[[Path], None]) -> str:
-    """Run attempts in a temporary folder below `folder`; return why the first failed, or ""."""
+    """Run attempts, each in a folder of its own below `folder`; return why one failed, or ""."""
     if os.geteuid() != 0:
         return "needs root: the files of an image belong to many users"
     try:
-        with os_errors("trial"), tempfile.TemporaryDirectory(prefix=".probe-", dir=folder) as name:
-            for attempt in attempts:
-                attempt(Path(name))
+        with os_errors("trial"):
+            for number, attempt in enumerate(attempts):
+                place = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
+                attempt(place)
     except EngineError as error:
         return str(error)
     return ""
@@ -59,9 +60,11 @@ def by_type_in_listing(folder: Path) -> None:
     """Check that readdir tells the type of entries, without which overlay shows whiteouts."""
     (folder / "entry").mkdir()
     with os.scandir(folder) as entries:
-        for entry in entries:
-            # CPython calls stat only where the listing said DT_UNKNOWN.
-            entry.is_dir(follow_symlinks=False)
+        found = next(entry for entry in entries if entry.name == "entry")
+    # CPython asks the file itself only where the listing said DT_UNKNOWN: now it cannot.
+    (folder / "entry").rmdir()
+    if not found.is_dir(follow_symlinks=False):
+        raise NotSupported("the file system's listings do not tell types, which overlay needs")
 
 
 def verdict(unpacking: str, mounting: Callable[[], str]) -> Probe:

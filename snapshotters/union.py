@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from engine.diff.notes import Notes
-from engine.fs.attributes import beneath, copy_attributes, keeping_time
+from engine.fs.attributes import beneath, copy_attributes, folder_descriptor, keeping_time
 from engine.fs.kernel import open_beneath
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Kind, Usage
-from snapshotters.base import BaseSnapshotter, folder_descriptor
+from snapshotters.base import BaseSnapshotter
 from snapshotters.markers import Markers
 
 __all__ = ["UnionSnapshotter"]

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 other failure, 2 usage, 3 not found, 4 exists already, 5 c
 input, 6 wrong state, 7 unavailable, 8 no space, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -93,6 +94,7 @@ def _run() -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     try:
+        logging.getLogger().addHandler(logging.NullHandler())  # stderr is for one line, the error
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         return run()
     except BaseException as error:  # noqa: BLE001  the one place that turns errors into codes

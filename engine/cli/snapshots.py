@@ -15,7 +15,6 @@ from engine.cli.output import (
     print_json,
     print_table,
 )
-from engine.errors import NotFound
 from engine.snapshots import Info, Snapshotter
 from engine.stores import Stores
 
@@ -27,11 +26,8 @@ def _chosen(stores: Stores, name: str | None) -> Sequence[Snapshotter]:
 
 
 def _holding(stores: Stores, name: str | None, key: str) -> Snapshotter:
-    """Return the backend that has the snapshot `key`."""
-    for snapshotter in _chosen(stores, name):
-        if any(info.key == key for info in snapshotter.walk()):
-            return snapshotter
-    raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
+    """Return the backend that was named, or else the one that has the snapshot `key`."""
+    return stores.snapshotter(name) if name else stores.holder(key)
 
 
 @click.group("snapshots")

@@ -161,6 +161,8 @@ class Writer:
         with self._meta.write() as txn:
             if self._is_ours(txn):
                 discard.drop_ingest(txn, self._namespace, self.ref)
+            else:  # what was written since it was dropped
+                discard.drop_bytes(txn, self._record.number)
         self.close()
 
     def close(self) -> None:

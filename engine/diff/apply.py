@@ -3,7 +3,6 @@
 Sync. The bytes stream once through: inflate, hash, archive, rules, sink.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from engine.diff.sink import FolderSink
 from engine.diff.tar import TarReader
 from engine.errors import os_errors
 from engine.failpoints import hit
+from engine.fs.attributes import folder_descriptor
 from engine.oci.digest import Digest, hasher
 from engine.oci.mediatypes import Compression
 from engine.snapshots import Target
@@ -76,8 +76,7 @@ def apply_layer(
 
 
 def _write_tree(pieces: Iterator[bytes], rules: Rules, target: Target) -> None:
-    root = os.open(target.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with folder_descriptor(Path(target.folder)) as root:
         sink = FolderSink(root, rules)
         try:
             reader = TarReader(pieces)
@@ -88,5 +87,3 @@ def _write_tree(pieces: Iterator[bytes], rules: Rules, target: Target) -> None:
             notes.save(sink.finish(), Path(target.notes))
         finally:
             sink.close()
-    finally:
-        os.close(root)

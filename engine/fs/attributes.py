@@ -1,13 +1,24 @@
-"""Owner, mode, times and xattrs of open files and directories. Sync."""
+"""Open directories, and owner, mode, times and xattrs of what is open. Sync."""
 
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from engine.fs.kernel import open_beneath
 
-__all__ = ["beneath", "copy_attributes", "keeping_time"]
+__all__ = ["beneath", "copy_attributes", "folder_descriptor", "keeping_time"]
+
+
+@contextmanager
+def folder_descriptor(path: Path) -> Iterator[int]:
+    """Give a descriptor of a folder of ours for the length of a block."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 @contextmanager

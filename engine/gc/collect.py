@@ -14,11 +14,13 @@ import msgspec
 
 from engine import labels
 from engine.content import discard
+from engine.errors import FailedPrecondition, NotFound
 from engine.failpoints import hit
 from engine.gc.mark import reachable
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
+    CHILDREN,
     IMAGES,
     INGESTS,
     LEASE_ITEMS,
@@ -29,9 +31,10 @@ from engine.kv.schema import (
     now,
 )
 from engine.metadata import leases, lineage
+from engine.oci.reference import familiar
 from engine.snapshots import Kind
 
-__all__ = ["Collected", "Node", "collect", "holders"]
+__all__ = ["Collected", "Node", "collect", "give_up", "remove_blob"]
 
 
 class Node(NamedTuple):
@@ -156,25 +159,58 @@ def collect(
     with meta.write() as txn:
         graph = _Graph(txn, namespace, backends)
         garbage = graph.garbage()
-        for node in garbage.snapshots:
-            record = graph.snapshots[node.backend, node.key]
-            lineage.drop(txn, node.backend, namespace, record)
-        for digest in garbage.blobs:
-            discard.drop_blob(txn, namespace, digest)
-        for ref in garbage.ingests:
-            discard.drop_ingest(txn, namespace, ref)
-        for lease in garbage.leases:
-            leases.drop(txn, namespace, lease)
+        _drop(txn, namespace, graph, garbage)
     hit("gc.swept")
     return garbage
 
 
-def holders(meta: Environment, namespace: str, backends: list[str], node: Node) -> list[str]:
-    """Return the images that lead to `node`: why it may not be removed by hand."""
-    with meta.read() as txn:
+def give_up(meta: Environment, namespace: str, backends: list[str], lease: str) -> None:
+    """End a lease whose work failed, and drop what it made and nothing else holds.
+
+    Other garbage stays for a collection: failing is no reason to take what someone may still want.
+    """
+    with meta.write() as txn:
+        items = LEASE_ITEMS.scan(txn, namespace, lease)
+        mine = {Node(item.kind, item.backend, item.key) for item in items}
+        leases.drop(txn, namespace, lease)
         graph = _Graph(txn, namespace, backends)
-    return [
-        image.name
-        for image in graph.images
-        if node in reachable([_blob_node(image.target.digest)], graph.references)
-    ]
+        garbage = graph.garbage()
+        ours = msgspec.structs.replace(
+            garbage,
+            blobs=[digest for digest in garbage.blobs if _blob_node(digest) in mine],
+            snapshots=[node for node in garbage.snapshots if node in mine],
+            ingests=[ingest.ref for ingest in graph.ingests if ingest.lease == lease],
+            leases=[],
+        )
+        _drop(txn, namespace, graph, ours)
+
+
+def _drop(txn: Transaction, namespace: str, graph: _Graph, garbage: Collected) -> None:
+    for node in garbage.snapshots:
+        if not CHILDREN.any(txn, node.backend, namespace, node.key):
+            record = graph.snapshots[node.backend, node.key]
+            lineage.drop(txn, node.backend, namespace, record)
+    for digest in garbage.blobs:
+        discard.drop_blob(txn, namespace, digest)
+    for ref in garbage.ingests:
+        discard.drop_ingest(txn, namespace, ref)
+    for lease in garbage.leases:
+        leases.drop(txn, namespace, lease)
+
+
+def remove_blob(meta: Environment, namespace: str, backends: list[str], digest: str) -> None:
+    """Drop one blob that nothing holds. NotFound, and FailedPrecondition that names a holder."""
+    node = _blob_node(digest)
+    with meta.write() as txn:
+        graph = _Graph(txn, namespace, backends)
+        if digest not in graph.blobs:
+            raise NotFound(f"no blob {digest}")
+        for image in graph.images:
+            if node in reachable([_blob_node(image.target.digest)], graph.references):
+                raise FailedPrecondition(
+                    f"blob {digest} belongs to image {familiar(image.name)}; remove the image, "
+                    "then run `lamina gc`"
+                )
+        if node in reachable(graph.roots(), graph.references):
+            raise FailedPrecondition(f"blob {digest} is held by work under way; try again later")
+        discard.drop_blob(txn, namespace, digest)

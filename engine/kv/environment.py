@@ -6,6 +6,7 @@ power loss, and a full disk is an error, not a SIGBUS. A process that was forked
 environment must not touch it; lamina only starts helpers by exec.
 """
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from engine.fs.kernel import release_mapped
 
 __all__ = ["Environment", "Transaction"]
 
+_ROOM = 32 << 20  # bytes free below which a failed write means that the disk is full
 _READERS = 1024  # slots of readers over all processes; LMDB's default of 126 is few for a daemon
 
 _KINDS: tuple[tuple[type[Exception], type[EngineError], str], ...] = (
@@ -115,6 +117,11 @@ class Environment:
             if isinstance(error, foreign):
                 return kind(f"{doing}: {advice}")
         # py-lmdb turns errno values into plain lmdb.Error texts: "path: No space left on device".
+        if isinstance(error, lmdb.DiskError) or str(error).endswith(os.strerror(errno.EIO)):
+            # LMDB calls a short write an I/O error; it is mostly that of a full file system.
+            disk = os.statvfs(self._path)
+            if disk.f_bavail * disk.f_frsize < _ROOM:
+                return from_os_error(OSError(errno.ENOSPC, ""), doing)
         for number in _ERRNOS:
             if str(error).endswith(os.strerror(number)):
                 return from_os_error(OSError(number, os.strerror(number)), doing)

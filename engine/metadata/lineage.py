@@ -137,7 +137,9 @@ class MetaStore:
         record = self._get(txn, key)
         if record.kind != Kind.ACTIVE:
             raise FailedPrecondition(f"snapshot {key} is {record.kind}, not active")
-        if not name or name == key or SNAPSHOTS.get(txn, self._backend, self._namespace, name):
+        if not name:
+            raise InvalidArgument("a snapshot needs a name")
+        if name == key or SNAPSHOTS.get(txn, self._backend, self._namespace, name):
             raise AlreadyExists(f"snapshot {name} exists in {self._backend}")
         if record.parent and parent and parent != record.parent:
             raise InvalidArgument(f"snapshot {key} stands on {record.parent}, not on {parent}")

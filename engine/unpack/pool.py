@@ -88,16 +88,27 @@ class WorkerPool:
         async with self._slots:
             worker = self._idle.pop() if self._idle else await self._start()
             try:
-                return await worker.run(job, progress)
-            except trio.Cancelled:
-                await worker.stop()
+                applied = await worker.run(job, progress)
+            except EngineError:
+                # It answered, or it is dead. Anything else may leave a reply under way, which the
+                # next job would take for its own.
+                await self._put_back(worker)
                 raise
-            finally:
-                if worker.is_alive:
-                    self._idle.append(worker)
-                else:
-                    self._all.discard(worker)
-                    await worker.stop()
+            except BaseException:
+                await self._dismiss(worker)
+                raise
+            await self._put_back(worker)
+            return applied
+
+    async def _put_back(self, worker: _Worker) -> None:
+        if worker.is_alive:
+            self._idle.append(worker)
+        else:
+            await self._dismiss(worker)
+
+    async def _dismiss(self, worker: _Worker) -> None:
+        self._all.discard(worker)
+        await worker.stop()
 
     async def _start(self) -> _Worker:
         process = await trio.lowlevel.open_process(

@@ -5,6 +5,7 @@ as many as are ready at a time, so that one flush serves them all. When layer k 
 committed, k and above are not, and its error is raised. Whatever happens, no active snapshot stays.
 """
 
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from engine.unpack.pool import WorkerPool
 
 __all__ = ["Unpacked", "unpack"]
 
-_CLEANUP_S = 10.0  # how long a cancelled unpack may take to tidy up, as in containerd
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ async def unpack(
     blob is missing, ResourceExhausted and others.
     """
     chain = image.chain
+    # It gets the anchor in the end, so it must still be there then.
+    await trio.to_thread.run_sync(partial(content.info, image.manifest.config.key, lease=lease))
     first = await trio.to_thread.run_sync(partial(_missing_from, chain, snapshotter, lease))
     works = [
         _Work(
@@ -144,7 +147,7 @@ class _Run:
                 failed = await self._commit_in_order(works)
                 nursery.cancel_scope.cancel()
         finally:
-            with trio.move_on_after(_CLEANUP_S, shield=True):
+            with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._discard, works)
         if failed is not None:
             raise failed
@@ -247,4 +250,6 @@ class _Run:
                 self.snapshotter.remove(work.key)
             except NotFound:
                 continue
+            except EngineError as error:  # the lease ends, so that a collection takes it
+                _log.warning("snapshot %s stays for now: %s", work.key, error)
         self.snapshotter.cleanup()

@@ -1,6 +1,6 @@
 """Real images unpack to the same trees as with umoci: every entry, byte and attribute.
 
-The image of 1.5 GB takes two minutes and 10 GB of disk, and so runs only with LAMINA_LARGE=1.
+The image of 1.5 GB takes two minutes and 10 GB of disk for each compression: only with LAMINA_LARGE=1.
 """
 
 import os

@@ -11,7 +11,7 @@ import pytest
 from engine import processes
 from engine.errors import DataLoss, EngineError, FailedPrecondition
 from engine.failpoints import armed
-from engine.gc.collect import Node, collect, holders
+from engine.gc.collect import Node, collect
 from engine.gc.mark import reachable
 from engine.kv import keys
 from engine.kv.schema import CHILDREN, EXTENT, IMAGES, LEASES, SNAPSHOTS, TRASH, Child, Lease, now
@@ -339,20 +339,34 @@ def test_gc_08_a_second_collection_finds_nothing(stores):
     assert state(stores) == before
 
 
-def test_holders(stores):
+def test_a_blob_that_is_held_is_not_removed_by_hand(stores):
     below = put(stores, b"below")
     above = put(stores, b"above", {CONTENT: below})
     name(stores, "a", above)
     name(stores, "b", above)
-    node = Node(leases.CONTENT, "", below)
-    found = holders(stores.root.meta, "default", [], node)
-    assert found == ["docker.io/library/a:latest", "docker.io/library/b:latest"]
     with pytest.raises(FailedPrecondition, match="belongs to image"):
         stores.remove_blob(below)
     stores.images.remove("a")
     stores.images.remove("b")
+    with leased(stores.root.meta, "default") as lease:
+        stores.content.info(below, lease=lease)
+        with pytest.raises(FailedPrecondition, match="work under way"):
+            stores.remove_blob(below)
     stores.remove_blob(below)
     assert blobs(stores) == {above}
+
+
+def test_what_fails_takes_only_its_own(stores):
+    """An import that fails is no reason to collect what someone may still want."""
+    other = put(stores, b"garbage of before")
+    with leased(stores.root.meta, "default") as lease:
+        put(stores, b"mine", lease=lease)
+        kept = put(stores, b"named meanwhile", lease=lease)
+        stores.content.ingest("half", lease=lease).close()
+        name(stores, "a", kept)
+        stores.give_up(lease)
+    assert blobs(stores) == {other, kept}
+    assert stores.content.statuses() == []
 
 
 def test_mark():

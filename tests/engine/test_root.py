@@ -49,7 +49,7 @@ def test_layout(tmp_path):
     with Root(tmp_path / "root"):
         pass
     assert set(os.listdir(tmp_path / "root")) == {
-        *("format", "lock", "meta.lmdb", "blobs.lmdb", "snapshots", "trash")
+        *("format", "lock", "meta.lmdb", "blobs.lmdb", "snapshots", "trash", "reserve")
     }
     assert (tmp_path / "root" / "format").read_text() == f"{FORMAT}\n"
 
