@@ -1,9 +1,8 @@
 """Real images unpack to the same trees as with umoci: every entry, byte and attribute.
 
-The image of 1.5 GB takes two minutes and 10 GB of disk for each compression: only with LAMINA_LARGE=1.
+The image of 1.5 GB takes two minutes and 10 GB of disk for each compression: only with `pytest -m large`.
 """
 
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +18,6 @@ from tests.conftest import peer
 from tests.support import BACKENDS
 
 pytestmark = [pytest.mark.compat, pytest.mark.root]
-
-LARGE = "LAMINA_LARGE"
-large_only = pytest.mark.skipif(
-    not os.environ.get(LARGE), reason=f"takes two minutes and 10 GB; set {LARGE}=1 to run it"
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ def test_a_changed_entry_shows_as_a_difference(expected: Tree):
         assert_same(without, expected, "umoci")
 
 
-@large_only
+@pytest.mark.large
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_the_large_image_is_as_umoci_unpacks_it(compression: str, tmp_path: Path):
     with removed(tmp_path / "large") as folder:
