@@ -1,6 +1,6 @@
 """Real images unpack to the same trees as with umoci: every entry, byte and attribute.
 
-The image of 1.5 GB takes two minutes and 10 GB of disk for each compression: only with `pytest -m large`.
+The image of 1.5 GB takes minutes and 10 GB of disk for each compression: only with `pytest -m large`.
 """
 
 import stat
