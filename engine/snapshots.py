@@ -1,8 +1,9 @@
 """The contract of snapshotters: what every backend promises, and the values that cross it.
 
-Pure. A snapshot is active (writable), a view (read-only) or committed (immutable, may be a parent).
-Keys of actives and views and names of committed snapshots share one space. The vocabulary and the
-error table are containerd's; `engine.testing.snapshotter_suite` checks a backend against them.
+Sync: values and a protocol, no I/O of its own. A snapshot is active (writable), a view (read-only) or
+committed (immutable, may be a parent). Keys of actives and views and names of committed snapshots share
+one space. The vocabulary and the error table are containerd's; `engine.testing.snapshotter_suite` checks
+a backend against them.
 
     prepare, view   parent unknown: NotFound; not committed: InvalidArgument; key taken: AlreadyExists
     mounts          unknown: NotFound; committed: FailedPrecondition; the list is stable
@@ -71,7 +72,9 @@ class Capabilities:
     """What a backend can do beyond the contract, and its limits; the core never tests a name."""
 
     rebase: bool
-    """A layer may be applied without its parent, which is then given at commit."""
+    """A layer may be applied without its parent, which is then given at commit. Without it, layers are
+    prepared on their committed parents one after the other; `sink` must name an empty folder all the
+    same."""
     layers: int
     """How many snapshots may be stacked."""
     name_bytes: int

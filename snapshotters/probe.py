@@ -13,7 +13,14 @@ from engine.fs.attributes import folder_descriptor
 from engine.mount import Mount, mounted
 from engine.snapshots import Probe
 
-__all__ = ["knows_file_system", "try_out"]
+__all__ = [
+    "by_bind_mount",
+    "by_type_in_listing",
+    "by_xattr",
+    "knows_file_system",
+    "try_out",
+    "verdict",
+]
 
 
 def knows_file_system(name: str) -> bool:

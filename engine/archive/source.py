@@ -236,8 +236,7 @@ def _archive(file: int, path: Path) -> TarSource:
     try:
         return TarSource(file)
     except Refused as error:
-        reason = str(error).replace("layer", "archive")
-        raise Refused(f"{path} is not an image archive: {reason}") from None
+        raise Refused(f"{path} is not an image archive: {error}") from None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Sync; the only owner of isal and zstandard. The bytes decide how they are packed and the media type
 must agree. Nothing from PATH is ever run. Output is bounded by size and by ratio, so that a bomb ends
-early; truncation, bad checksums and bytes after the stream are errors.
+early. Bad checksums, bytes after the stream and a cut gzip stream are errors; a zstd stream that ends
+between two blocks is only found out by what reads the bytes, and by the diff ID.
 """
 
 import io
@@ -45,7 +46,7 @@ def decompressed(packed: Iterable[bytes | memoryview], promised: Compression) ->
     first = next(source, b"")
     found = sniff(bytes(first[:10]))
     if promised not in {Compression.ANY, found}:
-        raise Refused(f"layer is {found} by its bytes, {promised} by its media type")
+        raise Refused(f"packed with {found} by its bytes, {promised} by its media type")
     meter = _Meter()
     counted = meter.reading(_chain(first, source))
     if found is Compression.GZIP:
@@ -80,9 +81,9 @@ class _Meter:
         for piece in unpacked:
             self.written += len(piece)
             if self.written > limits.LAYER:
-                raise Refused(f"layer is over {limits.LAYER} bytes unpacked")
+                raise Refused(f"over {limits.LAYER} bytes unpacked")
             if self.written > max(limits.RATIO_FROM, self.read * limits.RATIO):
-                raise Refused(f"layer unpacks to over {limits.RATIO} times its size")
+                raise Refused(f"unpacks to over {limits.RATIO} times its size")
             yield piece
 
 
@@ -97,18 +98,18 @@ def _gunzip(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
             if stream.eof:
                 members += 1
                 if members > _GZIP_MEMBERS + written // 512:
-                    raise Refused("layer is made of too many tiny gzip members")
+                    raise Refused("made of too many tiny gzip members")
                 stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
             try:
                 piece = stream.decompress(pending, _PIECE)
             except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stub calls it a variable
-                raise Refused(f"layer's gzip stream is damaged: {error}") from None
+                raise Refused(f"the gzip stream is damaged: {error}") from None
             pending = stream.unused_data if stream.eof else b""
             written += len(piece)
             if piece:
                 yield piece
     if not stream.eof:
-        raise Refused("layer's gzip stream is cut off")
+        raise Refused("the gzip stream is cut off")
 
 
 def _slices(packed: Iterator[bytes | memoryview]) -> Iterator[memoryview]:
@@ -138,4 +139,4 @@ def _unzstd(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
         while piece := reader.read(_PIECE):
             yield piece
     except zstandard.ZstdError as error:
-        raise Refused(f"layer's zstd stream is damaged: {error}") from None
+        raise Refused(f"the zstd stream is damaged: {error}") from None

@@ -97,7 +97,7 @@ class TarReader:
         taken = bytearray(self._piece[at:])
         while len(taken) < count:
             if not self._next_piece():
-                raise Refused(f"layer is cut off within {what}")
+                raise Refused(f"archive is cut off within {what}")
             self._at = count - len(taken)
             taken += self._piece[: self._at]
         self._at = min(self._at, len(self._piece))
@@ -113,7 +113,7 @@ class TarReader:
         """Yield the body of the current entry."""
         while self._left:
             if self._at == len(self._piece) and not self._next_piece():
-                raise Refused("layer is cut off within a file")
+                raise Refused("archive is cut off within a file")
             part = memoryview(self._piece)[self._at : self._at + self._left]
             self._at += len(part)
             self._left -= len(part)
@@ -160,7 +160,7 @@ class TarReader:
             block = self._block()
             if block is None or block == _ZEROS:
                 if pax is not _NONE or name is not None or link is not None:
-                    raise Refused("layer ends after an extension header")
+                    raise Refused("archive ends after an extension header")
                 if block is not None:
                     self._second_zero_block()
                 return None
@@ -179,12 +179,12 @@ class TarReader:
                 self._skip_body()
             else:
                 return block, pax, name, link
-        raise Refused(f"layer has over {limits.EXTENSIONS_IN_ROW} extension headers in a row")
+        raise Refused(f"archive has over {limits.EXTENSIONS_IN_ROW} extension headers in a row")
 
     def _extension(self, block: bytes) -> bytes:
         size = _size(block[124:136])
         if size > limits.EXTENSION:
-            raise Refused(f"layer has an extension header over {limits.EXTENSION} bytes")
+            raise Refused(f"archive has an extension header over {limits.EXTENSION} bytes")
         body = self._take(size, "an extension header")
         self._take(-size % BLOCK, "padding")
         return body
@@ -192,7 +192,7 @@ class TarReader:
     def _second_zero_block(self) -> None:
         block = self._block()
         if block is not None and block != _ZEROS:
-            raise Refused("layer goes on after a single zero block")
+            raise Refused("archive goes on after a single zero block")
 
     def _finish(self) -> None:
         """Take what follows the end of the archive: it counts for the digest, nothing else."""
@@ -202,7 +202,7 @@ class TarReader:
             after += len(self._piece)
             self._at = len(self._piece)
             if after > limits.AFTER_END:
-                raise Refused(f"layer has over {limits.AFTER_END} bytes after its end")
+                raise Refused(f"archive has over {limits.AFTER_END} bytes after its end")
 
 
 def _check_sum(block: bytes) -> None:
@@ -215,7 +215,7 @@ def _check_sum(block: bytes) -> None:
         return
     # Some old writers summed signed chars.
     if stored != sum(byte - 256 if byte > 127 else byte for byte in blanked):
-        raise Refused("layer has a header with a wrong checksum")
+        raise Refused("archive has a header with a wrong checksum")
 
 
 def _number(field: bytes, what: str, *, signed: bool = False) -> int:
@@ -228,18 +228,18 @@ def _number(field: bytes, what: str, *, signed: bool = False) -> int:
         else:
             value -= 1 << (bits - 1)
         if (value < 0 and not signed) or value > _LARGEST:
-            raise Refused(f"layer has a {what} out of range")
+            raise Refused(f"archive has a {what} out of range")
         return value
     digits = field.strip(b" \0")
     if not digits:
         return 0
     # int() would take signs, underscores and prefixes.
     if not digits.isdigit():
-        raise Refused(f"layer has a malformed {what}: {printable(field)!r}")
+        raise Refused(f"archive has a malformed {what}: {printable(field)!r}")
     try:
         return int(digits, 8)
     except ValueError:
-        raise Refused(f"layer has a malformed {what}: {printable(field)!r}") from None
+        raise Refused(f"archive has a malformed {what}: {printable(field)!r}") from None
 
 
 def _size(field: bytes) -> int:
@@ -276,9 +276,9 @@ def _entry(block: bytes, pax: dict[bytes, bytes], name: bytes | None, link: byte
     if kind in _SAME_AS_FILE:
         kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else FILE
     elif kind not in _KNOWN:
-        raise Refused(f"layer has an entry of unknown type {printable(kind)!r}")
+        raise Refused(f"archive has an entry of unknown type {printable(kind)!r}")
     if size and kind in _BODILESS:
-        raise Refused(f"layer gives a size to {printable(name)!r}, which can have no body")
+        raise Refused(f"archive gives a size to {printable(name)!r}, which can have no body")
     device = kind in (CHAR_DEVICE, BLOCK_DEVICE)
     return Entry(
         name,
@@ -312,15 +312,15 @@ def _pax_records(body: bytes) -> dict[bytes, bytes]:
         space = body.find(b" ", at, at + 21)
         digits = body[at:space]
         if space < 0 or not digits.isdigit() or digits[0] == 0x30:
-            raise Refused("layer has a malformed pax record")
+            raise Refused("archive has a malformed pax record")
         end = at + int(digits)
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if end > len(body) or end <= space + 1 or body[end - 1] != 0x0A or not equals or not key:
-            raise Refused("layer has a malformed pax record")
+            raise Refused("archive has a malformed pax record")
         if key.startswith(b"GNU.sparse."):
-            raise Refused("layer has a sparse file, which no image builder writes")
+            raise Refused("archive has a sparse file, which no image builder writes")
         if b"\0" in key or (b"\0" in value and not key.startswith(_XATTR)):
-            raise Refused("layer has a NUL in a pax record")
+            raise Refused("archive has a NUL in a pax record")
         records[key] = value
         at = end
     return records
@@ -331,7 +331,7 @@ def _pax_number(pax: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
     if not text:
         return otherwise
     if not text.isdigit() or len(text) > 19 or int(text) > _LARGEST:
-        raise Refused(f"layer has a malformed pax {key.decode()}: {printable(text)!r}")
+        raise Refused(f"archive has a malformed pax {key.decode()}: {printable(text)!r}")
     return int(text)
 
 
@@ -339,7 +339,7 @@ def _pax_time(text: bytes) -> int:
     negative = text.startswith(b"-")
     seconds, _, fraction = text.removeprefix(b"-").partition(b".")
     if not (seconds + fraction).isdigit() or len(seconds) > 19:
-        raise Refused(f"layer has a malformed pax time: {printable(text)!r}")
+        raise Refused(f"archive has a malformed pax time: {printable(text)!r}")
     time = int(seconds or b"0") * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
     return -time if negative else time
 

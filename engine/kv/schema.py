@@ -8,8 +8,8 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     images        NS name                    Image           metadata.images
     leases        NS id                      Lease           metadata.leases
     lease_items   NS lease kind backend key  LeaseItem       whoever makes or finds the object
-    snapshots     backend NS key             Snapshot        snapshotters.metastore
-    children      backend NS parent key      Child           snapshotters.metastore
+    snapshots     backend NS key             Snapshot        metadata.lineage
+    children      backend NS parent key      Child           metadata.lineage
     trash         kind backend number        Trash           whoever drops the record of bytes
     counters      sequence                   a number        blob numbers, snapshot ids
 

@@ -14,7 +14,7 @@ from engine.errors import FailedPrecondition
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import LEASE_ITEMS, LEASES, Lease, LeaseItem, now
 
-__all__ = ["CONTENT", "SNAPSHOT", "alive", "drop", "is_live", "join", "leased"]
+__all__ = ["CONTENT", "SNAPSHOT", "drop", "is_live", "join", "leased"]
 
 CONTENT = "content"
 SNAPSHOT = "snapshot"
@@ -54,9 +54,3 @@ def is_live(lease: Lease, at: int) -> bool:
     if lease.expires is not None and lease.expires <= at:
         return False
     return lease.owner is None or processes.is_alive(lease.owner)
-
-
-def alive(txn: Transaction, namespace: str, lease: str) -> bool:
-    """Say whether the lease with this ID exists and still holds."""
-    record = LEASES.get(txn, namespace, lease)
-    return record is not None and is_live(record, now())

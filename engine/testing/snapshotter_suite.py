@@ -47,11 +47,10 @@ def raises(kind: type[EngineError]) -> Iterator[None]:
 class SnapshotterSuite:
     """Runs checks, each on a backend of its own that `make` returns."""
 
-    def __init__(self, make: Callable[[], Snapshotter], folder: Path, *, mounts: bool = True) -> None:
-        """Mount below `folder`; with `mounts` false leave out what only a mounted tree can show."""
+    def __init__(self, make: Callable[[], Snapshotter], folder: Path) -> None:
+        """Mount below `folder`."""
         self._make = make
         self._target = folder / "mnt"
-        self._mounts = mounts
         self._backend = make()
 
     @classmethod

@@ -17,7 +17,7 @@ import trio
 from engine import failpoints, labels
 from engine.content.image import Layer, ResolvedImage
 from engine.content.store import ContentStore
-from engine.errors import AlreadyExists, DigestMismatch, EngineError, NotFound
+from engine.errors import AlreadyExists, DigestMismatch, EngineError, NotFound, Refused
 from engine.oci.identity import ChainID
 from engine.progress import Report, Step
 from engine.snapshots import Commit, Snapshotter
@@ -178,7 +178,9 @@ class _Run:
             work.xattrs_left_out = applied.xattrs_left_out
             if applied.diff_id != work.layer.diff_id:
                 what = f"layer {work.layer.descriptor.digest}, unpacked,"
-                raise DigestMismatch(what, work.layer.diff_id, applied.diff_id)
+                work.error = DigestMismatch(what, work.layer.diff_id, applied.diff_id)
+        except Refused as error:
+            work.error = Refused(f"layer {work.layer.descriptor.digest}: {error}")
         except EngineError as error:
             work.error = error
         work.finished.set()

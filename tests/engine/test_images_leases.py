@@ -10,7 +10,7 @@ from engine.errors import (
     InvalidArgument,
     NotFound,
 )
-from engine.kv.schema import IMAGES, LEASE_ITEMS, LEASES, Lease, LeaseItem
+from engine.kv.schema import IMAGES, LEASE_ITEMS, LEASES, Lease, LeaseItem, now
 from engine.metadata import leases
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import leased
@@ -114,8 +114,9 @@ def test_a_lease_lasts_as_long_as_its_block(stores):
     with leased(meta, "default") as first, leased(meta, "default") as second:
         assert first != second
         with meta.write() as txn:
-            assert leases.alive(txn, "default", first)
-            assert not leases.alive(txn, "other", first)
+            record = LEASES.get(txn, "default", first)
+            assert record is not None
+            assert leases.is_live(record, now())
             leases.join(txn, "default", first, item("a"))
             leases.join(txn, "default", second, item("b"))
     assert not any(records(stores).values())
