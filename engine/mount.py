@@ -207,8 +207,9 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
 
 
 def _mountinfo() -> list[list[str]]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return [line.split(" ") for line in file.read().splitlines()]
+    # As bytes and by newline alone: the kernel escapes no other line break that a name may hold.
+    table = Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n")
+    return [[os.fsdecode(field) for field in line.split(b" ")] for line in table.split(b"\n")]
 
 
 def _unescape(field: str) -> str:

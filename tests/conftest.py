@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _mounts_below(folder: Path) -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    points = [line.split(" ")[4].replace("\\040", " ") for line in lines]
+    lines = Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n")
+    points = [os.fsdecode(line.split(b" ")[4]).replace("\\040", " ") for line in lines]
     return [point for point in points if point.startswith(f"{folder}/")]
 
 

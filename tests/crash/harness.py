@@ -28,11 +28,12 @@ class Case:
     tree: dict[bytes, TreeEntry]
     seconds: dict[str, float]
 
-    def arguments(self, command: str, backend: str = "overlay") -> list[str]:
-        """Return the words of a command on this image."""
+    def arguments(self, command: str, backend: str | None = None) -> list[str]:
+        """Return the words of a command on this image; without a backend it has to find the best."""
+        chosen = ["--snapshotter", backend] if backend else []
         return {
-            "import": ["import", str(self.layout), "--snapshotter", backend],
-            "unpack": ["unpack", _NAME, "--snapshotter", backend],
+            "import": ["import", str(self.layout), *chosen],
+            "unpack": ["unpack", _NAME, *chosen],
             "gc": ["gc"],
         }[command]
 

@@ -78,7 +78,7 @@ def test_read_only_binds_are_read_only(tmp_path: Path) -> None:
 
 
 def test_knows_mount_points_with_odd_names(tmp_path: Path) -> None:
-    target = tmp_path / "a b\tc\\d"
+    target = tmp_path / "a b\tc\\d\r\x1c\x0b\x85\n"
     target.mkdir()
     bind = Mount(type="bind", source=str(tmp_path), options=["rbind", "ro"])
     assert not is_mounted(target)
