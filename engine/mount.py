@@ -16,7 +16,16 @@ import msgspec
 from engine.errors import ResourceExhausted, from_os_error, os_errors
 from engine.fs.kernel import syscall
 
-__all__ = ["Mount", "activate", "deactivate", "deactivate_below", "is_mounted", "mounted", "uses"]
+__all__ = [
+    "Mount",
+    "activate",
+    "deactivate",
+    "deactivate_below",
+    "is_made_of",
+    "is_mounted",
+    "mounted",
+    "uses",
+]
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +114,7 @@ def _mount_long_overlay(source: str, place: Path, flags: int, data: list[str]) -
         _mount_by_parts(source, place, flags, data)
     except OSError:
         # Linux before 6.7 knows no `lowerdir+`.
-        _mount_relative(source, place, flags, data)
+        _mount_relative(place, flags, data)
 
 
 def _mount_by_parts(source: str, place: Path, flags: int, data: list[str]) -> None:
@@ -152,7 +161,7 @@ def _configure(context: int, command: int, key: str | None, value: str | None) -
     )
 
 
-def _mount_relative(source: str, place: Path, flags: int, data: list[str]) -> None:
+def _mount_relative(place: Path, flags: int, data: list[str]) -> None:
     """Shorten the layers to names below their common folder, and mount from there."""
     lowers = next(option for option in data if option.startswith("lowerdir=")).partition("=")[2]
     folder = os.path.commonpath(lowers.split(":"))
@@ -167,7 +176,8 @@ def _mount_relative(source: str, place: Path, flags: int, data: list[str]) -> No
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
         os.chdir(folder)
-        _mount(source, str(place.absolute()), "overlay", flags, joined)
+        # The folder as source, so that the mount table still tells what this is made of.
+        _mount(folder, str(place.absolute()), "overlay", flags, joined)
 
     _in_own_thread(from_folder)
 
@@ -243,17 +253,35 @@ def uses(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     table = _mountinfo()
-    where = f"{os.major(device)}:{os.minor(device)}"
+    return any(_comes_from(fields, folder, device, table) for fields in table)
+
+
+def is_made_of(target: Path, folder: Path) -> bool:
+    """Say whether what is on top at `target` is made of something below `folder`."""
+    table = _mountinfo()
+    real = os.path.realpath(target)
+    device = folder.stat().st_dev
+    on_top = [fields for fields in table if _unescape(fields[4]) == real][-1:]
+    # aufs does not tell its branches: what someone asks of ours is taken to be ours.
+    return any(f[-3] == "aufs" or _comes_from(f, folder, device, table) for f in on_top)
+
+
+def _comes_from(fields: list[str], folder: Path, device: int, table: list[list[str]]) -> bool:
+    # Layers of an overlay stand among its options, or, where those were relative, the folder that
+    # they are in stands as the source: then any of them may be meant.
     inside = f"{folder}/"
+    source = f"{_unescape(fields[-2])}/"
+    if (
+        inside in _unescape(fields[-1]) + "/"
+        or source == f"{folder.parent}/"
+        or source.startswith(inside)
+    ):
+        return True
+    # A bind mount shows a path within the file system that it comes from, which is not ours where
+    # the store is itself bind-mounted.
+    where = f"{os.major(device)}:{os.minor(device)}"
     within = f"{_path_in_file_system(folder, table)}/"
-    for fields in table:
-        # Layers of an overlay stand among its options. A bind mount shows a path within the file
-        # system that it comes from, which is not ours where the store is itself bind-mounted.
-        if inside in _unescape(fields[-1]) + "/":
-            return True
-        if fields[2] == where and f"{_unescape(fields[3])}/".startswith(within):
-            return True
-    return False
+    return fields[2] == where and f"{_unescape(fields[3])}/".startswith(within)
 
 
 def _path_in_file_system(folder: Path, table: list[list[str]]) -> str:

@@ -10,6 +10,7 @@ class Step(StrEnum):
     """What is being done, or waited for."""
 
     STORE = "storing"
+    WAIT = "waiting"
     UNPACK = "unpacking"
     FLUSH = "committing"
     VERIFY = "verifying"

@@ -87,7 +87,8 @@ class Root:
         if info.st_uid != os.geteuid():
             raise PermissionDenied(f"root {self.path} belongs to user {info.st_uid}, not to you")
         # Another process may be making the root just now: lock first, format next, then the rest.
-        foreign = [path for path in self.path.iterdir() if not _OURS.fullmatch(path.name)]
+        names = [path.name for path in self.path.iterdir()]
+        foreign = [name for name in names if not _OURS.fullmatch(name) and name != "lost+found"]
         if foreign and not (self.path / "format").exists():
             raise InvalidArgument(f"root {self.path} is in use for something else; name an empty folder")
         if stat.S_IMODE(info.st_mode) & 0o077:
@@ -136,7 +137,8 @@ class Root:
     def _folder(self, name: str) -> Path:
         folder = self.path / name
         folder.mkdir(exist_ok=True, mode=0o700)
-        if folder.is_symlink() or not folder.is_dir():
+        info = folder.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise FailedPrecondition(f"{folder} is not a folder of lamina's; move it away")
         return folder
 

@@ -21,7 +21,7 @@ from engine.errors import (
 from engine.gc.collect import Collected, collect, give_up, remove_blob
 from engine.kv.schema import Image
 from engine.metadata.images import ImageStore
-from engine.mount import Mount, activate, deactivate, is_mounted
+from engine.mount import Mount, activate, deactivate, is_made_of, is_mounted
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -96,12 +96,18 @@ class Stores:
 
     # -- mounts -------------------------------------------------------------------------------
 
-    @staticmethod
-    def mount_point(target: Path) -> Path:
+    def mount_point(self, target: Path) -> Path:
         """Return the folder that `target` means if it is free to mount on; raise what `mount` would."""
         target = Path(os.path.realpath(target))
         if not target.is_dir():
             raise NotFound(f"{target} is not a folder; make it first")
+        try:
+            str(target).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument("the name of a mount point must be UTF-8") from None
+        root = self.root.path
+        if target.is_relative_to(root) or root.is_relative_to(target):
+            raise InvalidArgument(f"{target} and the store at {root} overlap; mount somewhere else")
         if is_mounted(target):
             raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
         return target
@@ -167,6 +173,10 @@ class Stores:
                 except NotFound:
                     continue
                 if is_mounted(candidate):
+                    if not is_made_of(candidate, self.root.snapshots):
+                        raise FailedPrecondition(
+                            f"what is mounted at {candidate} now is not lamina's; unmount that first"
+                        )
                     deactivate(candidate)
                 if info.kind == Kind.VIEW:
                     self._drop(snapshotter, key)

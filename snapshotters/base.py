@@ -93,8 +93,7 @@ class BaseSnapshotter(ABC):
                     # By descriptor, not by umask: other threads have files of their own to make.
                     folder = self._folder / str(record.id)
                     folder.mkdir(mode=0o700)
-                    (folder / "fs").mkdir(mode=0o755)
-                    (folder / "fs").chmod(0o755)
+                    _make_root(folder / "fs")
                     self._make(record, below)
             except BaseException:
                 self._store.remove(key)
@@ -260,3 +259,13 @@ class BaseSnapshotter(ABC):
 
     def _notes(self, record: Snapshot) -> Path:
         return self._folder / str(record.id) / "notes"
+
+
+def _make_root(tree: Path) -> None:
+    """Make the root of a tree: 0755 0:0 whatever it would inherit from a setgid bit or an ACL."""
+    tree.mkdir(mode=0o755)
+    os.chown(tree, 0, 0)
+    for key in ("system.posix_acl_access", "system.posix_acl_default"):
+        with suppress(OSError):  # there is none, as nearly always
+            os.removexattr(tree, key)
+    tree.chmod(0o755)

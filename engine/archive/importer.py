@@ -4,6 +4,7 @@ Sync. Every byte is hashed on the way in; names in an archive only find files, d
 are. All is pinned by the caller's lease; naming the images is the caller's last step.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from engine.content.image import ResolvedImage, resolve
 from engine.content.store import ContentStore
 from engine.content.writer import Writer
 from engine.diff.decompress import sniff
-from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused, printable
+from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused, Unavailable, printable
 from engine.failpoints import hit
 from engine.oci.digest import Digest, digest_of, hasher, parse_digest
 from engine.oci.documents import Descriptor, Manifest, parse_config
@@ -32,6 +33,8 @@ from engine.oci.platform import Platform
 from engine.progress import Report, Step
 
 __all__ = ["Imported", "import_images"]
+
+_POLL_S = 0.05  # another process cannot tell us that it is done
 
 _DOCKER_LAYERS = {
     Compression.NONE: DOCKER_LAYER,
@@ -120,9 +123,7 @@ class _Import:
         """Bring one blob in by its digest, or pin the one that is here."""
         digest = descriptor.key
         try:
-            writer = self.content.ingest(
-                f"import-{digest}", lease=self.lease, expected=digest, total=descriptor.size
-            )
+            writer = self._ingest(f"import-{digest}", digest, descriptor.size)
         except AlreadyExists:
             _check_size(descriptor, self.content.info(digest).size)
             self._merge_labels(digest, about)
@@ -149,6 +150,15 @@ class _Import:
         for piece in _from_offset(self.source.read(name), writer.offset):
             writer.write(piece)
             show(writer.offset)
+
+    def _ingest(self, ref: str, expected: Digest | None, size: int) -> Writer:
+        """Open an ingest, after another import that has it open is done with it or dead."""
+        while True:
+            try:
+                return self.content.ingest(ref, lease=self.lease, expected=expected, total=size)
+            except Unavailable:
+                self.report(Step.WAIT, expected or ref, size, 0)
+                time.sleep(_POLL_S)
 
     # -- docker -------------------------------------------------------------------------------
 
@@ -184,7 +194,7 @@ class _Import:
             # Without a digest to resume towards, only this import may go on with what it wrote: the
             # same tree packed by another tool has other bytes.
             ref = f"import-{expected or f'{self.lease}-{diff_id}'}"
-            with self.content.ingest(ref, lease=self.lease, expected=expected, total=size) as writer:
+            with self._ingest(ref, expected, size) as writer:
                 self._copy(name, writer, size, diff_id)
                 digest = parse_digest(writer.commit().digest)
         except AlreadyExists:
@@ -195,7 +205,7 @@ class _Import:
         digest = digest_of(data)
         ref = f"import-{digest}"
         try:
-            with self.content.ingest(ref, lease=self.lease, expected=digest) as writer:
+            with self._ingest(ref, digest, len(data)) as writer:
                 for piece in _from_offset(iter((data,)), writer.offset):
                     writer.write(piece)
                 writer.commit(about)

@@ -113,6 +113,8 @@ class TarSource:
             offset = reader.position
             if count >= limits.ARCHIVE_ENTRIES:
                 raise Refused(f"archive has over {limits.ARCHIVE_ENTRIES} files")
+            if len(entry.name) + len(entry.link) > 2 * limits.ARCHIVE_NAME:
+                raise Refused(f"archive has a name over {limits.ARCHIVE_NAME} bytes")
             if offset + entry.size > whole:
                 raise Refused("archive is cut off; copy it again")
             name = _clean(entry.name)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.tree import Tree
 
+from engine.errors import printable
 from engine.progress import Report, Step, silent
 
 __all__ = [
@@ -48,13 +49,13 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for header in headers:
         table.add_column(header, no_wrap=True, overflow="ignore")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(printable(cell, 1000)) for cell in row))
     console.print(table)
 
 
 def say(message: str) -> None:
     """Write a line for people to stderr."""
-    _messages.print(escape(message))
+    _messages.print(escape(printable(message, 4000)))
 
 
 def short(digest: str) -> str:

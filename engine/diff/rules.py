@@ -94,6 +94,9 @@ class Rules:
             raise Refused(f"layer has over {limits.LAYER_ENTRIES} entries")
         self.count_name(entry.name)
         self.count_name(entry.link)
+        for key, value in entry.xattrs.items():  # those of a folder are kept as names are
+            self.count_name(key)
+            self.count_name(value)
 
     def count_name(self, name: bytes) -> None:
         """Count a name that is kept in memory until the layer ends."""

@@ -9,6 +9,7 @@ The process's umask must be 0. Directories get owner, mode, xattrs and times in 
 would otherwise leak into what is made inside, and every file would undo the time.
 """
 
+import errno
 import os
 import stat
 from collections import OrderedDict
@@ -30,6 +31,9 @@ from engine.fs.usage import measure
 __all__ = ["FolderSink"]
 
 _OPEN_FOLDERS = 256
+_REPLACED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_STEPS = 4096  # folders and links that one entry may make us walk through
+_ROOM_BLOCKS = 1024  # free blocks with which "no space" cannot mean the disk
 _BLOCK = 4096  # what the smallest file takes on the file systems that people use
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -63,6 +67,7 @@ class FolderSink:
         self._directories: dict[int, tuple[bytes, Entry | None]] = {}
         self._whiteouts: dict[int, tuple[bytes, set[bytes]]] = {}  # by inode of the folder, too
         self._opaque: dict[int, bytes] = {}
+        self._steps = 0
         self._size = 0
         self._inodes = 0
         self._is_counted = True  # until something is replaced
@@ -79,6 +84,7 @@ class FolderSink:
     def apply(self, operation: Operation, payload: Payload) -> None:
         """Carry out one operation; `payload` gives the bytes of a file."""
         self._trim()
+        self._steps = 0
         parent = self._folder(operation.parent)
         make = self._make[operation.action]
         try:
@@ -242,6 +248,10 @@ class FolderSink:
         folder, pending, followed = _Folder(os.dup(start.fd), start.path), [name], 0
         while pending:
             part = pending.pop()
+            self._steps += 1
+            if self._steps > _STEPS:
+                os.close(folder.fd)
+                raise Refused(f"layer has links that lead in too many steps through {printable(name)!r}")
             if part == b"..":
                 above = split_name(folder.path)[0]
                 os.close(folder.fd)
@@ -280,7 +290,9 @@ class FolderSink:
             made = self._make_directory(folder, name)
             self._directories[made.st_ino] = (_join(folder.path, name), None)
             return os.open(name, _FOLDER, dir_fd=folder.fd)
-        except OSError:
+        except OSError as error:
+            if error.errno not in {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}:
+                raise
             # What a link says may be too long for a name.
             self._rules.check_folder(_join(folder.path, name))
             mode = _look(folder.fd, name).st_mode
@@ -355,7 +367,9 @@ class FolderSink:
         """Open the directory at `path` if it is the one with this inode."""
         try:
             fd = self._open_real(path)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _REPLACED:
+                raise
             return None  # replaced by something else since
         if os.fstat(fd).st_ino == inode:
             return fd
@@ -388,9 +402,22 @@ def _own(fd: int, entry: Entry) -> None:
     if changed:
         os.fchown(fd, entry.uid, entry.gid)
     for key, value in entry.xattrs.items():
-        os.setxattr(fd, key, value)
+        _set_xattr(fd, key, value, entry)
     if changed or entry.xattrs:
         os.fchmod(fd, entry.mode)
+
+
+def _set_xattr(fd: int, key: bytes, value: bytes, entry: Entry) -> None:
+    try:
+        os.setxattr(fd, key, value)
+    except OSError as error:
+        # ext4 says "no space" of an xattr that is too large for it, also on an empty disk.
+        room = os.fstatvfs(fd).f_bavail
+        if error.errno == errno.E2BIG or (error.errno == errno.ENOSPC and room > _ROOM_BLOCKS):
+            raise Refused(
+                f"xattrs of {printable(entry.name)!r} do not fit in this file system; use another --root"
+            ) from None
+        raise
 
 
 def _finish_directory(fd: int, entry: Entry | None) -> None:

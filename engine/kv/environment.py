@@ -122,6 +122,8 @@ class Environment:
             disk = os.statvfs(self._path)
             if disk.f_bavail * disk.f_frsize < _ROOM:
                 return from_os_error(OSError(errno.ENOSPC, ""), doing)
+        if "already open in this process" in str(error):
+            return FailedPrecondition(f"{doing}: open in this process; share one engine instead")
         for number in _ERRNOS:
             if str(error).endswith(os.strerror(number)):
                 return from_os_error(OSError(number, os.strerror(number)), doing)

@@ -202,3 +202,12 @@ def test_file_systems_limit_of_links(
     assert descriptors() == before
     check_store(stores, stores.snapshotter(backend))
     world.check_untouched(stores.root.path)
+
+
+def test_p_04_links_that_multiply_steps_end_early(stores, umask_0):
+    # Each link walks hundreds of folders back and forth and leads to the next: a few kilobytes that
+    # would take minutes for one entry.
+    links = [member(f"L{n}", "2", link="d/../" * 700 + f"L{n + 1}") for n in range(100)]
+    layer = archive(member("d/", "5"), *links, member("L100/", "5"), member("L0/L0/L0/f"))
+    with pytest.raises(Refused, match="too many steps"):
+        apply_stack(stores.snapshotter("overlay"), [layer])
