@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from engine.app import open_engine
-from engine.errors import ResourceExhausted
+from engine.errors import Refused, ResourceExhausted
 from engine.oci.digest import digest_of
 from engine.oci.identity import chain_ids
 from engine.snapshots import Commit
