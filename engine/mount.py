@@ -280,15 +280,22 @@ def _comes_from(fields: list[str], folder: Path, device: int, table: list[list[s
     # A bind mount shows a path within the file system that it comes from, which is not ours where
     # the store is itself bind-mounted.
     where = f"{os.major(device)}:{os.minor(device)}"
-    within = f"{_path_in_file_system(folder, table)}/"
-    return fields[2] == where and f"{_unescape(fields[3])}/".startswith(within)
+    if fields[2] != where:
+        return False
+    within = _path_in_file_system(folder, table)
+    root = f"{_unescape(fields[3])}/"
+    # In a chroot the mount that the store is on may not be shown: then only the end can be compared.
+    return root.startswith(f"{within}/") if within else inside in root
 
 
-def _path_in_file_system(folder: Path, table: list[list[str]]) -> str:
-    """Return where `folder` is within its own file system, whatever part of that is mounted."""
+def _path_in_file_system(folder: Path, table: list[list[str]]) -> str | None:
+    """Return where `folder` is within its own file system; None if its mount is not shown."""
     best = max(
         (fields for fields in table if folder.is_relative_to(_unescape(fields[4]))),
         key=lambda fields: len(_unescape(fields[4])),
+        default=None,
     )
+    if best is None:
+        return None
     below = folder.relative_to(_unescape(best[4]))
     return os.path.normpath(os.path.join(_unescape(best[3]), below))
