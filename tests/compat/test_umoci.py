@@ -41,6 +41,8 @@ def _imported(folder: Path, image_set: str, compression: str) -> Imported:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     """The small image as umoci unpacks it; umoci does not know zstd, and needs not."""
+    for program in ("debootstrap", "pigz", "umoci"):
+        peer(program)
     with removed(tmp_path_factory.mktemp("umoci")) as folder:
         build(folder / "image", "small", "gzip")
         yield umoci_tree(folder / "image", folder / "tree")
