@@ -7,7 +7,7 @@ makes or finds until that is anchored.
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from engine.errors import EngineError, InvalidArgument
 from engine.failpoints import hit
 from engine.gc.collect import Collected
 from engine.kv.schema import Image
-from engine.metadata.leases import leased
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
@@ -27,7 +26,7 @@ from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, open_stores
 from engine.unpack.pool import WorkerPool, open_pool
-from engine.unpack.unpacker import Unpacked, unpack
+from engine.unpack.unpacker import Unpacked, Unpacker, held_lease
 
 __all__ = ["Engine", "host_platform", "open_engine"]
 
@@ -46,7 +45,8 @@ class Engine:
 
     def __init__(self, stores: Stores, pool: WorkerPool) -> None:
         self.stores = stores
-        self._pool = pool
+        root = stores.root
+        self._unpacker = Unpacker(root.path, root.meta, stores.namespace, stores.content, pool)
 
     async def import_image(
         self,
@@ -82,7 +82,7 @@ class Engine:
                 if snapshotter:
                     backend = await self._snapshotter(snapshotter)
                     for imported in found:
-                        await self._unpack(imported.image, backend, lease, report)
+                        await self._unpacker.unpack(imported.image, backend, lease, report)
                 return await trio.to_thread.run_sync(self._put, targets, replace)
             except BaseException:
                 with trio.CancelScope(shield=True):
@@ -112,20 +112,7 @@ class Engine:
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
             image = await trio.to_thread.run_sync(self._resolve, name, platform)
-            return await self._unpack(image, backend, lease, report)
-
-    async def _unpack(
-        self, image: ResolvedImage, backend: Snapshotter, lease: str, report: Report
-    ) -> Unpacked:
-        return await unpack(
-            image,
-            root=self.stores.root.path,
-            content=self.stores.content,
-            snapshotter=backend,
-            pool=self._pool,
-            lease=lease,
-            report=report,
-        )
+            return await self._unpacker.unpack(image, backend, lease, report)
 
     def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
         return self.stores.resolve(self.stores.images.get(name).target, platform)
@@ -138,7 +125,7 @@ class Engine:
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
             image = await trio.to_thread.run_sync(self._resolve, name, None)
-            unpacked = await self._unpack(image, backend, lease, silent)
+            unpacked = await self._unpacker.unpack(image, backend, lease, silent)
             return await trio.to_thread.run_sync(backend.prepare, key, unpacked.chain_id)
 
     async def release(self, key: str, *, snapshotter: str | None = None) -> None:
@@ -157,15 +144,8 @@ class Engine:
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)
 
-    @asynccontextmanager
-    async def _lease(self) -> AsyncIterator[str]:
-        held = leased(self.stores.root.meta, self.stores.namespace)
-        lease = await trio.to_thread.run_sync(held.__enter__)
-        try:
-            yield lease
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(held.__exit__, None, None, None)
+    def _lease(self) -> AbstractAsyncContextManager[str]:
+        return held_lease(self.stores.root.meta, self.stores.namespace)
 
 
 def _named(found: Sequence[Imported], name: str | None) -> dict[str, Descriptor]:

@@ -18,10 +18,13 @@ ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
 ARCHIVE_NAME = 4096  # the longest path of a file in such an archive, PATH_MAX
 ARCHIVE_LINKS = 16  # symlinks followed by name inside a docker archive
 
+IMAGE = 256 * GIB  # uncompressed, all layers together
+IMAGE_ENTRIES = 8_000_000
 LAYER = 64 * GIB  # uncompressed
 LAYER_ENTRIES = 2_000_000
 LAYER_DIRECTORIES = 500_000  # their attributes are held in memory until the layer ends
-LAYER_NAMES = 64 * MIB  # bytes of names and xattrs over a whole layer
+LAYER_NAMES = 64 * MIB  # bytes of names and of folders' xattrs that a layer keeps in memory
+LAYER_LINK_STEPS = 8_000_000  # folders walked through because of links, over a whole layer
 RATIO = 1000  # uncompressed to compressed bytes, once RATIO_FROM bytes came out
 RATIO_FROM = 64 * MIB
 AFTER_END = 1 * MIB  # bytes after the end of a layer's archive

@@ -35,6 +35,7 @@ __all__ = [
     "Kind",
     "Plugin",
     "Probe",
+    "Sealing",
     "Snapshotter",
     "Target",
     "Usage",
@@ -73,8 +74,7 @@ class Capabilities:
 
     rebase: bool
     """A layer may be applied without its parent, which is then given at commit. Without it, layers are
-    prepared on their committed parents one after the other; `sink` must name an empty folder all the
-    same."""
+    prepared on their committed parents one after the other."""
     layers: int
     """How many snapshots may be stacked."""
     name_bytes: int
@@ -86,19 +86,31 @@ class Capabilities:
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where and how a layer is applied directly, with nothing mounted: a value for a worker.
 
-    `folder` takes the entries of the layer alone; `notes` is the file for what has to wait until
-    the parents are known (`engine.diff.notes`).
+    `sink` names what opens a sink (`engine.diff.layer.Sink`) for `place`, "module:attribute": called
+    with `place`, it returns a context manager. What a place is, a folder or one file, is the backend's.
     """
 
-    folder: str
-    notes: str
+    sink: str
+    place: str
     name_bytes: int
     whiteout_names: bool
 
 
+class Sealing(msgspec.Struct, frozen=True, kw_only=True):
+    """The slow half of a commit, a value for a worker: `run` names it, "module:attribute".
+
+    Called with `argument` it returns how many of the steps are done and durable, and the error that
+    stopped it or None.
+    """
+
+    run: str
+    argument: bytes
+    steps: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """One step of a commit: active `key` becomes `name`.
+    """One step of a commit: active `key` becomes `name`, pinned by `lease`.
 
     `parent` rebases a snapshot that was prepared without one; None keeps what prepare was given.
     """
@@ -106,6 +118,7 @@ class Commit:
     name: str
     key: str
     parent: str | None = None
+    lease: str = ""
     labels: Labels = field(default_factory=dict)
 
 
@@ -133,8 +146,14 @@ class Snapshotter(Protocol):
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
 
-    def commit(self, *steps: Commit, lease: str = "") -> None:
-        """Commit actives, bottom first, each durable before it is visible, with one flush for all.
+    def sealing(self, *steps: Commit) -> list[Sealing]:
+        """Return what may be done elsewhere before `commit` is asked for the same steps.
+
+        Nothing for steps that are sealed already, nor from the first on that `commit` will refuse.
+        """
+
+    def commit(self, *steps: Commit) -> None:
+        """Commit actives, bottom first, each durable before it is visible; seal what is not sealed.
 
         Each step stands by itself: when one fails, those before it are committed.
         """

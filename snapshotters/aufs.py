@@ -4,6 +4,7 @@ Sync. A layer's folder is the layer as the archive has it; it can be made and re
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -11,7 +12,7 @@ from engine.mount import Mount
 from engine.snapshots import Capabilities, Plugin, Probe
 from snapshotters import probe
 from snapshotters.markers import AufsMarkers
-from snapshotters.union import UnionSnapshotter
+from snapshotters.union import UnionSnapshotter, settle_union
 
 __all__ = ["AufsSnapshotter", "plugin"]
 
@@ -30,12 +31,15 @@ def aufs_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
     return Mount(type="aufs", source="none", options=options if upper else ["ro", *options])
 
 
+settle = partial(settle_union, AufsMarkers())
+
+
 @final
 class AufsSnapshotter(UnionSnapshotter):
     """Snapshots as aufs branches."""
 
     name = "aufs"
-    markers = AufsMarkers()
+    settle = "snapshotters.aufs:settle"
     # 127 branches is the kernel's default, one of them to write to; names need room for a doubled
     # `.wh.` and a suffix.
     capabilities = Capabilities(rebase=True, layers=126, name_bytes=242, whiteout_names=False)

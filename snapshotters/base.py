@@ -1,10 +1,7 @@
 """What all folder backends share: the contract over `MetaStore` and one folder per snapshot.
 
-Sync; safe from any thread and process. A backend fills in three hooks; folders are
-
-    <backend>/<id>/fs       the tree, or the layer of it
-    <backend>/<id>/notes    what a layer asks of its parents, until it is committed
-    <backend>/<id>/settling there while, or since, a layer was settled only in part
+Sync; safe from any thread and process. A backend fills in hooks; folders are <backend>/<id>, and
+what is inside is drawn in `snapshotters.sealing`.
 
 Crash order: the record comes before the folder and is work in progress of a lease until the folder
 is whole; a folder is renamed to trash and deleted only after its record went. So no folder is ever
@@ -13,17 +10,16 @@ without a record, and nobody has to guess which folders are dead.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
-from engine.diff import notes as layer_notes
-from engine.diff.notes import Notes
+import msgspec
+
 from engine.errors import EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
-from engine.fs.kernel import syncfs
 from engine.fs.removal import remove_tree
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
@@ -32,7 +28,9 @@ from engine.labels import Labels
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount, uses
-from engine.snapshots import Capabilities, Commit, Info, Kind, Target, Usage
+from engine.snapshots import Capabilities, Commit, Info, Kind, Sealing, Target, Usage
+from snapshotters.folder_sink import OUTLINE, TREE
+from snapshotters.sealing import Seal, load_sealed, seal
 
 __all__ = ["BaseSnapshotter"]
 
@@ -42,6 +40,8 @@ class BaseSnapshotter(ABC):
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    settle: ClassVar[str]
+    """The name of what settles applied layers (`snapshotters.sealing.Settle`)."""
 
     def __init__(self, folder: Path, meta: Environment, namespace: str) -> None:
         """Use `folder`, made if need be, for the trees and `meta` for the records."""
@@ -60,10 +60,6 @@ class BaseSnapshotter(ABC):
     @abstractmethod
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""
-
-    @abstractmethod
-    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
-        """Make the applied layer right on top of `below`; called again only after it succeeded."""
 
     # -- the contract -------------------------------------------------------------------------
 
@@ -93,7 +89,7 @@ class BaseSnapshotter(ABC):
                     # By descriptor, not by umask: other threads have files of their own to make.
                     folder = self._folder / str(record.id)
                     folder.mkdir(mode=0o700)
-                    _make_root(folder / "fs")
+                    _make_root(folder / TREE)
                     self._make(record, below)
             except BaseException:
                 self._store.remove(key)
@@ -119,78 +115,85 @@ class BaseSnapshotter(ABC):
         if record.kind != Kind.ACTIVE:
             raise FailedPrecondition(f"snapshot {key} is {record.kind}, not active")
         return Target(
-            folder=str(self._tree(record)),
-            notes=str(self._notes(record)),
+            sink="snapshotters.folder_sink:open_sink",
+            place=str(self._place(record)),
             name_bytes=self.capabilities.name_bytes,
             whiteout_names=self.capabilities.whiteout_names,
         )
 
-    def commit(self, *steps: Commit, lease: str = "") -> None:
-        """Commit actives, bottom first, each durable before it is visible, with one flush for all."""
-        settled: list[tuple[Commit, Snapshot, Usage]] = []
-        above: list[Snapshot] = []  # the chain of the step before, nearest first
-        failure: EngineError | None = None
-        for step in steps:
-            try:
-                record, below = self._foundations(step, settled, above)
-                usage = self._settle_one(record, below)
-            except EngineError as error:
-                failure = error
-                break
-            settled.append((step, record, usage))
-            above = [record, *below]
-        hit("snapshot.commit.settled")
-        if settled:
-            self._flush()
-        hit("snapshot.commit.flushed")
-        for step, record, usage in settled:
-            self._store.commit(
-                step.name, step.key, step.parent, usage=usage, labels=step.labels, lease=lease
+    def sealing(self, *steps: Commit) -> list[Sealing]:
+        """Return what may be done elsewhere before `commit` is asked for the same steps."""
+        seals: list[Seal] = []
+        with suppress(EngineError):  # `commit` says what is wrong with a step
+            for step, record, below in self._checked(steps):
+                if load_sealed(self._place(record)) is None:
+                    self._plan(seals, step, record, below)
+        return [
+            Sealing(
+                run="snapshotters.sealing:seal",
+                argument=msgspec.msgpack.encode(plan),
+                steps=len(plan.layers),
             )
+            for plan in seals
+        ]
+
+    def _plan(self, seals: list[Seal], step: Commit, record: Snapshot, below: list[Snapshot]) -> None:
+        """Add a step to the last of `seals` if it stands on that, else to a new one."""
+        has_outline = (self._place(record) / OUTLINE).exists()
+        is_whole = not has_outline and bool(record.parent or not below)
+        parent = below[0].id if below else 0
+        if seals and not is_whole and not seals[-1].is_whole and seals[-1].layers[-1] == parent:
+            seals[-1].layers.append(record.id)
+            seals[-1].parents.append(step.parent or record.parent)
+            return
+        seals.append(
+            Seal(
+                settle=self.settle,
+                folder=str(self._folder),
+                below=[lower.id for lower in below],
+                layers=[record.id],
+                parents=[step.parent or record.parent],
+                is_whole=is_whole,
+            )
+        )
+
+    def commit(self, *steps: Commit) -> None:
+        """Commit actives, bottom first, each durable before it is visible; seal what is not sealed."""
+        failure: EngineError | None = None
+        for sealing in self.sealing(*steps):
+            _, failure = seal(sealing.argument)
+            if failure:
+                break
+        for step, record, _ in self._checked(steps):
+            sealed = load_sealed(self._place(record))
+            if sealed is None:
+                break
+            if sealed.parent != (step.parent or record.parent):
+                raise FailedPrecondition(f"snapshot {step.key} is settled on another parent; remove it")
+            usage = Usage(sealed.size, sealed.inodes)
+            self._store.commit(step, usage)
             hit("snapshot.commit.recorded")
-            with os_errors(f"snapshot {step.name}"):
-                self._notes(record).unlink(missing_ok=True)
         if failure:
             raise failure
 
-    def _foundations(
-        self, step: Commit, settled: Sequence[tuple[Commit, Snapshot, Usage]], above: list[Snapshot]
-    ) -> tuple[Snapshot, list[Snapshot]]:
-        if settled and step.parent == settled[-1][0].name:
-            # The parent is settled but not recorded yet: the store cannot know it.
-            record, _ = self._store.check_commit(step.name, step.key, None)
-            return record, above
-        record, parent = self._store.check_commit(step.name, step.key, step.parent)
-        if not parent:
-            return record, []
-        return record, [self._store.get(parent), *self._store.parents(parent)]
-
-    def _settle_one(self, record: Snapshot, below: Sequence[Snapshot]) -> Usage:
-        if len(below) >= self.capabilities.layers:
-            raise FailedPrecondition(
-                f"{self.name} stacks at most {self.capabilities.layers} layers; "
-                "use another snapshotter for this image"
+    def _checked(self, steps: Sequence[Commit]) -> Iterator[tuple[Commit, Snapshot, list[Snapshot]]]:
+        """Yield each step, its record and what it will stand on, nearest first; raise as `commit`."""
+        chains: dict[str, list[Snapshot]] = {}
+        for step in steps:
+            # The parent may be a step before this one, which the store does not know yet.
+            under = chains.get(step.parent or "")
+            record, parent = self._store.check_commit(
+                step.name, step.key, None if under else step.parent
             )
-        tree = self._tree(record)
-        with os_errors(f"snapshot {record.key}"), folder_descriptor(tree) as layer:
-            notes = layer_notes.load(self._notes(record))
-            if notes is None:
-                if record.parent or not below:
-                    return Usage(*measure(layer))
-                # Written to through a mount, and rebased now: it hides nothing of its parents.
-                size, inodes = measure(layer)
-                notes = Notes(whiteouts=[], opaque=[], implied=[], size=size, inodes=inodes)
-            broken = self._tree(record).with_name("settling")
-            if broken.exists():
-                raise FailedPrecondition(f"a commit of snapshot {record.key} failed halfway; remove it")
-            broken.touch()
-            usage = self._settle(layer, notes, [self._tree(lower) for lower in below])
-            broken.unlink()
-            return usage
-
-    def _flush(self) -> None:
-        with os_errors(f"snapshots of {self.name}"), folder_descriptor(self._folder) as folder:
-            syncfs(folder)
+            if under is None:
+                under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
+            if len(under) >= self.capabilities.layers:
+                raise FailedPrecondition(
+                    f"{self.name} stacks at most {self.capabilities.layers} layers; "
+                    "use another snapshotter for this image"
+                )
+            chains[step.name] = [record, *under]
+            yield step, record, under
 
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""
@@ -254,11 +257,11 @@ class BaseSnapshotter(ABC):
 
     # -- folders ------------------------------------------------------------------------------
 
-    def _tree(self, record: Snapshot) -> Path:
-        return self._folder / str(record.id) / "fs"
+    def _place(self, record: Snapshot) -> Path:
+        return self._folder / str(record.id)
 
-    def _notes(self, record: Snapshot) -> Path:
-        return self._folder / str(record.id) / "notes"
+    def _tree(self, record: Snapshot) -> Path:
+        return self._place(record) / TREE
 
 
 def _make_root(tree: Path) -> None:

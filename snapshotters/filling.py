@@ -1,95 +1,104 @@
 """Fills a layer's folder from below: whatever the parent has and the layer does not hide is copied in.
 
-Sync. So the copy backend applies layers as the others do, to an empty folder and in any order, and
-the rules of how layers combine are decided here, once, against the finished parent.
+Sync; one thread. So the copy backend applies layers as the others do, to an empty folder and in any
+order, and the rules of how layers combine are decided here, once, against the finished parent. Both
+trees are walked once, side by side.
 """
 
-import errno
 import os
 import stat
-from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from engine.diff.notes import Notes
+from engine.diff.layer import Folder, path_of
 from engine.fs.attributes import beneath, copy_attributes, keeping_time
 from engine.fs.kernel import ioctl_ficlone
+from engine.snapshots import Usage
+from snapshotters.descriptors import OpenFolders
 
-__all__ = ["copy_tree", "fill"]
+__all__ = ["fill"]
 
 _COPY_AT_ONCE = 1 << 30
+_BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def copy_tree(parent: int, target: int) -> None:
-    """Copy all of the directory `parent` into the empty directory `target`, itself included."""
-    _Filling(parent, target, Notes(whiteouts=[], opaque=[], implied=[b""], size=0, inodes=0)).run()
+@dataclass(frozen=True, eq=False, slots=True)
+class _Place:
+    """A folder that both trees have; `own` is the layer's, None for one that was copied in."""
+
+    above: "_Place | None"
+    name: bytes
+    depth: int
+    own: Folder | None
+    is_covered: bool = False
+    """Whether the layer hides all that the parent has in it."""
+
+    @property
+    def parent(self) -> "_Place":
+        return self.above or self
 
 
-def fill(parent: int, layer: int, notes: Notes) -> None:
-    """Complete the layer at descriptor `layer` with what shows of `parent`.
+def fill(parent: int, layer: int, root: Folder | None) -> Usage:
+    """Complete the tree at descriptor `layer` with what shows of `parent`; return what came in.
 
-    May be called again on a layer that was filled before, but not on one that was filled in part.
+    `root` is the layer's tree; without one all is copied, attributes of the root included. May be
+    called again on a layer that was filled before, but not on one that was filled in part.
     """
-    _Filling(parent, layer, notes).run()
+    with OpenFolders(parent) as sources, OpenFolders(layer) as targets:
+        filling = _Filling(layer, sources, targets)
+        pending = [_Place(None, b"", 0, root, is_covered=root is not None and root.is_opaque)]
+        while pending:
+            pending += filling.fill(pending.pop())
+        return Usage(filling.size, filling.inodes)
 
 
 class _Filling:
-    def __init__(self, parent: int, layer: int, notes: Notes) -> None:
-        self._parent = parent
+    def __init__(self, layer: int, sources: OpenFolders, targets: OpenFolders) -> None:
         self._layer = layer
-        self._hidden: defaultdict[bytes, set[bytes]] = defaultdict(set)
-        for path, name in notes.whiteouts:
-            self._hidden[path].add(name)
-        self._opaque = set(notes.opaque)
-        self._implied = set(notes.implied)
-        self._links: dict[int, bytes] = {}  # inode of the parent's file to its path in the layer
+        self._sources = sources
+        self._targets = targets
+        self._links: dict[int, tuple[_Place, bytes]] = {}  # inode of the parent's to its copy
+        self.size = 0
+        self.inodes = 0
 
-    def run(self) -> None:
-        pending = [b""]
-        while pending:
-            pending += self._fill_folder(pending.pop())
-        for path in self._implied:
-            try:
-                with beneath(self._parent, path) as source, beneath(self._layer, path) as target:
-                    copy_attributes(source, target)
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # the parent has no such folder
-            except OSError as error:
-                if error.errno != errno.ELOOP:  # it has a link there
-                    raise
-
-    def _fill_folder(self, path: bytes) -> list[bytes]:
-        """Fill one folder that both sides have; return those below it that both have."""
-        if path in self._opaque:
-            return []
-        hidden: Collection[bytes] = self._hidden.get(path, ())
-        both: list[bytes] = []
-        with beneath(self._parent, path) as source, beneath(self._layer, path) as target:
-            own = {os.fsencode(name) for name in os.listdir(target)}
-            with keeping_time(target):
-                for name in sorted(map(os.fsencode, os.listdir(source))):
-                    below = os.path.join(path, name)
-                    if name in hidden:
-                        continue
-                    if name not in own:
-                        if self._copy(source, target, name, below):
-                            both.append(below)
-                            self._implied.add(below)
-                    elif _is_folder(source, name) and _is_folder(target, name):
-                        both.append(below)
+    def fill(self, place: _Place) -> list[_Place]:
+        """Fill one folder that both sides have; return those below it that both have then."""
+        self._sources.trim()
+        self._targets.trim()
+        source, target = self._sources.get(place), self._targets.get(place)
+        with keeping_time(target):
+            both = list(self._fill_names(place, source, target))
+        if place.own is None or (place.own.attributes is None and place.depth):
+            copy_attributes(source, target)
         return both
 
-    def _copy(self, source: int, target: int, name: bytes, path: bytes) -> bool:
+    def _fill_names(self, place: _Place, source: int, target: int) -> Iterator[_Place]:
+        layer = place.own
+        for name in sorted(map(os.fsencode, os.listdir(source))):
+            own = layer.names.get(name) if layer else None
+            if isinstance(own, Folder):
+                if _is_folder(source, name):
+                    covered = place.is_covered or own.is_opaque
+                    yield _Place(place, name, place.depth + 1, own, covered)
+            elif own is not None or place.is_covered or (layer and name in layer.hidden):
+                continue
+            elif self._copy(source, target, place, name):
+                yield _Place(place, name, place.depth + 1, None)
+
+    def _copy(self, source: int, target: int, place: _Place, name: bytes) -> bool:
         """Copy one entry; say whether it is a folder, which is then still empty."""
         info = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+            first = self._links.setdefault(info.st_ino, (place, name))
+            if first != (place, name) and self._link(first, target, name):
+                return False
+        self.size += info.st_blocks * _BLOCK
+        self.inodes += 1
         if stat.S_ISDIR(info.st_mode):
             os.mkdir(name, 0o700, dir_fd=target)
             return True
-        if info.st_nlink > 1:
-            first = self._links.setdefault(info.st_ino, path)
-            if first != path and self._link(first, target, name):
-                return False
         if stat.S_ISREG(info.st_mode):
             _copy_file(source, target, name)
             return False
@@ -105,12 +114,12 @@ class _Filling:
         os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
         return False
 
-    def _link(self, first: bytes, target: int, name: bytes) -> bool:
+    def _link(self, first: tuple[_Place, bytes], target: int, name: bytes) -> bool:
         """Link to the copy made of the same file before; False at the limit of links."""
-        folder, _, last = first.rpartition(b"/")
+        holder, last = first
         try:
-            with beneath(self._layer, folder) as holder:
-                os.link(last, name, src_dir_fd=holder, dst_dir_fd=target, follow_symlinks=False)
+            with beneath(self._layer, path_of(holder)) as folder:
+                os.link(last, name, src_dir_fd=folder, dst_dir_fd=target, follow_symlinks=False)
         except OSError:
             return False
         return True

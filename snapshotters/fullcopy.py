@@ -3,22 +3,33 @@
 Sync. Needs nothing of the kernel but bind mounts; shares blocks where the file system can (reflink).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
 
-from engine.diff.notes import Notes
+from engine.diff.outline import Outline
 from engine.fs.attributes import folder_descriptor
 from engine.fs.kernel import syncfs
-from engine.fs.usage import measure
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
 from snapshotters import probe
 from snapshotters.base import BaseSnapshotter
-from snapshotters.filling import copy_tree, fill
+from snapshotters.filling import fill
 
 __all__ = ["CopySnapshotter", "plugin"]
+
+
+def settle(below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Iterator[Usage]:
+    """Fill each layer from the one before it, the first from the nearest of `below`."""
+    parent = below[0] if below else None
+    for tree, outline in layers:
+        copied = Usage(0, 0)
+        if parent:
+            with folder_descriptor(parent) as source, folder_descriptor(tree) as target:
+                copied = fill(source, target, outline.root)
+        yield Usage(outline.size + copied.size, outline.inodes + copied.inodes)
+        parent = tree
 
 
 @final
@@ -26,6 +37,7 @@ class CopySnapshotter(BaseSnapshotter):
     """Snapshots as full copies."""
 
     name = "copy"
+    settle = "snapshotters.fullcopy:settle"
     # Applied alone like the others; the parent's tree is filled in at commit.
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 
@@ -33,20 +45,13 @@ class CopySnapshotter(BaseSnapshotter):
         if record.kind == Kind.ACTIVE and below:
             tree = self._tree(record)
             with folder_descriptor(below[0]) as parent, folder_descriptor(tree) as target:
-                copy_tree(parent, target)
+                fill(parent, target, None)
                 syncfs(target)
 
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         is_view = record.kind == Kind.VIEW
         source = below[0] if is_view and below else self._tree(record)
         return [Mount(type="bind", source=str(source), options=["rbind", "ro" if is_view else "rw"])]
-
-    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
-        if not below:
-            return Usage(notes.size, notes.inodes)
-        with folder_descriptor(below[0]) as parent:
-            fill(parent, layer, notes)
-        return Usage(*measure(layer))
 
 
 def _probe(folder: Path) -> Probe:

@@ -5,27 +5,35 @@ Sync. Everything by descriptor and name.
 
 import os
 import stat
+from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["AufsMarkers", "Markers", "OverlayMarkers"]
+__all__ = ["AufsMarkers", "Listing", "Markers", "OverlayMarkers"]
 
 _OPAQUE_XATTR = "trusted.overlay.opaque"
 _WHITEOUT_PREFIX = b".wh."
 _OPAQUE_NAME = b".wh..wh..opq"
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What one layer has in one folder, its markers told apart."""
+
+    names: dict[bytes, bool]
+    """Names, and whether each is a folder."""
+    whiteouts: set[bytes]
+    is_opaque: bool
+
+
 class Markers(Protocol):
     """The two markers of a union file system."""
 
-    files_hide_folders: bool
-    """Whether a file in one layer hides a folder of the same name two layers down even when the
-    layer between them has a folder again."""
+    lowest_opaque_counts: bool
+    """Whether of two opaque marks at one path in a chain the lower one is what counts, and a folder
+    goes on below what is none: then what is buried below matters too."""
 
-    def is_whiteout(self, folder: int, name: bytes) -> bool:
-        """Say whether `folder` hides `name` of the layers below, and shows nothing itself."""
-
-    def is_opaque(self, folder: int) -> bool:
-        """Say whether `folder` hides all that the layers below have in it."""
+    def read(self, folder: int) -> Listing:
+        """Return what a layer's folder has."""
 
     def make_whiteout(self, folder: int, name: bytes) -> None:
         """Hide `name` of the layers below."""
@@ -37,22 +45,25 @@ class Markers(Protocol):
 class OverlayMarkers:
     """Character devices 0:0 and an xattr (Documentation/filesystems/overlayfs.rst)."""
 
-    files_hide_folders = True
+    lowest_opaque_counts = False
 
-    def is_whiteout(self, folder: int, name: bytes) -> bool:
-        """Say whether `name` is a device 0:0."""
+    def read(self, folder: int) -> Listing:
+        """Return what a layer's folder has."""
+        names: dict[bytes, bool] = {}
+        whiteouts: set[bytes] = set()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if not (is_folder or entry.is_file(follow_symlinks=False)) and _is_device_0(entry):
+                    whiteouts.add(name)
+                else:
+                    names[name] = is_folder
         try:
-            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
-    def is_opaque(self, folder: int) -> bool:
-        """Say whether the xattr is set."""
-        try:
-            return os.getxattr(folder, _OPAQUE_XATTR) == b"y"
+            is_opaque = os.getxattr(folder, _OPAQUE_XATTR) == b"y"
         except OSError:
-            return False
+            is_opaque = False
+        return Listing(names, whiteouts, is_opaque)
 
     def make_whiteout(self, folder: int, name: bytes) -> None:
         """Make a device 0:0."""
@@ -63,18 +74,31 @@ class OverlayMarkers:
         os.setxattr(folder, _OPAQUE_XATTR, b"y")
 
 
+def _is_device_0(entry: "os.DirEntry[str]") -> bool:
+    if entry.is_symlink():
+        return False
+    info = entry.stat(follow_symlinks=False)
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
+
+
 class AufsMarkers:
     """Empty files: `.wh.name`, and `.wh..wh..opq` within the folder (aufs(5))."""
 
-    files_hide_folders = False
+    # Seen on a real kernel (6.1): what an upper opaque mark hid shows again above a lower one.
+    lowest_opaque_counts = True
 
-    def is_whiteout(self, folder: int, name: bytes) -> bool:
-        """Say whether `.wh.name` is there, or `name` is itself a marker."""
-        return name.startswith(_WHITEOUT_PREFIX) or _exists(folder, _WHITEOUT_PREFIX + name)
-
-    def is_opaque(self, folder: int) -> bool:
-        """Say whether `.wh..wh..opq` is there."""
-        return _exists(folder, _OPAQUE_NAME)
+    def read(self, folder: int) -> Listing:
+        """Return what a layer's folder has."""
+        with os.scandir(folder) as entries:
+            found = {os.fsencode(entry.name): entry.is_dir(follow_symlinks=False) for entry in entries}
+        marks = {name for name in found if name.startswith(_WHITEOUT_PREFIX)}
+        whiteouts = {name[len(_WHITEOUT_PREFIX) :] for name in marks}
+        names = {
+            name: is_folder
+            for name, is_folder in found.items()
+            if name not in marks and name not in whiteouts
+        }
+        return Listing(names, whiteouts, _OPAQUE_NAME in marks)
 
     def make_whiteout(self, folder: int, name: bytes) -> None:
         """Make `.wh.name`."""
@@ -82,15 +106,7 @@ class AufsMarkers:
 
     def make_opaque(self, folder: int) -> None:
         """Make `.wh..wh..opq`."""
-        if not self.is_opaque(folder):
-            _touch(folder, _OPAQUE_NAME)
-
-
-def _exists(folder: int, name: bytes) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
+        _touch(folder, _OPAQUE_NAME)
 
 
 def _touch(folder: int, name: bytes) -> None:

@@ -6,7 +6,7 @@ turn against the mount is switched off in every mount: redirects, metadata-only 
 
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import final
 
@@ -15,7 +15,7 @@ from engine.mount import Mount, mounted
 from engine.snapshots import Capabilities, Kind, Plugin, Probe
 from snapshotters import probe
 from snapshotters.markers import OverlayMarkers
-from snapshotters.union import UnionSnapshotter
+from snapshotters.union import UnionSnapshotter, settle_union
 
 __all__ = ["OverlaySnapshotter", "plugin"]
 
@@ -41,12 +41,15 @@ def overlay_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
     return Mount(type="overlay", source="overlay", options=options + _fixed_options())
 
 
+settle = partial(settle_union, OverlayMarkers())
+
+
 @final
 class OverlaySnapshotter(UnionSnapshotter):
     """Snapshots as overlay layers."""
 
     name = "overlay"
-    markers = OverlayMarkers()
+    settle = "snapshotters.overlay:settle"
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 
     def _make(self, record: Snapshot, below: Sequence[Path]) -> None:

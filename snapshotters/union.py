@@ -1,178 +1,172 @@
 """What overlay and aufs share: layers in folders of their own, combined when they are mounted.
 
-Sync. What an applied layer asked of its parents (`engine.diff.notes`) becomes markers and attributes
-when it is settled on them. Whiteouts of what is not there are not
-made: they would show where a single layer is bind-mounted.
+Sync. What an applied layer asks of the layers below becomes markers and attributes when it is settled
+on them. Whiteouts of what is not there are not made: they would show where a single layer is
+bind-mounted.
 """
 
-import os
-import stat
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from engine.diff.notes import Notes
-from engine.fs.attributes import beneath, copy_attributes, folder_descriptor, keeping_time
-from engine.fs.kernel import open_beneath
+from engine.diff.layer import Attributes, Folder
+from engine.diff.outline import Outline
+from engine.fs.attributes import folder_descriptor, keeping_time
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Kind, Usage
+from snapshotters.attributes import give_attributes
 from snapshotters.base import BaseSnapshotter
+from snapshotters.combined import Combined, CombinedFolder
+from snapshotters.descriptors import OpenFolders
 from snapshotters.markers import Markers
 
-__all__ = ["UnionSnapshotter"]
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+__all__ = ["UnionSnapshotter", "settle_union"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Where a path of the merged layers comes from: the layer's root, and what is there."""
+class _Step:
+    """A folder of the layer, and what the layers below have at its path."""
 
-    layer: int
-    info: os.stat_result
-
-    @property
-    def is_folder(self) -> bool:
-        return stat.S_ISDIR(self.info.st_mode)
-
-
-class _Hidden(Exception):
-    """The path is hidden by the layer that was looked at."""
-
-
-class _Below:
-    """The merged view of the layers below, by lookup only."""
-
-    def __init__(self, layers: Sequence[int], markers: Markers) -> None:
-        self._layers = layers
-        self._markers = markers
-
-    def find(self, path: bytes) -> _Found | None:
-        """Return what `path` is, or None where nothing shows."""
-        for layer in self._layers:
-            try:
-                info = self._in_layer(layer, path.split(b"/"))
-            except _Hidden:
-                return None
-            if info is not None:
-                return _Found(layer, info)
-        return None
-
-    def _in_layer(self, layer: int, parts: Sequence[bytes]) -> os.stat_result | None:
-        """Return what one layer has at a path, None if it says nothing of it."""
-        is_opaque = False
-        with ExitStack() as opened:
-            folder = layer
-            for position, part in enumerate(parts):
-                if self._markers.is_whiteout(folder, part):
-                    raise _Hidden
-                try:
-                    info = os.stat(part, dir_fd=folder, follow_symlinks=False)
-                except FileNotFoundError:
-                    if is_opaque:
-                        raise _Hidden from None
-                    return None
-                if position == len(parts) - 1:
-                    return info
-                if not stat.S_ISDIR(info.st_mode):
-                    raise _Hidden
-                folder = open_beneath(folder, part, _FOLDER)
-                opened.callback(os.close, folder)
-                is_opaque = is_opaque or self._markers.is_opaque(folder)
-        return None
-
-    def root_names(self) -> set[bytes]:
-        """Return what shows in the root."""
-        names = {os.fsencode(name) for layer in self._layers for name in os.listdir(layer)}
-        return {name for name in names if self.find(name) is not None}
+    folder: Folder
+    below: CombinedFolder
+    is_seen: bool
+    """Whether it shows there, as a folder."""
+    is_covered: bool
+    """Whether the layer hides all of it, further up."""
 
 
 class _Settling:
-    def __init__(self, layer: int, below: _Below, markers: Markers) -> None:
-        self._layer = layer
-        self._below = below
-        self._markers = markers
+    """One layer on top of what `combined` knows; `made` counts the markers."""
 
-    def settle(self, notes: Notes) -> None:
-        hidden = list(notes.whiteouts)
-        if b"" in notes.opaque:
-            # Union mounts merge their roots whatever is marked there.
-            hidden += [(b"", name) for name in sorted(self._below.root_names())]
-        for path in notes.opaque:
-            if path:
-                self._make_opaque(path)
-        # Folders that cover a lower name come first: within them there is nothing left to hide, and
-        # a whiteout there would show.
-        for parent, name in [place for place in hidden if not self._cover(*place)]:
-            self._hide(parent, name)
-        if not self._markers.files_hide_folders:
-            self._hide_folders_under_files()
-        for path in notes.implied:
-            found = self._below.find(path)
-            if found is not None and found.is_folder:
-                with beneath(found.layer, path) as source, beneath(self._layer, path) as target:
-                    copy_attributes(source, target)
+    def __init__(self, opened: OpenFolders, combined: Combined, markers: Markers) -> None:
+        self._opened = opened
+        self._combined = combined
+        self._markers = markers
+        self.made = 0
+
+    def run(self, root: Folder) -> None:
+        """Make markers and give attributes, folder by folder, and add the layer to `combined`."""
+        pending = [_Step(root, self._combined.root, True, False)]
+        while pending:
+            step = pending.pop()
+            self._list(step.below, is_seen=step.is_seen)
+            if not step.folder.depth:
+                _settle_opaque_root(step)
+            self._mark(step)
+            self._inherit(step)
+            pending += _add(step, keeps=self._markers.lowest_opaque_counts)
+
+    def _list(self, below: CombinedFolder, *, is_seen: bool) -> None:
+        if below.parts and (is_seen or self._markers.lowest_opaque_counts):
+            self._combined.list(below)
+        if not is_seen:
+            below.shows = {}
+
+    def _mark(self, step: _Step) -> None:
+        if step.is_covered:
+            return
+        if step.folder.depth and self._has_to_cover(step):
+            self._cover(step.folder, step.below)
+        elif not step.folder.is_opaque:
+            self._hide(step.folder, step.folder.hidden & step.below.shows.keys())
+
+    def _has_to_cover(self, step: _Step) -> bool:
+        if self._markers.lowest_opaque_counts:
+            return (step.folder.is_opaque or not step.is_seen) and bool(step.below.buried)
+        return step.folder.is_opaque and step.is_seen
+
+    def _cover(self, folder: Folder, below: CombinedFolder) -> None:
+        """Hide all that the layers below have in a folder."""
+        pending = [(folder, below)]
+        while pending:
+            folder, below = pending.pop()
+            if below.parts:
+                self._combined.list(below)
+            if not (below.is_marked and self._markers.lowest_opaque_counts):
+                with self._changing(folder) as opened:
+                    self._markers.make_opaque(opened)
+                below.is_marked = True
+                continue
+            self._hide(folder, below.buried - folder.names.keys())
+            for name, node in folder.names.items():
+                if isinstance(node, Folder) and name in below.folders:
+                    pending.append((node, below.folders[name]))
+
+    def _hide(self, folder: Folder, names: set[bytes]) -> None:
+        if names:
+            with self._changing(folder) as opened:
+                for name in sorted(names):
+                    self._markers.make_whiteout(opened, name)
+            self.made += len(names)
 
     @contextmanager
-    def _folder(self, path: bytes) -> Iterator[int]:
-        with beneath(self._layer, path) as folder, keeping_time(folder):
-            yield folder
+    def _changing(self, folder: Folder) -> Iterator[int]:
+        self._opened.trim()
+        opened = self._opened.get(folder)
+        with keeping_time(opened):
+            yield opened
 
-    def _cover(self, parent: bytes, name: bytes) -> bool:
-        """Let what the layer itself has at a hidden name cover the lower one; False if nothing."""
-        with beneath(self._layer, parent) as folder:
-            try:
-                own = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-        if stat.S_ISDIR(own.st_mode):
-            self._make_opaque(os.path.join(parent, name))
-        return True
+    def _inherit(self, step: _Step) -> None:
+        """Give a folder that the layer only implies what the same folder has below."""
+        folder, below = step.folder, step.below
+        if folder.attributes is not None or not folder.depth:
+            below.attributes = folder.attributes or Attributes()
+        elif not step.is_seen:
+            below.attributes = Attributes()
+        elif below.attributes != Attributes():
+            self._opened.trim()
+            give_attributes(self._opened.get(folder), below.attributes, folder.name)
 
-    def _hide(self, parent: bytes, name: bytes) -> None:
-        """Hide a lower name that the layer has nothing at."""
-        if not self._is_covered(parent) and self._below.find(os.path.join(parent, name)):
-            with self._folder(parent) as folder:
-                if not self._markers.is_whiteout(folder, name):
-                    self._markers.make_whiteout(folder, name)
 
-    def _is_covered(self, path: bytes) -> bool:
-        """Say whether the layer hides everything below from `path` down already."""
-        while path:
-            with beneath(self._layer, path) as folder:
-                if self._markers.is_opaque(folder):
-                    return True
-            path = path.rpartition(b"/")[0]
-        return False
+def _settle_opaque_root(step: _Step) -> None:
+    """Union mounts merge their roots whatever is marked there: hide its names one by one."""
+    root = step.folder
+    if root.is_opaque:
+        root.is_opaque = False
+        for name in step.below.shows:
+            own = root.names.get(name)
+            if isinstance(own, Folder):
+                own.is_opaque = True
+            elif own is None:
+                root.hidden.add(name)
 
-    def _make_opaque(self, path: bytes) -> None:
-        if self._below.find(path) is not None:
-            with self._folder(path) as folder:
-                self._markers.make_opaque(folder)
 
-    def _hide_folders_under_files(self) -> None:
-        pending = [b""]
-        while pending:
-            path = pending.pop()
-            found = self._below.find(path) if path else None
-            if found is not None and not found.is_folder:
-                self._make_opaque(path)
-            with self._folder(path) as folder, os.scandir(folder) as entries:
-                pending += [
-                    os.path.join(path, os.fsencode(entry.name))
-                    for entry in entries
-                    if entry.is_dir(follow_symlinks=False)
-                ]
+def _add(step: _Step, *, keeps: bool) -> Iterator[_Step]:
+    """Add a folder of the layer to what shows from now on; yield the steps for those in it."""
+    folder, below = step.folder, step.below
+    covers = step.is_covered or folder.is_opaque
+    seen_before = below.shows
+    if covers:
+        below.shows = {}
+    for name in folder.hidden:
+        below.shows.pop(name, None)
+    if keeps:
+        below.buried.update(folder.names)
+    for name, node in folder.names.items():
+        is_folder = isinstance(node, Folder)
+        was_folder = seen_before.get(name, False)
+        below.shows[name] = is_folder
+        if isinstance(node, Folder):
+            yield _Step(node, below.below(name), was_folder, covers)
+
+
+def settle_union(
+    markers: Markers, below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]
+) -> Iterator[Usage]:
+    """Settle layers, each on the one before it and all on `below`, nearest first; yield their use."""
+    with Combined(below, markers) as combined:
+        for layer, outline in layers:
+            with folder_descriptor(layer) as root, OpenFolders(root) as opened:
+                settling = _Settling(opened, combined, markers)
+                settling.run(outline.root)
+            yield Usage(outline.size, outline.inodes + settling.made)
 
 
 class UnionSnapshotter(BaseSnapshotter):
     """A snapshotter whose snapshots are layers; subclasses say how they are marked and mounted."""
-
-    markers: ClassVar[Markers]
 
     @abstractmethod
     def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
@@ -185,11 +179,3 @@ class UnionSnapshotter(BaseSnapshotter):
             return [self._union(below, tree if is_active else None)]
         options = ["rbind", "rw" if is_active else "ro"]
         return [Mount(type="bind", source=str(below[0] if below else tree), options=options)]
-
-    def _settle(self, layer: int, notes: Notes, below: Sequence[Path]) -> Usage:
-        if below:
-            with ExitStack() as opened:
-                lowers = [opened.enter_context(folder_descriptor(path)) for path in below]
-                merged = _Below(lowers, self.markers)
-                _Settling(layer, merged, self.markers).settle(notes)
-        return Usage(notes.size, notes.inodes)

@@ -26,6 +26,7 @@ LAYERS = {
     "engine.limits": 0,
     "engine.failpoints": 0,
     "engine.progress": 0,
+    "engine.callables": 0,
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
     "engine.processes": 1,
@@ -53,8 +54,8 @@ LAYERS = {
     "engine.__main__": 6,
 }
 
-ASYNC = {"engine.app", "engine.unpack.pool", "engine.unpack.unpacker", "engine.cli.context"}
-ASYNC |= {"engine.cli.demo"}
+ASYNC = {"engine.app", "engine.cli.context", "engine.cli.demo"}
+ASYNC |= {f"engine.unpack.{room}" for room in ("flights", "pool", "sealer", "unpacker")}
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",
@@ -62,6 +63,9 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.limits",
     "engine.progress",
     "engine.diff.tar",
+    "engine.diff.budget",
+    "engine.diff.layer",
+    "engine.diff.outline",
     "engine.diff.rules",
     "engine.gc.mark",
     "engine.kv.keys",

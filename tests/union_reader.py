@@ -1,8 +1,10 @@
 """A plain reader of aufs branches: what aufs would show, by its rules and without a kernel.
 
-The rules, from aufs(5) and its design documents: the topmost branch that has a name wins; a regular
-file `.wh.x` hides `x` of its own branch and of those below; `.wh..wh..opq` ends the search below its
-folder; names that begin with `.wh.` never show; a folder merges with folders below it only.
+The rules, from aufs(5), its design documents and a real kernel (6.1): the topmost branch that has a
+name wins; a regular file `.wh.x` hides `x` of its own branch and of those below; `.wh..wh..opq` ends
+the search below its folder, *and of several in one folder the lowest counts*, so that what an upper
+one should hide shows again; names that begin with `.wh.` never show; a folder merges with folders
+below it, also below what is no folder.
 """
 
 import os
@@ -28,8 +30,10 @@ def _merge(
 ) -> None:
     hidden: set[bytes] = set()
     below: dict[bytes, list[bytes]] = {}
-    for folder in folders:
-        names = os.listdir(folder)
+    listings = [os.listdir(folder) for folder in folders]
+    marked = [number for number, names in enumerate(listings) if OPAQUE in names]
+    last = marked[-1] if marked else len(folders)
+    for folder, names in list(zip(folders, listings, strict=True))[: last + 1]:
         hidden |= {n[len(PREFIX) :] for n in names if n.startswith(PREFIX) and n != OPAQUE}
         for name in names:
             if name.startswith(PREFIX) or name in hidden:
@@ -42,10 +46,8 @@ def _merge(
                 if stat.S_ISDIR(info.st_mode):
                     below[relative] = [path]
             elif relative in below and stat.S_ISDIR(info.st_mode):
-                # aufs passes over a name of another type and looks further down: a layer must say
-                # "opaque" where a folder stands over a file, and this reader does not forgive it.
+                # aufs passes over a name of another type and looks further down: a layer must hide
+                # what is there, and this reader does not forgive it.
                 below[relative].append(path)
-        if OPAQUE in names:
-            break
     for relative, merged in below.items():
         _merge(merged, relative, found)

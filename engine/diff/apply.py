@@ -1,22 +1,21 @@
-"""Applies one layer: its packed bytes in, a folder and its notes out, the diff ID on the way.
+"""Applies one layer: its packed bytes in, what the backend's sink makes of it out, diff ID on the way.
 
-Sync. The bytes stream once through: inflate, hash, archive, rules, sink.
+Sync. The bytes stream once through: inflate, hash, archive, rules, layer tree, sink.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import msgspec
 
-from engine.diff import notes
+from engine.callables import named
+from engine.diff.budget import Budget
 from engine.diff.decompress import decompressed
+from engine.diff.layer import LayerTree
 from engine.diff.pipeline import ahead
 from engine.diff.rules import Rules
-from engine.diff.sink import FolderSink
 from engine.diff.tar import TarReader
 from engine.errors import os_errors
 from engine.failpoints import hit
-from engine.fs.attributes import folder_descriptor
 from engine.oci.digest import Digest, hasher
 from engine.oci.mediatypes import Compression
 from engine.snapshots import Target
@@ -44,8 +43,8 @@ def apply_layer(
     """Apply the layer in `packed` to `target`, hashing with the algorithm of `diff_id`.
 
     The caller compares the returned diff ID before it commits. `progress` is told the packed bytes
-    read so far. Raises Refused for a bad layer, ResourceExhausted for a full disk and others; the
-    folder is then half-made and must be discarded.
+    read so far. Raises Refused for a bad layer, ResourceExhausted for a full disk and others; what
+    is there then is half-made and must be discarded.
     """
     running = hasher(diff_id)
     unpacked = 0
@@ -64,26 +63,24 @@ def apply_layer(
             unpacked += len(piece)
             yield piece
 
-    rules = Rules(name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
+    budget = Budget()
+    rules = Rules(budget, name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
     with os_errors("unpacking a layer"), ahead(hashed()) as pieces:
-        _write_tree(pieces, rules, target)
+        _write_tree(pieces, rules, budget, target)
     return Applied(
         diff_id=f"{running.name}:{running.hexdigest()}",
         bytes_unpacked=unpacked,
-        entries=rules.entries,
+        entries=budget.entries,
         xattrs_left_out=rules.xattrs_left_out,
     )
 
 
-def _write_tree(pieces: Iterator[bytes], rules: Rules, target: Target) -> None:
-    with folder_descriptor(Path(target.folder)) as root:
-        sink = FolderSink(root, rules)
-        try:
-            reader = TarReader(pieces)
-            for operation in rules.operations(reader):
-                hit("apply.entry")
-                sink.apply(operation, reader.payload)
-            hit("apply.finish")
-            notes.save(sink.finish(), Path(target.notes))
-        finally:
-            sink.close()
+def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: Target) -> None:
+    with named(target.sink)(target.place) as sink:
+        reader = TarReader(pieces)
+        tree = LayerTree(sink, rules, budget)
+        for operation in rules.operations(reader):
+            hit("apply.entry")
+            tree.apply(operation, reader.payload)
+        hit("apply.finish")
+        tree.finish()

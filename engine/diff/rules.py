@@ -12,6 +12,7 @@ import msgspec
 
 from engine import limits
 from engine.diff import tar
+from engine.diff.budget import Budget
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 
@@ -66,19 +67,18 @@ _ACTIONS = {
 
 
 class Rules:
-    """The rules over one layer; keeps the counts that are bounded over the whole of it."""
+    """The rules over one layer, whose entries `budget` counts."""
 
-    def __init__(self, *, name_bytes: int, whiteout_names: bool) -> None:
+    def __init__(self, budget: Budget, *, name_bytes: int, whiteout_names: bool) -> None:
+        self._budget = budget
         self._name_bytes = name_bytes
         self._whiteout_names = whiteout_names
-        self._names = 0
-        self.entries = 0
         self.xattrs_left_out = 0
 
     def operations(self, entries: Iterable[Entry]) -> Iterator[Operation]:
         """Yield what to do for each entry; Refused for one that breaks a rule."""
         for entry in entries:
-            self._count(entry)
+            self._budget.entry()
             parts = _parts(entry.name)
             if not parts:
                 _check_root(entry)
@@ -88,39 +88,24 @@ class Rules:
             if operation is not None:
                 yield operation
 
-    def _count(self, entry: Entry) -> None:
-        self.entries += 1
-        if self.entries > limits.LAYER_ENTRIES:
-            raise Refused(f"layer has over {limits.LAYER_ENTRIES} entries")
-        self.count_name(entry.name)
-        self.count_name(entry.link)
-        for key, value in entry.xattrs.items():  # those of a folder are kept as names are
-            self.count_name(key)
-            self.count_name(value)
+    def check_folder_name(self, name: bytes) -> None:
+        """Check the name of a folder: through a link, no entry needs to have named it."""
+        if len(name) > self._name_bytes:
+            raise self._too_long(name)
+        if name in _AUFS_OWN:
+            raise Refused(f"{printable(name)!r} is a folder of aufs's own")
+        if name.startswith(WHITEOUT_PREFIX):
+            self._check_folder_name(name, name)
 
-    def count_name(self, name: bytes) -> None:
-        """Count a name that is kept in memory until the layer ends."""
-        self._names += len(name)
-        if self._names > limits.LAYER_NAMES:
-            raise Refused(f"layer has over {limits.LAYER_NAMES} bytes of names")
-
-    def check_folder(self, path: bytes) -> None:
-        """Check the real path of a folder: through a link, no entry needs to have named it."""
-        parts = path.split(b"/")
-        self._check_parts(parts, path)
-        if parts[-1] in _AUFS_OWN:
-            raise Refused(f"{printable(path)!r} is a folder of aufs's own")
-        if parts[-1].startswith(WHITEOUT_PREFIX):
-            self._check_folder_name(parts[-1], path)
+    def _too_long(self, name: bytes) -> Refused:
+        return Refused(f"{printable(name)!r} is over the {self._name_bytes} bytes that a name may have")
 
     def _check_parts(self, parts: list[bytes], name: bytes) -> None:
         if len(parts) > limits.PATH_DEPTH:
             raise Refused(f"{printable(name)!r} is over {limits.PATH_DEPTH} folders deep")
         for part in (*parts[:-1], parts[-1].removeprefix(WHITEOUT_PREFIX)):
             if len(part) > self._name_bytes:
-                raise Refused(
-                    f"{printable(part)!r} is over the {self._name_bytes} bytes that a name may have"
-                )
+                raise self._too_long(part)
         for part in parts[:-1]:
             if part.startswith(WHITEOUT_PREFIX) and part not in _AUFS_OWN:
                 self._check_folder_name(part, name)

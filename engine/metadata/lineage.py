@@ -23,7 +23,7 @@ from engine.kv.schema import (
 )
 from engine.labels import Labels
 from engine.metadata import leases
-from engine.snapshots import Info, Kind, Usage
+from engine.snapshots import Commit, Info, Kind, Usage
 
 __all__ = ["MetaStore", "drop", "info_of"]
 
@@ -148,23 +148,14 @@ class MetaStore:
             raise FailedPrecondition(f"parent {below} is not committed")
         return record, below
 
-    def commit(
-        self,
-        name: str,
-        key: str,
-        parent: str | None,
-        *,
-        usage: Usage,
-        labels: Labels,
-        lease: str,
-    ) -> None:
-        """Turn the active snapshot `key` into the committed one `name`, whose folder is durable."""
-        label_rules.check(labels)
+    def commit(self, step: Commit, usage: Usage) -> None:
+        """Turn an active snapshot, whose data is durable, into a committed one."""
+        label_rules.check(step.labels)
         with self._meta.write() as txn:
-            record, below = self._check_commit(txn, name, key, parent)
+            record, below = self._check_commit(txn, step.name, step.key, step.parent)
             at = now()
             committed = Snapshot(
-                key=name,
+                key=step.name,
                 id=record.id,
                 kind=Kind.COMMITTED,
                 parent=below,
@@ -172,12 +163,12 @@ class MetaStore:
                 updated=at,
                 size=usage.size,
                 inodes=usage.inodes,
-                labels=dict(labels),
+                labels=dict(step.labels),
             )
             _unlink(txn, self._backend, self._namespace, record)
             self._put(txn, committed)
             self._link(txn, committed)
-            self._pin(txn, name, lease)
+            self._pin(txn, step.name, step.lease)
 
     def update(self, key: str, labels: Labels) -> Snapshot:
         """Set labels on a snapshot, deleting those whose new value is empty."""

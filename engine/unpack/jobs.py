@@ -6,16 +6,30 @@ Pure. A frame is four bytes of length and a msgpack value.
 import msgspec
 
 from engine.diff.apply import Applied
+from engine.errors import EngineError, by_name
 from engine.oci.mediatypes import Compression
-from engine.snapshots import Target
+from engine.snapshots import Sealing, Target
 
-__all__ = ["ApplyJob", "Done", "Failed", "Progress", "Reply", "decode_job", "decode_reply", "frame"]
+__all__ = [
+    "ApplyJob",
+    "Done",
+    "Failed",
+    "Job",
+    "Progress",
+    "Reply",
+    "SealJob",
+    "Sealed",
+    "Started",
+    "decode_job",
+    "decode_reply",
+    "frame",
+]
 
 HEADER = 4
 LARGEST = 1 << 24  # a frame; a job holds paths and digests, a reply a message
 
 
-class ApplyJob(msgspec.Struct, frozen=True, kw_only=True):
+class ApplyJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Apply one layer: blob `number` of the store at `root`, `size` packed bytes, to `target`."""
 
     root: str
@@ -25,6 +39,20 @@ class ApplyJob(msgspec.Struct, frozen=True, kw_only=True):
     diff_id: str
     target: Target
     failpoints: str = ""
+
+
+class SealJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Make applied layers right on what is below them, and durable."""
+
+    sealing: Sealing
+    failpoints: str = ""
+
+
+Job = ApplyJob | SealJob
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The job was taken up: from now on it may have left something behind."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -40,26 +68,45 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The job failed with an error of this kind (`engine.errors`)."""
+    """An error of this kind (`engine.errors`)."""
 
     kind: str
     message: str
 
+    @classmethod
+    def of(cls, error: Exception) -> "Failed":
+        """Return what stands for an error on the way."""
+        if isinstance(error, EngineError):
+            return cls(type(error).__name__, str(error))
+        return cls("EngineError", f"unpacking a layer: {type(error).__name__}: {error}")
 
-Reply = Progress | Done | Failed
+    @property
+    def error(self) -> EngineError:
+        """The error again."""
+        return by_name(self.kind, self.message)
+
+
+class Sealed(msgspec.Struct, frozen=True, tag=True):
+    """So many layers are sealed; `failed` is why not all are."""
+
+    count: int
+    failed: Failed | None
+
+
+Reply = Started | Progress | Done | Sealed | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-_jobs = msgspec.msgpack.Decoder(ApplyJob)
+_jobs: msgspec.msgpack.Decoder[Job] = msgspec.msgpack.Decoder(Job)
 
 
-def frame(value: ApplyJob | Reply) -> bytes:
+def frame(value: Job | Reply) -> bytes:
     """Return `value` as a frame."""
     body = _encoder.encode(value)
     return len(body).to_bytes(HEADER, "big") + body
 
 
-def decode_job(body: bytes) -> ApplyJob:
+def decode_job(body: bytes) -> Job:
     """Return the job in a frame's body."""
     return _jobs.decode(body)
 

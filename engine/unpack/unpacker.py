@@ -1,31 +1,38 @@
 """Unpacks an image: layers in parallel and out of order, commits in order.
 
-Async. Each layer is applied by a worker into an active snapshot of its own. Commits follow chain order,
-as many as are ready at a time, so that one flush serves them all. When layer k fails, those below are
-committed, k and above are not, and its error is raised. Whatever happens, no active snapshot stays.
+Async. Each missing layer is a flight of its own (`engine.unpack.flights`): applied by a worker into an
+active snapshot, then committed once all below it are. Whoever needs a layer at the same place joins its
+flight. When layer k fails, those below are committed, k and above are not, and its error is raised.
+Whatever happens, no active snapshot stays.
 """
 
 import logging
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from engine import failpoints, labels
+from engine import failpoints, labels, limits
 from engine.content.image import Layer, ResolvedImage
 from engine.content.store import ContentStore
-from engine.errors import AlreadyExists, DigestMismatch, EngineError, NotFound, Refused
+from engine.diff.apply import Applied
+from engine.errors import DigestMismatch, EngineError, NotFound, Refused
+from engine.kv.environment import Environment
+from engine.metadata.leases import leased
 from engine.oci.identity import ChainID
 from engine.progress import Report, Step
 from engine.snapshots import Commit, Snapshotter
+from engine.unpack.flights import Flight, Flights
 from engine.unpack.jobs import ApplyJob
 from engine.unpack.plan import missing_from
 from engine.unpack.pool import WorkerPool
+from engine.unpack.sealer import Sealer, has
 
-__all__ = ["Unpacked", "unpack"]
+__all__ = ["Unpacked", "Unpacker", "held_lease"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,216 +49,218 @@ class Unpacked:
     xattrs_left_out: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Work:
-    """One layer on its way to a committed snapshot."""
+    """One layer to be made a committed snapshot."""
 
     layer: Layer
     chain_id: ChainID
     parent: str
-    key: str
-    finished: trio.Event = field(default_factory=trio.Event)
-    committed: trio.Event = field(default_factory=trio.Event)
-    error: EngineError | None = None
-    entries: int = 0
-    bytes_unpacked: int = 0
-    xattrs_left_out: int = 0
+    snapshotter: Snapshotter
+    below: "_LayerFlight | None"
 
-    @property
-    def commit(self) -> Commit:
+    def commit(self, key: str, lease: str) -> Commit:
         about = {
             labels.SNAPSHOT_REF: str(self.chain_id),
             labels.DIFF_ID: str(self.layer.diff_id),
         }
         if self.parent:
             about[labels.PARENT_CHAIN_ID] = self.parent
-        return Commit(name=self.chain_id, key=self.key, parent=self.parent or None, labels=about)
+        parent = self.parent or None
+        return Commit(name=self.chain_id, key=key, parent=parent, lease=lease, labels=about)
 
 
-async def unpack(
-    image: ResolvedImage,
-    *,
-    root: Path,
-    content: ContentStore,
-    snapshotter: Snapshotter,
-    pool: WorkerPool,
-    lease: str,
-    report: Report,
-) -> Unpacked:
-    """Unpack what is missing of `image` and anchor it to the image's config.
+class _LayerFlight(Flight[Applied]):
+    """A layer under way. The one above waits for both events: so layers are queued bottom first, as
+    what is committed first should not be applied last, and reach the sealer in chain order."""
 
-    Everything made or found is pinned by `lease`. Raises Refused for a bad layer, NotFound where a
-    blob is missing, ResourceExhausted and others.
-    """
-    chain = image.chain
-    # It gets the anchor in the end, so it must still be there then.
-    await trio.to_thread.run_sync(partial(content.info, image.manifest.config.key, lease=lease))
-    first = await trio.to_thread.run_sync(partial(_missing_from, chain, snapshotter, lease))
-    works = [
-        _Work(
-            layer=layer,
-            chain_id=chain[position],
-            parent=chain[position - 1] if position else "",
-            key=f"extract-{secrets.token_hex(6)} {chain[position]}",
-        )
-        for position, layer in enumerate(image.layers)
-        if position >= first
-    ]
-    run = _Run(root, content, snapshotter, pool, lease, report)
-    await run.all(works)
-    top = chain[-1] if chain else ""
-    if top:
-        anchor = {labels.snapshot_ref(snapshotter.name): top}
-        await trio.to_thread.run_sync(content.update, image.manifest.config.key, anchor)
-        failpoints.hit("unpack.anchored")
-    return Unpacked(
-        chain_id=top,
-        layers=len(chain),
-        applied=len(works),
-        entries=sum(work.entries for work in works),
-        bytes_unpacked=sum(work.bytes_unpacked for work in works),
-        xattrs_left_out=sum(work.xattrs_left_out for work in works),
-    )
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_queued = trio.Event()
+        self.is_ready = trio.Event()
 
 
-def _missing_from(chain: Sequence[ChainID], snapshotter: Snapshotter, lease: str) -> int:
-    return missing_from(chain, partial(_has, snapshotter, lease))
-
-
-def _has(snapshotter: Snapshotter, lease: str, name: str) -> bool:
-    """Say whether a snapshot is there, and pin it in the same step."""
+@asynccontextmanager
+async def held_lease(meta: Environment, namespace: str) -> AsyncIterator[str]:
+    """Hold a lease of this process for the length of a block; give its ID."""
+    held = leased(meta, namespace)
+    lease = await trio.to_thread.run_sync(held.__enter__)
     try:
-        snapshotter.stat(name, lease=lease)
-    except NotFound:
-        return False
-    return True
+        yield lease
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(held.__exit__, None, None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One unpack under way."""
+class Unpacker:
+    """Unpacks images of one namespace; each layer once, however many ask for it."""
 
-    root: Path
-    content: ContentStore
-    snapshotter: Snapshotter
-    pool: WorkerPool
-    lease: str
-    report: Report
+    def __init__(
+        self, root: Path, meta: Environment, namespace: str, content: ContentStore, pool: WorkerPool
+    ) -> None:
+        self._root = root
+        self._meta = meta
+        self._namespace = namespace
+        self._content = content
+        self._pool = pool
+        self._flights = Flights(_LayerFlight)
+        self._sealers: dict[str, Sealer] = {}
 
-    async def all(self, works: Sequence[_Work]) -> None:
-        """Apply and commit all of `works`, bottom first."""
-        failed: EngineError | None = None
+    async def unpack(
+        self, image: ResolvedImage, snapshotter: Snapshotter, lease: str, report: Report
+    ) -> Unpacked:
+        """Unpack what is missing of `image` and anchor it to the image's config.
+
+        Everything made or found is pinned by `lease`. Raises Refused for a bad layer, NotFound where a
+        blob is missing, ResourceExhausted and others.
+        """
+        chain = image.chain
+        config = image.manifest.config.key
+        # It gets the anchor in the end, so it must still be there then.
+        await trio.to_thread.run_sync(partial(self._content.info, config, lease=lease))
+        first = await trio.to_thread.run_sync(missing_from, chain, partial(has, snapshotter, lease))
+        applied: list[Applied] = []
+        async with AsyncExitStack() as joined:
+            flights = await self._join(joined, image, first, snapshotter, report)
+            for flight, name in zip(flights, chain[first:], strict=True):
+                applied.append(await flight.result())
+                await trio.to_thread.run_sync(has, snapshotter, lease, name)
+                _check_image(applied)
+        top = chain[-1] if chain else ""
+        if top:
+            anchor = {labels.snapshot_ref(snapshotter.name): top}
+            await trio.to_thread.run_sync(self._content.update, config, anchor)
+            failpoints.hit("unpack.anchored")
+        return Unpacked(
+            chain_id=top,
+            layers=len(chain),
+            applied=len(applied),
+            entries=sum(one.entries for one in applied),
+            bytes_unpacked=sum(one.bytes_unpacked for one in applied),
+            xattrs_left_out=sum(one.xattrs_left_out for one in applied),
+        )
+
+    async def _join(
+        self,
+        joined: AsyncExitStack,
+        image: ResolvedImage,
+        first: int,
+        snapshotter: Snapshotter,
+        report: Report,
+    ) -> list[_LayerFlight]:
+        """Join the flights of the missing layers, bottom first: who joins one has joined all below."""
+        flights: list[_LayerFlight] = []
+        chain = image.chain
+        for position, layer in list(enumerate(image.layers))[first:]:
+            work = _Work(
+                layer=layer,
+                chain_id=chain[position],
+                parent=chain[position - 1] if position else "",
+                snapshotter=snapshotter,
+                below=flights[-1] if flights else None,
+            )
+            key = (snapshotter.name, work.chain_id)
+            flight = self._flights.joined(key, partial(self._layer, work), report)
+            flights.append(await joined.enter_async_context(flight))
+        return flights
+
+    @asynccontextmanager
+    async def _layer(self, work: _Work, flight: _LayerFlight) -> AsyncIterator[Applied]:
+        """Make a layer's snapshot, and keep it as long as the block lasts."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._start_in_order, works, nursery)
-                failed = await self._commit_in_order(works)
-                nursery.cancel_scope.cancel()
+            async with held_lease(self._meta, self._namespace) as lease:
+                yield await self._make(work, flight, lease)
         finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._discard, works)
-        if failed is not None:
-            raise failed
+            flight.is_queued.set()
+            flight.is_ready.set()
 
-    async def _start_in_order(self, works: Sequence[_Work], nursery: trio.Nursery) -> None:
-        """Queue the layers bottom first: what is committed first should not be applied last."""
-        for position, work in enumerate(works):
-            parent = ""
-            if position and not self.snapshotter.capabilities.rebase:
-                await works[position - 1].committed.wait()
-                parent = work.parent
-            try:
-                job = await trio.to_thread.run_sync(self._begin, work, parent)
-            except EngineError as error:
-                work.error = error
-                work.finished.set()
-                return  # without this layer none above can be committed
-            nursery.start_soon(self._apply, work, job)
-
-    async def _apply(self, work: _Work, job: ApplyJob) -> None:
-        show = partial(self.report, Step.UNPACK, work.layer.descriptor.digest, job.size)
+    async def _make(self, work: _Work, flight: _LayerFlight, lease: str) -> Applied:
+        key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
         try:
-            show(0)
-            applied = await self.pool.run(job, show)
-            show(job.size)
-            work.entries = applied.entries
-            work.bytes_unpacked = applied.bytes_unpacked
-            work.xattrs_left_out = applied.xattrs_left_out
-            if applied.diff_id != work.layer.diff_id:
-                what = f"layer {work.layer.descriptor.digest}, unpacked,"
-                work.error = DigestMismatch(what, work.layer.diff_id, applied.diff_id)
-        except Refused as error:
-            work.error = Refused(f"layer {work.layer.descriptor.digest}: {error}")
-        except EngineError as error:
-            work.error = error
-        work.finished.set()
+            applied = await self._apply(work, flight, key, lease)
+            if work.below is not None:
+                await work.below.is_ready.wait()
+                if work.below.error is not None:
+                    raise work.below.error
+            flight.is_ready.set()
+            sealer = self._sealer(work.snapshotter)
+            if not await sealer.commit(work.commit(key, lease), flight.report):
+                await self._discard(work.snapshotter, key)
+            await trio.to_thread.run_sync(self._label_blob, work)
+        except EngineError:
+            await self._discard(work.snapshotter, key)
+            if work.below is not None:
+                await work.below.result()  # of several errors the lowest counts
+            raise
+        except BaseException:
+            await self._discard(work.snapshotter, key)
+            raise
+        return applied
 
-    def _begin(self, work: _Work, parent: str) -> ApplyJob:
-        blob = self.content.info(work.layer.descriptor.key, lease=self.lease)
+    async def _apply(self, work: _Work, flight: _LayerFlight, key: str, lease: str) -> Applied:
+        below = work.below
+        parent = ""
+        if below is not None and not work.snapshotter.capabilities.rebase:
+            await below.result()
+            parent = work.parent
+        digest = work.layer.descriptor.digest
+        job = await trio.to_thread.run_sync(self._begin, work, key, parent, lease)
+        show = partial(flight.report, Step.UNPACK, digest, job.size)
+        if below is not None:
+            await below.is_queued.wait()
+        flight.is_queued.set()
+        show(0)
+        try:
+            applied = await self._pool.apply(job, show)
+        except Refused as error:
+            raise Refused(f"layer {digest}: {error}") from None
+        show(job.size)
+        if applied.diff_id != work.layer.diff_id:
+            raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
+        return applied
+
+    def _begin(self, work: _Work, key: str, parent: str, lease: str) -> ApplyJob:
+        blob = self._content.info(work.layer.descriptor.key, lease=lease)
         about = {labels.SNAPSHOT_REF: str(work.chain_id)}
-        self.snapshotter.prepare(work.key, parent, labels=about, lease=self.lease)
+        work.snapshotter.prepare(key, parent, labels=about, lease=lease)
         return ApplyJob(
-            root=str(self.root),
+            root=str(self._root),
             number=blob.number,
             size=blob.size,
             compression=work.layer.compression,
             diff_id=work.layer.diff_id,
-            target=self.snapshotter.sink(work.key),
+            target=work.snapshotter.sink(key),
             failpoints=failpoints.terms(),
         )
 
-    async def _commit_in_order(self, works: Sequence[_Work]) -> EngineError | None:
-        """Commit each layer as soon as it and all below are applied; return the first error."""
-        done = 0
-        while done < len(works):
-            await works[done].finished.wait()
-            if works[done].error:
-                return works[done].error
-            ready = [works[done]]
-            for work in works[done + 1 :]:
-                if not work.finished.is_set() or work.error:
-                    break
-                ready.append(work)
-            self.report(Step.FLUSH, works[done].chain_id, len(ready), 0)
-            try:
-                await trio.to_thread.run_sync(self._commit, ready)
-            except EngineError as error:
-                return error
-            self.report(Step.FLUSH, works[done].chain_id, len(ready), len(ready))
-            for work in ready:
-                work.committed.set()
-            done += len(ready)
-        return None
-
-    def _commit(self, ready: Sequence[_Work]) -> None:
-        left = list(ready)
-        while left:
-            try:
-                self.snapshotter.commit(*(work.commit for work in left), lease=self.lease)
-                break
-            except AlreadyExists:
-                # Another process was first with some of them: theirs are as good as ours.
-                others = [work for work in left if self._has(work.chain_id)]
-                if not others:
-                    raise
-                left = [work for work in left if work not in others]
-        for work in ready:
-            self._label_blob(work)
-
-    def _has(self, chain_id: str) -> bool:
-        return _has(self.snapshotter, self.lease, chain_id)
+    def _sealer(self, snapshotter: Snapshotter) -> Sealer:
+        return self._sealers.setdefault(snapshotter.name, Sealer(snapshotter, self._pool))
 
     def _label_blob(self, work: _Work) -> None:
         digest = work.layer.descriptor.key
         if work.layer.diff_id != digest:
-            self.content.update(digest, {labels.UNCOMPRESSED: work.layer.diff_id})
+            self._content.update(digest, {labels.UNCOMPRESSED: work.layer.diff_id})
 
-    def _discard(self, works: Sequence[_Work]) -> None:
-        """Remove every active snapshot that was not committed."""
-        for work in works:
-            try:
-                self.snapshotter.remove(work.key)
-            except NotFound:
-                continue
-            except EngineError as error:  # the lease ends, so that a collection takes it
-                _log.warning("snapshot %s stays for now: %s", work.key, error)
-        self.snapshotter.cleanup()
+    @staticmethod
+    async def _discard(snapshotter: Snapshotter, key: str) -> None:
+        """Remove an active snapshot that was not committed."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, snapshotter, key)
+
+
+def _remove(snapshotter: Snapshotter, key: str) -> None:
+    try:
+        snapshotter.remove(key)
+    except NotFound:
+        return
+    except EngineError as error:  # the lease ends, so that a collection takes it
+        _log.warning("snapshot %s stays for now: %s", key, error)
+    snapshotter.cleanup()
+
+
+def _check_image(applied: Sequence[Applied]) -> None:
+    """Refuse an image whose layers are within the bounds one by one, but not together."""
+    if sum(one.entries for one in applied) > limits.IMAGE_ENTRIES:
+        raise Refused(f"image has over {limits.IMAGE_ENTRIES} entries in its layers")
+    if sum(one.bytes_unpacked for one in applied) > limits.IMAGE:
+        raise Refused(f"image has over {limits.IMAGE} bytes in its layers, unpacked")

@@ -1,4 +1,4 @@
-"""The worker process: applies one layer after another until its standard input ends.
+"""The worker process: applies and seals one layer after another until its standard input ends.
 
 Sync. Started by exec, never forked from a process with LMDB open. A thread waits on the input all the
 time: when the engine dies, however suddenly, the input ends and the worker with it, mid-layer or not.
@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 from engine import failpoints
+from engine.callables import named
 from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
-from engine.errors import EngineError
 from engine.kv.environment import Environment
 from engine.oci.digest import parse_digest
 from engine.root import open_blobs
@@ -24,8 +24,12 @@ from engine.unpack.jobs import (
     ApplyJob,
     Done,
     Failed,
+    Job,
     Progress,
     Reply,
+    Sealed,
+    SealJob,
+    Started,
     decode_job,
     frame,
 )
@@ -45,7 +49,7 @@ def _read_exactly(fd: int, count: int) -> bytes:
     return data
 
 
-def _read_jobs(fd: int, jobs: "queue.Queue[ApplyJob]") -> None:
+def _read_jobs(fd: int, jobs: "queue.Queue[Job]") -> None:
     while True:
         length = int.from_bytes(_read_exactly(fd, HEADER), "big")
         if length > LARGEST:
@@ -64,14 +68,13 @@ class _Worker:
         self._out = out
         self._blobs: tuple[str, Environment] | None = None
 
-    def run(self, job: ApplyJob) -> Reply:
+    def run(self, job: Job) -> Reply:
+        _send(self._out, Started())
         failpoints.arm(job.failpoints)
         try:
-            return Done(self._apply(job))
-        except EngineError as error:
-            return Failed(type(error).__name__, str(error))
+            return _seal(job) if isinstance(job, SealJob) else Done(self._apply(job))
         except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
-            return Failed("EngineError", f"unpacking a layer: {type(error).__name__}: {error}")
+            return Failed.of(error)
 
     def _apply(self, job: ApplyJob) -> Applied:
         reported = 0
@@ -98,6 +101,11 @@ class _Worker:
         return self._blobs[1]
 
 
+def _seal(job: SealJob) -> Sealed:
+    count, error = named(job.sealing.run)(job.sealing.argument)
+    return Sealed(count, Failed.of(error) if error else None)
+
+
 def _raise_file_limit() -> None:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -110,7 +118,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.umask(0)
     _raise_file_limit()
-    jobs: queue.Queue[ApplyJob] = queue.Queue()
+    jobs: queue.Queue[Job] = queue.Queue()
     thread = threading.Thread(
         target=_read_jobs, args=(sys.stdin.fileno(), jobs), name="jobs", daemon=True
     )

@@ -207,7 +207,7 @@ def chain(stores, *names, labels=None, lease=""):
     backend, parent = stores.snapshotter("copy"), ""
     for layer in names:
         backend.prepare(f"{layer} active", parent, lease=lease)
-        backend.commit(Commit(name=layer, key=f"{layer} active", labels=labels or {}), lease=lease)
+        backend.commit(Commit(name=layer, key=f"{layer} active", labels=labels or {}, lease=lease))
         parent = layer
     return backend
 

@@ -19,7 +19,7 @@ from engine.metadata import leases
 from engine.metadata.lineage import MetaStore
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
-from engine.snapshots import Kind, Usage
+from engine.snapshots import Commit, Kind, Usage
 from engine.stores import Stores
 from tests.engine.image_files import MANIFEST, extents, records
 
@@ -164,7 +164,7 @@ def build(root_stores: Stores, graph: Graph) -> Stores:
         about = labels_of(graph, (backend, name))
         if kind == "committed":
             store.create("making", Kind.ACTIVE, parent, {}, "")
-            store.commit(name, "making", None, usage=Usage(10, 1), labels=about, lease="")
+            store.commit(Commit(name=name, key="making", labels=about), Usage(10, 1))
         else:
             store.create(name, Kind(kind), parent, about, lease)
     for name in graph.images:

@@ -406,7 +406,7 @@ PATHS = (
             "lower": Input([[F("a")], [H("b", "a")]], NOT_IN_LAYER),
             "lower-folder": Input([[F("d/a")], [H("d/b", "d/a")]], NOT_IN_LAYER),
             "later-in-layer": Input([[H("b", "a"), F("a")]], NOT_IN_LAYER),
-            "gone-in-layer": Input([[F("d/a"), F("d"), H("b", "d/a")]], BELOW_A_FILE),
+            "gone-in-layer": Input([[F("d/a"), F("d"), H("b", "d/a")]], NOT_IN_LAYER),
         },
     ),
     Row(
@@ -419,7 +419,7 @@ PATHS = (
             "link-to-file": Input([[F("x"), S("l", "x"), F("l/y")]], BELOW_A_FILE),
             "link-on-through-file": Input([[F("x"), S("l", "x/.."), F("l/y")]], BELOW_A_FILE),
             "whiteout": Input([[F("x"), F("x/.wh.y")]], BELOW_A_FILE),
-            "hard-link-target": Input([[F("x"), H("h", "x/y")]], BELOW_A_FILE),
+            "hard-link-target": Input([[F("x"), H("h", "x/y")]], NOT_IN_LAYER),
         },
     ),
     Row(
@@ -460,8 +460,8 @@ PATHS = (
             ),
             "names": Input(
                 [[F("f"), *(H(f"{n}", "f") for n in range(100)), S("f", "x")]],
-                Fails("over 200 bytes of names"),
-                limits={"LAYER_NAMES": 200},
+                Fails("over 150 bytes of names"),
+                limits={"LAYER_NAMES": 150},
             ),
         },
     ),

@@ -170,7 +170,7 @@ def test_holes_stay_holes(backend: str, stores: Stores):
     snapshotter.prepare("child", "parent")
     for key in ("parent", "child"):
         assert snapshotter.usage(key).size < 1 << 20
-    copy = Path(snapshotter.sink("child").folder) / "huge"
+    copy = Path(snapshotter.sink("child").place) / "fs" / "huge"
     assert copy.exists() == (backend == "copy")
     if copy.exists():
         assert copy.stat().st_size == size

@@ -1,0 +1,109 @@
+"""The same work once: callers that ask for one key while it is under way share it.
+
+Async. Each caller can leave alone; when the last one does, the work is cancelled. Work belongs to no
+caller: it runs as a task of its own, and what it holds (a lease) it holds until the last caller left,
+so that each can pin the result. A flight is compared by identity: one that failed or is being cancelled
+is never joined, nor taken away for another that has its key by now.
+"""
+
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from engine.progress import Report, Step
+
+__all__ = ["Flight", "Flights"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound="Flight[Any]")
+
+
+class Flight(Generic[T]):
+    """Work under way. `done` is set when there is a result or an error."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: Exception | None = None
+        self._result: T | None = None
+        self._reports: list[Report] = []
+        self._scope = trio.CancelScope()
+        self._left = trio.Event()
+        self._ended = trio.Event()
+
+    def report(self, step: Step, item: str, total: int, done: int, /) -> None:
+        """Tell all callers."""
+        for report in self._reports:
+            report(step, item, total, done)
+
+    async def result(self) -> T:
+        """Wait for the result, or raise the error."""
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+        assert self._result is not None
+        return self._result
+
+    async def run(self, work: AbstractAsyncContextManager[T]) -> None:
+        """Do the work; a task of its own, started by `Flights`."""
+        try:
+            with self._scope:
+                try:
+                    async with work as self._result:
+                        self.done.set()
+                        await self._left.wait()
+                except Exception as error:  # noqa: BLE001  it is raised again in every caller
+                    self.error = error
+        finally:
+            self.done.set()
+            self._ended.set()
+
+    def join(self, report: Report) -> None:
+        """Add a caller."""
+        self._reports.append(report)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether there is one caller left."""
+        return len(self._reports) == 1
+
+    async def leave(self, report: Report) -> None:
+        """Take a caller away; after the last one, end the work and wait until it has."""
+        self._reports.remove(report)
+        if self._reports:
+            return
+        self._left.set()
+        if not self.done.is_set():
+            self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+
+
+class Flights(Generic[F]):
+    """The work under way, by key."""
+
+    def __init__(self, make: Callable[[], F]) -> None:
+        self._make = make
+        self._flights: dict[Hashable, F] = {}
+
+    @asynccontextmanager
+    async def joined(
+        self,
+        key: Hashable,
+        work: Callable[[F], AbstractAsyncContextManager[Any]],
+        report: Report,
+    ) -> AsyncIterator[F]:
+        """Give the flight of `key` for the length of a block, started with `work` if there is none."""
+        flight = self._flights.get(key)
+        if flight is None or flight.error is not None:
+            flight = self._flights[key] = self._make()
+            # Of the whole run, not of this caller: any of them may be the first to leave.
+            trio.lowlevel.spawn_system_task(flight.run, work(flight))
+        flight.join(report)
+        try:
+            yield flight
+        finally:
+            if flight.is_last and self._flights.get(key) is flight:
+                del self._flights[key]
+            await flight.leave(report)

@@ -1,0 +1,160 @@
+"""Seals and commits applied layers in chain order, as many as are ready at a time.
+
+Async. What is ready while a batch is under way waits for the next one, so that one flush serves all
+layers of a chain that are there by then. A batch that nobody waits for any more is cancelled.
+"""
+
+from collections.abc import Sequence
+
+import trio
+
+from engine import failpoints
+from engine.errors import AlreadyExists, EngineError, NotFound
+from engine.progress import Report, Step
+from engine.snapshots import Commit, Snapshotter
+from engine.unpack.jobs import SealJob
+from engine.unpack.pool import WorkerPool
+
+__all__ = ["Sealer", "has"]
+
+
+class _Ready:
+    """A layer that is applied, whose parent is committed or was ready before it."""
+
+    def __init__(self, step: Commit, report: Report) -> None:
+        self.step = step
+        self.report = report
+        self.done = trio.Event()
+        self.error: EngineError | None = None
+        self.batch: _Batch | None = None
+        self.is_ours = True
+
+
+class _Batch:
+    """Layers that are committed together."""
+
+    def __init__(self, layers: list[_Ready]) -> None:
+        self.layers = layers
+        self.waiting = len(layers)
+        self.scope = trio.CancelScope()
+        for layer in layers:
+            layer.batch = self
+
+
+class Sealer:
+    """Commits the layers of one backend."""
+
+    def __init__(self, snapshotter: Snapshotter, pool: WorkerPool) -> None:
+        self._snapshotter = snapshotter
+        self._pool = pool
+        self._ready: list[_Ready] = []
+        self._is_running = False
+
+    async def commit(self, step: Commit, report: Report) -> bool:
+        """Commit a layer, whose parent is committed or was given here before it.
+
+        Say whether it became this snapshot: another process may have been first with an equal one.
+        """
+        layer = _Ready(step, report)
+        self._ready.append(layer)
+        if not self._is_running:
+            self._is_running = True
+            trio.lowlevel.spawn_system_task(self._run)
+        try:
+            await layer.done.wait()
+        except trio.Cancelled:
+            self._give_up(layer)
+            raise
+        if layer.error is not None:
+            raise layer.error
+        return layer.is_ours
+
+    def _give_up(self, layer: _Ready) -> None:
+        if layer.batch is None:
+            self._ready.remove(layer)
+            return
+        layer.batch.waiting -= 1
+        if not layer.batch.waiting:
+            layer.batch.scope.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while self._ready:
+                batch = _Batch(self._next_chain())
+                with batch.scope:
+                    await self._commit(batch.layers)
+                for layer in batch.layers:
+                    layer.done.set()
+        finally:
+            self._is_running = False
+
+    def _next_chain(self) -> list[_Ready]:
+        """Take the first layer that waits, and those that stand on it."""
+        chain = [self._ready.pop(0)]
+        for layer in list(self._ready):
+            if layer.step.parent == chain[-1].step.name:
+                self._ready.remove(layer)
+                chain.append(layer)
+        return chain
+
+    async def _commit(self, layers: Sequence[_Ready]) -> None:
+        left = list(layers)
+        name = layers[0].step.name
+        for layer in layers:
+            layer.report(Step.FLUSH, name, len(layers), 0)
+        try:
+            while left:
+                left = await self._commit_some(left)
+        except Exception as error:  # noqa: BLE001  a bug must not leave anyone waiting
+            failed = error if isinstance(error, EngineError) else EngineError(f"committing: {error!r}")
+            for layer in left:
+                layer.error = failed
+        for layer in layers:
+            layer.report(Step.FLUSH, name, len(layers), len(layers))
+
+    async def _commit_some(self, layers: list[_Ready]) -> list[_Ready]:
+        """Commit what can be; return what is to be tried again. Raises what stopped it."""
+        steps = [layer.step for layer in layers]
+        count, failed = await self._seal(steps)
+        try:
+            await trio.to_thread.run_sync(self._snapshotter.commit, *steps[:count])
+        except AlreadyExists:
+            # Another process was first with some of them: theirs are as good as ours.
+            left = await trio.to_thread.run_sync(self._without_others, layers)
+            if len(left) == len(layers):
+                raise
+            return left
+        if failed is not None:
+            for layer in layers[count:]:
+                layer.error = failed
+        return []
+
+    async def _seal(self, steps: Sequence[Commit]) -> tuple[int, EngineError | None]:
+        """Seal `steps`; return how many may be committed, and why not all."""
+        sealed = 0
+        for sealing in await trio.to_thread.run_sync(self._snapshotter.sealing, *steps):
+            job = SealJob(sealing=sealing, failpoints=failpoints.terms())
+            count, failed = await self._pool.seal(job)
+            sealed += count
+            if failed is not None:
+                return sealed, failed
+        return len(steps), None
+
+    def _without_others(self, layers: Sequence[_Ready]) -> list[_Ready]:
+        """Return `layers` without those that another process committed, and pin those."""
+        left = []
+        for layer in layers:
+            if has(self._snapshotter, layer.step.lease, layer.step.name):
+                layer.is_ours = False
+            else:
+                left.append(layer)
+        return left
+
+
+def has(snapshotter: Snapshotter, lease: str, name: str) -> bool:
+    """Say whether a snapshot is there, and pin it in the same step."""
+    try:
+        snapshotter.stat(name, lease=lease)
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""Seals applied layers: settles them on what is below, makes them durable, and says so on disk.
+
+Sync. The slow half of a commit, as a value that a worker process can carry out and be killed in: what
+is left for `commit` is a record. Nothing here knows a key or a parent's name: a snapshot is a folder
+
+    <id>/fs         the tree, or the layer of it
+    <id>/outline    the layer's tree as a value, until it is sealed
+    <id>/settling   there while, or since, the layer was settled only in part
+    <id>/sealed     on what it was settled, and what it takes up; its data is durable when this is there
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from engine.callables import named
+from engine.diff import outline as outlines
+from engine.diff.outline import Outline
+from engine.errors import DataLoss, EngineError, FailedPrecondition, os_errors
+from engine.failpoints import hit
+from engine.fs.attributes import folder_descriptor
+from engine.fs.kernel import syncfs
+from engine.fs.usage import measure
+from engine.snapshots import Usage
+from snapshotters.folder_sink import OUTLINE, TREE
+from snapshotters.scanning import scan
+
+__all__ = ["Seal", "Settled", "load_sealed", "seal"]
+
+_SETTLING, _SEALED = "settling", "sealed"
+
+
+class Settle(Protocol):
+    """What a backend does to layers with outlines, on what is below them (nearest first)."""
+
+    def __call__(
+        self, below: Sequence[Path], layers: Sequence[tuple[Path, Outline]], /
+    ) -> Iterator[Usage]:
+        """Settle each on the one before it, in order, and yield what it takes up by itself."""
+
+
+class Seal(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers to seal: snapshot numbers below `folder`, each standing on the one before it."""
+
+    settle: str
+    """The name of a `Settle`."""
+    folder: str
+    below: list[int]
+    """What the first stands on, nearest first."""
+    layers: list[int]
+    parents: list[str]
+    """The names of what each layer is settled on, "" for none."""
+    is_whole: bool
+    """Whether there is one layer, and it is right as it is: written through a mount, or alone."""
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """That a snapshot's data is settled on `parent` and durable."""
+
+    parent: str
+    size: int
+    inodes: int
+
+
+def load_sealed(snapshot: Path) -> Settled | None:
+    """Return what the folder of a snapshot says of its sealing, None if it is not sealed."""
+    try:
+        return msgspec.msgpack.decode((snapshot / _SEALED).read_bytes(), type=Settled)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise DataLoss(f"{snapshot / _SEALED} cannot be read: {error}") from error
+
+
+def seal(argument: bytes) -> tuple[int, EngineError | None]:
+    """Do what an encoded `Seal` says; return how many layers are sealed, and why not all are."""
+    work = msgspec.msgpack.decode(argument, type=Seal)
+    folder = Path(work.folder)
+    usages: list[Usage] = []
+    failure: EngineError | None = None
+    try:
+        with os_errors(f"sealing a snapshot in {folder}"):
+            # One by one: what was settled before an error counts.
+            for usage in _whole(work, folder) if work.is_whole else _settled(work, folder):
+                usages.append(usage)  # noqa: PERF402
+    except EngineError as error:
+        failure = error
+    hit("snapshot.commit.settled")
+    if usages:
+        with os_errors(f"snapshots in {folder}"), folder_descriptor(folder) as opened:
+            syncfs(opened)
+    hit("snapshot.commit.flushed")
+    for parent, number, usage in zip(work.parents, work.layers, usages, strict=False):
+        sealed = Settled(parent=parent, size=usage.size, inodes=usage.inodes)
+        with os_errors(f"snapshot {number}"):
+            (folder / str(number) / _SEALED).write_bytes(msgspec.msgpack.encode(sealed))
+            (folder / str(number) / OUTLINE).unlink(missing_ok=True)
+    return len(usages), failure
+
+
+def _whole(work: Seal, folder: Path) -> Iterator[Usage]:
+    with folder_descriptor(folder / str(work.layers[0]) / TREE) as tree:
+        yield Usage(*measure(tree))
+
+
+def _settled(work: Seal, folder: Path) -> Iterator[Usage]:
+    below = [folder / str(number) / TREE for number in work.below]
+    snapshots = [folder / str(number) for number in work.layers]
+    layers = [(snapshot / TREE, _outline(snapshot)) for snapshot in snapshots]
+    settle: Settle = named(work.settle)
+    settling = settle(below, layers)
+    for snapshot in snapshots:
+        mark = snapshot / _SETTLING
+        if mark.exists():
+            raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
+        mark.touch()
+        yield next(settling)
+        mark.unlink()
+
+
+def _outline(snapshot: Path) -> Outline:
+    try:
+        return outlines.decode((snapshot / OUTLINE).read_bytes())
+    except FileNotFoundError:
+        # Written to through a mount of its own: it hides nothing of what it is put on now.
+        with folder_descriptor(snapshot / TREE) as tree:
+            return scan(tree)
