@@ -131,6 +131,7 @@ def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> object:
 
     try:
         text = data.decode("utf-8", "strict")
+        del data  # a caller need not keep it either: up to 20 MiB
         value: object = json.loads(text, object_pairs_hook=members, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(f"{what} is not valid JSON: {printable(str(error))}") from None
