@@ -9,6 +9,10 @@ GIB = 1 << 30
 MANIFEST = 4 * MIB  # containerd resolves up to about 4 MiB
 CONFIG = 8 * MIB
 JSON_DEPTH = 32
+# Strings, opening brackets, colons and commas of a document. 20 MiB of a docker archive's names of
+# layers have 500,000, 10,000 entries of an index with platforms and annotations as many.
+JSON_TOKENS = 700_000
+JSON_WIDE = 8 * MIB  # of a document with characters outside ASCII
 INDEX_DEPTH = 8
 INDEX_ENTRIES = 10_000
 LAYERS = 500  # the kernel mounts at most 500 lower layers
@@ -16,6 +20,9 @@ REFERENCE = 255
 
 ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
 ARCHIVE_NAME = 4096  # the longest path of a file in such an archive, PATH_MAX
+ARCHIVE_NAMES = 16 * MIB  # names and links of all files there; a blob's name has 77 bytes
+ARCHIVE_TWINS = 1 * GIB  # files there that repeat a name, and are compared with the first
+ARCHIVE_CONFIGS = 64 * MIB  # of all images of a docker archive; a config has some 10 KiB
 ARCHIVE_LINKS = 16  # symlinks followed by name inside a docker archive
 
 IMAGE = 256 * GIB  # uncompressed, all layers together
@@ -30,6 +37,7 @@ RATIO_FROM = 64 * MIB
 AFTER_END = 1 * MIB  # bytes after the end of a layer's archive
 EXTENSION = 1 * MIB  # one pax or GNU long-name header, as in Go's archive/tar
 EXTENSIONS_IN_ROW = 16
+PAX_RECORDS = 160  # per entry, on average over an archive: XATTRS and the 20 or so that bsdtar writes
 PATH_DEPTH = 512
 NAME = 255
 LINK_TARGET = 4095

@@ -9,6 +9,7 @@ __all__ = ["Report", "Step", "silent"]
 class Step(StrEnum):
     """What is being done, or waited for."""
 
+    READ = "reading"
     STORE = "storing"
     WAIT = "waiting"
     UNPACK = "unpacking"

@@ -118,4 +118,9 @@ def _docker(source: Source, path: Path) -> list[DockerImage]:
         raise Refused(f"{_DOCKER}: {printable(str(error))}") from None
     if not entries:
         raise Refused(f"{path} holds no image: {_DOCKER} is empty")
+    if len(entries) > limits.INDEX_ENTRIES:
+        raise Refused(f"{_DOCKER} lists over {limits.INDEX_ENTRIES} images")
+    # Each image's is read, also one that a thousand share.
+    if sum(source.size(entry.config) or 0 for entry in entries) > limits.ARCHIVE_CONFIGS:
+        raise Refused(f"the configs of all images have over {limits.ARCHIVE_CONFIGS} bytes")
     return [DockerImage(e.repo_tags or [_stem(path)], e.config, e.layers) for e in entries]

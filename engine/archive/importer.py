@@ -66,7 +66,7 @@ def import_images(
     A compressed archive is unpacked to a file in `spool` first. Raises NotFound for a file or a
     platform that is not there, Refused for what is not an image or breaks a rule.
     """
-    with open_source(path, spool) as source:
+    with open_source(path, spool, partial(report, Step.READ, path.name)) as source:
         images = find_images(source, path, platform)
         bring = _Import(source, content, platform, lease, report)
         return [

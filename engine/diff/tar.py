@@ -7,6 +7,7 @@ unknown types, a zero block in the middle. Names stay bytes. Global pax headers 
 in Go's archive/tar, which containerd and umoci read with.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from zlib import adler32
 
@@ -38,6 +39,20 @@ _SAME_AS_FILE = frozenset((b"\0", b"7"))  # before POSIX; "contiguous"
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_LABEL = b"x", b"g", b"L", b"K", b"V"
 
 _XATTR = b"SCHILY.xattr."
+_READ = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
+_RECORD = re.compile(rb"([1-9][0-9]{0,19}) ([^=]+)=")
+# A run of well-formed short records that mean nothing here. Short, so that the length can be part of
+# the pattern: one by one they would cost fifteen times as much as any other bytes of an archive.
+_PASSED_OVER = re.compile(
+    rb"(?:%s)*+"
+    % b"|".join(
+        rb"%d (?!(?:path|linkpath|size|uid|gid|mtime)=|SCHILY\.xattr\.|GNU\.sparse\.)"
+        rb"(?=[^=\0]{1,%d}=)[^\0]{%d}\n" % (length, rest - 1, rest)
+        for length in range(5, 32)
+        if (rest := length - len(b"%d \n" % length))
+    )
+)
+_HIGH = bytes(range(128, 256))
 _LARGEST = (1 << 63) - 1
 
 
@@ -76,6 +91,8 @@ class TarReader:
         self._at = 0
         self._left = 0  # bytes of the current payload not taken yet
         self._padding = 0
+        self._entries = 0
+        self._records = 0  # of pax, looked at one by one
 
     # -- bytes --------------------------------------------------------------------------------
 
@@ -147,19 +164,20 @@ class TarReader:
             block, pax, name, link = header
             entry = _entry(block, pax, name, link)
             self._begin_body(entry.size)
+            self._entries += 1
             yield entry
             self._skip_body()
         self._finish()
 
     def _header(self) -> tuple[bytes, dict[bytes, bytes], bytes | None, bytes | None] | None:
         """Return the next real header and the extensions before it, None at the end."""
-        pax: dict[bytes, bytes] = _NONE
+        pax: dict[bytes, bytes] | None = None
         name: bytes | None = None
         link: bytes | None = None
         for _ in range(limits.EXTENSIONS_IN_ROW):
             block = self._block()
             if block is None or block == _ZEROS:
-                if pax is not _NONE or name is not None or link is not None:
+                if pax is not None or name is not None or link is not None:
                     raise Refused("archive ends after an extension header")
                 if block is not None:
                     self._second_zero_block()
@@ -167,9 +185,10 @@ class TarReader:
             _check_sum(block)
             kind = block[156:157]
             if kind == _PAX:
-                pax = {**pax, **_pax_records(self._extension(block))}
+                pax = {} if pax is None else pax
+                self._pax(self._extension(block), pax)
             elif kind == _PAX_GLOBAL:
-                _pax_records(self._extension(block))
+                self._pax(self._extension(block), {})
             elif kind == _GNU_NAME:
                 name = _until_nul(self._extension(block))
             elif kind == _GNU_LINK:
@@ -178,7 +197,7 @@ class TarReader:
                 self._begin_body(_size(block[124:136]))
                 self._skip_body()
             else:
-                return block, pax, name, link
+                return block, pax or _NONE, name, link
         raise Refused(f"archive has over {limits.EXTENSIONS_IN_ROW} extension headers in a row")
 
     def _extension(self, block: bytes) -> bytes:
@@ -188,6 +207,11 @@ class TarReader:
         body = self._take(size, "an extension header")
         self._take(-size % BLOCK, "padding")
         return body
+
+    def _pax(self, body: bytes, into: dict[bytes, bytes]) -> None:
+        self._records += _pax_records(body, into)
+        if self._records > limits.PAX_RECORDS * (self._entries + 1000):
+            raise Refused(f"archive has over {limits.PAX_RECORDS} pax records for each entry")
 
     def _second_zero_block(self) -> None:
         block = self._block()
@@ -208,13 +232,14 @@ class TarReader:
 def _check_sum(block: bytes) -> None:
     stored = _number(block[148:156], "checksum")
     # The sum of all bytes with the field itself as spaces. adler32's low half is 1 + the sum of the
-    # bytes modulo 65521, at a tenth of the cost; without a byte over 127 it cannot have wrapped.
+    # bytes modulo 65521, at a tenth of the cost; the sum of 256 bytes never wraps.
     blanked = block[:148] + b"        " + block[156:]
-    total = (adler32(blanked) & 0xFFFF) - 1 if blanked.isascii() else sum(blanked)
+    total = (adler32(blanked[:256]) & 0xFFFF) + (adler32(blanked[256:]) & 0xFFFF) - 2
     if stored == total:
         return
     # Some old writers summed signed chars.
-    if stored != sum(byte - 256 if byte > 127 else byte for byte in blanked):
+    high = len(blanked) - len(blanked.translate(None, _HIGH))
+    if stored != total - 256 * high:
         raise Refused("archive has a header with a wrong checksum")
 
 
@@ -304,26 +329,36 @@ def _ustar_name(block: bytes) -> bytes:
     return name
 
 
-def _pax_records(body: bytes) -> dict[bytes, bytes]:
-    """Return the records of an extended header: `length key=value newline`, the last of a key wins."""
-    records: dict[bytes, bytes] = {}
-    at = 0
-    while at < len(body):
-        space = body.find(b" ", at, at + 21)
-        digits = body[at:space]
-        if space < 0 or not digits.isdigit() or digits[0] == 0x30:
+def _pax_records(body: bytes, into: dict[bytes, bytes]) -> int:
+    """Check the records of an extended header, `length key=value newline`.
+
+    Those that mean something here go `into` a dictionary; the last of a key wins. Returns how many were
+    not passed over at once.
+    """
+    size, has_nul = len(body), b"\0" in body
+    count = 0
+    at = _end_of_run(body, 0)
+    while at < size:
+        found = _RECORD.match(body, at)
+        end = at + int(found[1]) if found else 0
+        if not found or end > size or found.end() >= end or body[end - 1] != 0x0A:
             raise Refused("archive has a malformed pax record")
-        end = at + int(digits)
-        key, equals, value = body[space + 1 : end - 1].partition(b"=")
-        if end > len(body) or end <= space + 1 or body[end - 1] != 0x0A or not equals or not key:
-            raise Refused("archive has a malformed pax record")
+        key = found[2]
         if key.startswith(b"GNU.sparse."):
             raise Refused("archive has a sparse file, which no image builder writes")
-        if b"\0" in key or (b"\0" in value and not key.startswith(_XATTR)):
+        is_xattr = key.startswith(_XATTR)
+        if has_nul and (b"\0" in key or (not is_xattr and body.find(b"\0", at, end) >= 0)):
             raise Refused("archive has a NUL in a pax record")
-        records[key] = value
-        at = end
-    return records
+        if is_xattr or key in _READ:
+            into[key] = body[found.end() : end - 1]
+        at = _end_of_run(body, end)
+        count += 1
+    return count
+
+
+def _end_of_run(body: bytes, at: int) -> int:
+    run = _PASSED_OVER.match(body, at)
+    return run.end() if run else at
 
 
 def _pax_number(pax: dict[bytes, bytes], key: bytes, otherwise: int) -> int:

@@ -1,11 +1,14 @@
 """Manifests, indexes and configs, parsed strictly from untrusted JSON.
 
 Pure. Strict means: UTF-8, no duplicate key, no key that differs from a known one only in case (Go's
-decoder would take it), integers where integers belong, bounded size and depth, one kind of document
-at a time (CVE-2021-41190), and an embedded media type that agrees with the descriptor's.
+decoder would take it), integers where integers belong, one kind of document at a time (CVE-2021-41190),
+and an embedded media type that agrees with the descriptor's. Size, depth and what decoding will cost
+are bounded.
 """
 
 import json
+import re
+from itertools import islice
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
@@ -96,10 +99,24 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 _Document = TypeVar("_Document", bound=msgspec.Struct)
 
 
-def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> object:
-    """Return the value of a JSON text, or raise Refused naming `what` is wrong with it."""
+# What takes memory once decoded. A string may lack its end, so that it is passed over once only.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{:,]', re.DOTALL)
+
+
+def _check_extent(data: bytes, what: str, limit: int) -> None:
+    """Refuse what would cost much memory to decode, before it is."""
     if len(data) > limit:
         raise Refused(f"{what} is over {limit} bytes")
+    # One character may make Python hold four bytes for each of a whole text.
+    if len(data) > limits.JSON_WIDE and (not data.isascii() or b"\\u" in data):
+        raise Refused(f"{what} is over {limits.JSON_WIDE} bytes and not plain ASCII")
+    if next(islice(_TOKEN.finditer(data), limits.JSON_TOKENS, None), None):
+        raise Refused(f"{what} has over {limits.JSON_TOKENS} strings, brackets, colons and commas")
+
+
+def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> object:
+    """Return the value of a JSON text, or raise Refused naming `what` is wrong with it."""
+    _check_extent(data, what, limit)
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -114,6 +131,7 @@ def decode_json(data: bytes, what: str, limit: int = limits.MANIFEST) -> object:
 
     try:
         text = data.decode("utf-8", "strict")
+        del data  # a caller need not keep it either: up to 20 MiB
         value: object = json.loads(text, object_pairs_hook=members, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(f"{what} is not valid JSON: {printable(str(error))}") from None
@@ -131,7 +149,7 @@ def _check_depth(value: object, what: str) -> None:
                 below.extend(item.values())
             elif isinstance(item, list):
                 below.extend(item)
-            elif isinstance(item, str) and not _is_unicode(item):
+            elif isinstance(item, str) and not (item.isascii() or _is_unicode(item)):
                 raise Refused(f"{what} holds half of a surrogate pair")
         layer = below
         if not layer:

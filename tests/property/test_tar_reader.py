@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.diff.tar import TarReader
 from engine.errors import Refused
+from engine.testing.archives import archive, member, pax_record
 
 FORMATS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 PARTS = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=40)
@@ -146,3 +147,58 @@ def test_one_changed_bit_is_read_or_refused(
         ours(iter([bytes(whole)]))
     except Refused:
         pass
+
+
+_MEANT = ("path", "linkpath", "size", "uid", "gid", "mtime", "SCHILY.xattr.a", "GNU.sparse.major")
+KEYS = st.sampled_from(["x", "ab", "uname", "path2", "sizes", *_MEANT]).map(str.encode) | st.binary(
+    min_size=1, max_size=4
+)
+RECORDS = st.builds(pax_record, KEYS, st.just(b"7") | st.binary(max_size=30))
+
+
+def plainly_read(body: bytes) -> dict[bytes, bytes]:
+    """Read pax records as their definition says it."""
+    records: dict[bytes, bytes] = {}
+    while body:
+        digits, space, _ = body.partition(b" ")
+        if not space or not digits.isdigit() or len(digits) > 20 or digits.startswith(b"0"):
+            raise Refused("length")
+        record, body = body[: int(digits)], body[int(digits) :]
+        key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
+        if len(record) != int(digits) or record[-1:] != b"\n" or not key or not equals:
+            raise Refused("record")
+        if len(record) <= len(digits) + 1 or key.startswith(b"GNU.sparse."):
+            raise Refused("record")
+        if b"\0" in key or (b"\0" in value and not key.startswith(b"SCHILY.xattr.")):
+            raise Refused("NUL")
+        records[key] = value
+    return records
+
+
+@given(st.lists(RECORDS, max_size=8), st.data())
+def test_pax_records_are_read_as_they_are_defined(records: list[bytes], data: st.DataObject) -> None:
+    """However the reader hurries over those that mean nothing: right ones, and with a byte changed."""
+    body = b"".join(records)
+    if body and data.draw(st.booleans()):
+        position = data.draw(st.integers(0, len(body) - 1))
+        byte = data.draw(st.sampled_from(b"\0 =\n0159x") | st.integers(0, 255))
+        body = body[:position] + bytes([byte]) + body[position + data.draw(st.integers(0, 1)) :]
+    try:
+        expected = plainly_read(body)
+    except Refused:
+        expected = None
+    try:
+        (entry,) = TarReader([archive(member("x", "x", body), member("f", uid=3, gid=4))])
+    except Refused:
+        # Well-formed, a record may still say a number that is none.
+        assert expected is None or expected.keys() & {b"size", b"uid", b"gid", b"mtime"}
+        return
+    assert expected is not None
+    assert entry.name == (expected.get(b"path") or b"f")
+    assert entry.link == expected.get(b"linkpath", b"")
+    assert (entry.uid, entry.gid) == tuple(
+        int(expected.get(k) or n) for k, n in ((b"uid", 3), (b"gid", 4))
+    )
+    prefix = b"SCHILY.xattr."
+    xattrs = {k.removeprefix(prefix): v for k, v in expected.items() if k.startswith(prefix)}
+    assert entry.xattrs == xattrs
