@@ -97,10 +97,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sealing(msgspec.Struct, frozen=True, kw_only=True):
-    """The slow half of a commit, a value for a worker: `run` names it, "module:attribute".
+    """The slow half of a commit, a value for a worker.
 
-    Called with `argument` it returns how many of the steps are done and durable, and the error that
-    stopped it or None.
+    `run` names what makes a function, "module:attribute"; a worker makes it once and keeps it. Called
+    with `argument` it returns how many of the steps are done and durable, and the error that stopped
+    it or None.
     """
 
     run: str

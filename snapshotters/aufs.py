@@ -4,7 +4,6 @@ Sync. A layer's folder is the layer as the archive has it; it can be made and re
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -12,7 +11,8 @@ from engine.mount import Mount
 from engine.snapshots import Capabilities, Plugin, Probe
 from snapshotters import probe
 from snapshotters.markers import AufsMarkers
-from snapshotters.union import UnionSnapshotter, settle_union
+from snapshotters.sealing import Settle
+from snapshotters.union import SettleUnion, UnionSnapshotter
 
 __all__ = ["AufsSnapshotter", "plugin"]
 
@@ -31,7 +31,9 @@ def aufs_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
     return Mount(type="aufs", source="none", options=options if upper else ["ro", *options])
 
 
-settle = partial(settle_union, AufsMarkers())
+def make_settle() -> Settle:
+    """Return what settles applied layers."""
+    return SettleUnion(AufsMarkers())
 
 
 @final
@@ -39,7 +41,7 @@ class AufsSnapshotter(UnionSnapshotter):
     """Snapshots as aufs branches."""
 
     name = "aufs"
-    settle = "snapshotters.aufs:settle"
+    settle = "snapshotters.aufs:make_settle"
     # 127 branches is the kernel's default, one of them to write to; names need room for a doubled
     # `.wh.` and a suffix.
     capabilities = Capabilities(rebase=True, layers=126, name_bytes=242, whiteout_names=False)

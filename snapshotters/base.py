@@ -30,7 +30,7 @@ from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount, uses
 from engine.snapshots import Capabilities, Commit, Info, Kind, Sealing, Target, Usage
 from snapshotters.folder_sink import OUTLINE, TREE
-from snapshotters.sealing import Seal, load_sealed, seal
+from snapshotters.sealing import Seal, Sealer, load_sealed
 
 __all__ = ["BaseSnapshotter"]
 
@@ -130,7 +130,7 @@ class BaseSnapshotter(ABC):
                     self._plan(seals, step, record, below)
         return [
             Sealing(
-                run="snapshotters.sealing:seal",
+                run="snapshotters.sealing:Sealer",
                 argument=msgspec.msgpack.encode(plan),
                 steps=len(plan.layers),
             )
@@ -160,8 +160,9 @@ class BaseSnapshotter(ABC):
     def commit(self, *steps: Commit) -> None:
         """Commit actives, bottom first, each durable before it is visible; seal what is not sealed."""
         failure: EngineError | None = None
+        sealer = Sealer()
         for sealing in self.sealing(*steps):
-            _, failure = seal(sealing.argument)
+            _, failure = sealer(sealing.argument)
             if failure:
                 break
         for step, record, _ in self._checked(steps):

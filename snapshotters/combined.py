@@ -2,21 +2,15 @@
 
 Sync; one thread. A folder of the layers on disk is listed once, when something first stands at its
 path; a layer that was settled before adds its own tree without being listed at all. So settling a chain
-costs what its layers hold, not the product of their number and depth, and no descriptors are held but
-those of the layers' roots.
+costs what its layers hold, not the product of their number and depth, and nothing is held open.
 """
 
-import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 from engine.diff.layer import Attributes, path_of
-from engine.fs.attributes import folder_descriptor
-from engine.fs.kernel import open_beneath
+from engine.fs.attributes import beneath, folder_descriptor
 from snapshotters.attributes import read_attributes
-from snapshotters.descriptors import FOLDER
 from snapshotters.markers import Listing, Markers
 
 __all__ = ["Combined", "CombinedFolder"]
@@ -63,20 +57,13 @@ class CombinedFolder:
 
 
 class Combined:
-    """Layers on disk, nearest first; a context manager."""
+    """What layers on disk, nearest first, show together."""
 
     def __init__(self, layers: Sequence[Path], markers: Markers) -> None:
+        self._layers = layers
         self._markers = markers
-        self._opened = ExitStack()
-        self._roots: list[int] = []
         self.root = CombinedFolder(None, b"")
         self.root.parts = [(number, True) for number in range(len(layers))]
-        try:
-            for layer in layers:
-                self._roots.append(self._opened.enter_context(folder_descriptor(layer)))
-        except BaseException:
-            self._opened.close()
-            raise
 
     def list(self, folder: CombinedFolder) -> None:
         """Make `shows` and what is buried known, from all layers on disk that have the folder."""
@@ -84,14 +71,14 @@ class Combined:
         is_first, is_seen = True, True
         decided: set[bytes] = set()
         for number, shows in parts:
-            opened = open_beneath(self._roots[number], path_of(folder), FOLDER)
-            try:
+            with (
+                folder_descriptor(self._layers[number]) as root,
+                beneath(root, path_of(folder)) as opened,
+            ):
                 listing = self._markers.read(opened)
                 if shows and is_first:
                     folder.attributes = read_attributes(opened)
                     is_first = False
-            finally:
-                os.close(opened)
             self._add(folder, number, listing, decided if shows and is_seen else None)
             if listing.is_opaque:
                 folder.is_marked = True
@@ -117,9 +104,3 @@ class Combined:
                 folder.below(name).parts.append((number, shows))
         if decided is not None:
             decided |= listing.whiteouts
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()

@@ -16,11 +16,12 @@ from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
 from snapshotters import probe
 from snapshotters.base import BaseSnapshotter
 from snapshotters.filling import fill
+from snapshotters.sealing import Settle
 
 __all__ = ["CopySnapshotter", "plugin"]
 
 
-def settle(below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Iterator[Usage]:
+def _settle(below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Iterator[Usage]:
     """Fill each layer from the one before it, the first from the nearest of `below`."""
     parent = below[0] if below else None
     for tree, outline in layers:
@@ -32,12 +33,17 @@ def settle(below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Ite
         parent = tree
 
 
+def make_settle() -> Settle:
+    """Return what settles applied layers."""
+    return _settle
+
+
 @final
 class CopySnapshotter(BaseSnapshotter):
     """Snapshots as full copies."""
 
     name = "copy"
-    settle = "snapshotters.fullcopy:settle"
+    settle = "snapshotters.fullcopy:make_settle"
     # Applied alone like the others; the parent's tree is filled in at commit.
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 

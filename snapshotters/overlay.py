@@ -6,7 +6,7 @@ turn against the mount is switched off in every mount: redirects, metadata-only 
 
 import os
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import final
 
@@ -15,7 +15,8 @@ from engine.mount import Mount, mounted
 from engine.snapshots import Capabilities, Kind, Plugin, Probe
 from snapshotters import probe
 from snapshotters.markers import OverlayMarkers
-from snapshotters.union import UnionSnapshotter, settle_union
+from snapshotters.sealing import Settle
+from snapshotters.union import SettleUnion, UnionSnapshotter
 
 __all__ = ["OverlaySnapshotter", "plugin"]
 
@@ -41,7 +42,9 @@ def overlay_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
     return Mount(type="overlay", source="overlay", options=options + _fixed_options())
 
 
-settle = partial(settle_union, OverlayMarkers())
+def make_settle() -> Settle:
+    """Return what settles applied layers."""
+    return SettleUnion(OverlayMarkers())
 
 
 @final
@@ -49,7 +52,7 @@ class OverlaySnapshotter(UnionSnapshotter):
     """Snapshots as overlay layers."""
 
     name = "overlay"
-    settle = "snapshotters.overlay:settle"
+    settle = "snapshotters.overlay:make_settle"
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 
     def _make(self, record: Snapshot, below: Sequence[Path]) -> None:

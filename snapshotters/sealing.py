@@ -27,7 +27,7 @@ from engine.snapshots import Usage
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.scanning import scan
 
-__all__ = ["Seal", "Settled", "load_sealed", "seal"]
+__all__ = ["Seal", "Sealer", "Settle", "Settled", "load_sealed"]
 
 _SETTLING, _SEALED = "settling", "sealed"
 
@@ -45,7 +45,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     """Layers to seal: snapshot numbers below `folder`, each standing on the one before it."""
 
     settle: str
-    """The name of a `Settle`."""
+    """The name of what makes a `Settle`."""
     folder: str
     below: list[int]
     """What the first stands on, nearest first."""
@@ -74,50 +74,61 @@ def load_sealed(snapshot: Path) -> Settled | None:
         raise DataLoss(f"{snapshot / _SEALED} cannot be read: {error}") from error
 
 
-def seal(argument: bytes) -> tuple[int, EngineError | None]:
-    """Do what an encoded `Seal` says; return how many layers are sealed, and why not all are."""
-    work = msgspec.msgpack.decode(argument, type=Seal)
-    folder = Path(work.folder)
-    usages: list[Usage] = []
-    failure: EngineError | None = None
-    try:
-        with os_errors(f"sealing a snapshot in {folder}"):
-            # One by one: what was settled before an error counts.
-            for usage in _whole(work, folder) if work.is_whole else _settled(work, folder):
-                usages.append(usage)  # noqa: PERF402
-    except EngineError as error:
-        failure = error
-    hit("snapshot.commit.settled")
-    if usages:
-        with os_errors(f"snapshots in {folder}"), folder_descriptor(folder) as opened:
-            syncfs(opened)
-    hit("snapshot.commit.flushed")
-    for parent, number, usage in zip(work.parents, work.layers, usages, strict=False):
-        sealed = Settled(parent=parent, size=usage.size, inodes=usage.inodes)
-        with os_errors(f"snapshot {number}"):
-            (folder / str(number) / _SEALED).write_bytes(msgspec.msgpack.encode(sealed))
-            (folder / str(number) / OUTLINE).unlink(missing_ok=True)
-    return len(usages), failure
+class Sealer:
+    """Seals layers; kept by whoever seals many, as what is below stays the same for a while."""
+
+    def __init__(self) -> None:
+        self._settles: dict[str, Settle] = {}
+
+    def __call__(self, argument: bytes) -> tuple[int, EngineError | None]:
+        """Do what an encoded `Seal` says; return how many layers are sealed, and why not all are."""
+        work = msgspec.msgpack.decode(argument, type=Seal)
+        folder = Path(work.folder)
+        usages: list[Usage] = []
+        failure: EngineError | None = None
+        try:
+            with os_errors(f"sealing a snapshot in {folder}"):
+                # One by one: what was settled before an error counts.
+                for usage in _whole(work, folder) if work.is_whole else self._settled(work, folder):
+                    usages.append(usage)  # noqa: PERF402
+        except EngineError as error:
+            failure = error
+        hit("snapshot.commit.settled")
+        if usages:
+            with os_errors(f"snapshots in {folder}"), folder_descriptor(folder) as opened:
+                syncfs(opened)
+        hit("snapshot.commit.flushed")
+        for parent, number, usage in zip(work.parents, work.layers, usages, strict=False):
+            _mark(folder / str(number), Settled(parent=parent, size=usage.size, inodes=usage.inodes))
+        return len(usages), failure
+
+    def _settled(self, work: Seal, folder: Path) -> Iterator[Usage]:
+        if work.settle not in self._settles:
+            self._settles[work.settle] = named(work.settle)()
+        below = [folder / str(number) / TREE for number in work.below]
+        snapshots = [folder / str(number) for number in work.layers]
+        layers = [(snapshot / TREE, _outline(snapshot)) for snapshot in snapshots]
+        settling = self._settles[work.settle](below, layers)
+        for snapshot in snapshots:
+            mark = snapshot / _SETTLING
+            if mark.exists():
+                raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
+            mark.touch()
+            yield next(settling)
+            mark.unlink()
+        for _ in settling:  # let it end
+            pass
+
+
+def _mark(snapshot: Path, settled: Settled) -> None:
+    with os_errors(f"snapshot {snapshot}"):
+        (snapshot / _SEALED).write_bytes(msgspec.msgpack.encode(settled))
+        (snapshot / OUTLINE).unlink(missing_ok=True)
 
 
 def _whole(work: Seal, folder: Path) -> Iterator[Usage]:
     with folder_descriptor(folder / str(work.layers[0]) / TREE) as tree:
         yield Usage(*measure(tree))
-
-
-def _settled(work: Seal, folder: Path) -> Iterator[Usage]:
-    below = [folder / str(number) / TREE for number in work.below]
-    snapshots = [folder / str(number) for number in work.layers]
-    layers = [(snapshot / TREE, _outline(snapshot)) for snapshot in snapshots]
-    settle: Settle = named(work.settle)
-    settling = settle(below, layers)
-    for snapshot in snapshots:
-        mark = snapshot / _SETTLING
-        if mark.exists():
-            raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
-        mark.touch()
-        yield next(settling)
-        mark.unlink()
 
 
 def _outline(snapshot: Path) -> Outline:

@@ -23,7 +23,7 @@ from snapshotters.combined import Combined, CombinedFolder
 from snapshotters.descriptors import OpenFolders
 from snapshotters.markers import Markers
 
-__all__ = ["UnionSnapshotter", "settle_union"]
+__all__ = ["SettleUnion", "UnionSnapshotter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +153,25 @@ def _add(step: _Step, *, keeps: bool) -> Iterator[_Step]:
             yield _Step(node, below.below(name), was_folder, covers)
 
 
-def settle_union(
-    markers: Markers, below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]
-) -> Iterator[Usage]:
-    """Settle layers, each on the one before it and all on `below`, nearest first; yield their use."""
-    with Combined(below, markers) as combined:
+class SettleUnion:
+    """Settles layers of a union; what the last one stood on is remembered for those on top of it."""
+
+    def __init__(self, markers: Markers) -> None:
+        self._markers = markers
+        self._below: tuple[Path, ...] = ()
+        self._combined = Combined((), markers)
+
+    def __call__(self, below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Iterator[Usage]:
+        """Settle layers, each on the one before it, the first on `below`; yield their use."""
+        if tuple(below) != self._below:
+            self._combined = Combined(below, self._markers)
+        self._below = ()  # until all went well
         for layer, outline in layers:
             with folder_descriptor(layer) as root, OpenFolders(root) as opened:
-                settling = _Settling(opened, combined, markers)
+                settling = _Settling(opened, self._combined, self._markers)
                 settling.run(outline.root)
             yield Usage(outline.size, outline.inodes + settling.made)
+        self._below = (*(layer for layer, _ in reversed(layers)), *below)
 
 
 class UnionSnapshotter(BaseSnapshotter):

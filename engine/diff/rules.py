@@ -21,6 +21,7 @@ __all__ = ["WHITEOUT_PREFIX", "Action", "Operation", "Rules", "split_name"]
 WHITEOUT_PREFIX = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS_OWN = frozenset((b".wh..wh.aufs", b".wh..wh.plnk", b".wh..wh.orph"))
+_ODD_PARTS = frozenset((b"", b".", b".."))
 _HIGHEST_ID = (1 << 32) - 2  # the next one means "leave as it is" to chown(2)
 _HIGHEST_MAJOR, _HIGHEST_MINOR = (1 << 12) - 1, (1 << 20) - 1  # what dev_t of Linux holds
 _LATEST = (1 << 63) - 1  # nanoseconds
@@ -103,12 +104,15 @@ class Rules:
     def _check_parts(self, parts: list[bytes], name: bytes) -> None:
         if len(parts) > limits.PATH_DEPTH:
             raise Refused(f"{printable(name)!r} is over {limits.PATH_DEPTH} folders deep")
-        for part in (*parts[:-1], parts[-1].removeprefix(WHITEOUT_PREFIX)):
-            if len(part) > self._name_bytes:
-                raise self._too_long(part)
-        for part in parts[:-1]:
-            if part.startswith(WHITEOUT_PREFIX) and part not in _AUFS_OWN:
-                self._check_folder_name(part, name)
+        # Most names are short and plain; one by one, deep ones would cost more than their bytes.
+        if len(name) > self._name_bytes and len(max(parts, key=len)) > self._name_bytes:
+            for part in (*parts[:-1], parts[-1].removeprefix(WHITEOUT_PREFIX)):
+                if len(part) > self._name_bytes:
+                    raise self._too_long(part)
+        if WHITEOUT_PREFIX in name:
+            for part in parts[:-1]:
+                if part.startswith(WHITEOUT_PREFIX) and part not in _AUFS_OWN:
+                    self._check_folder_name(part, name)
 
     def _check_folder_name(self, part: bytes, name: bytes) -> None:
         _check_hidden(part[len(WHITEOUT_PREFIX) :], name)
@@ -161,7 +165,10 @@ def _parts(name: bytes) -> list[bytes]:
     """
     if not name or b"\0" in name:
         raise Refused("layer has an entry without a name")
-    parts: list[bytes] = []
+    parts = name.rstrip(b"/").split(b"/")
+    if _ODD_PARTS.isdisjoint(parts):
+        return parts
+    parts = []
     last = b""
     for part in name.split(b"/"):
         if part in {b"", b"."}:

@@ -110,7 +110,8 @@ class WorkerPool:
     def __init__(self, size: int) -> None:
         self._applying = trio.CapacityLimiter(size)
         self._sealing = trio.CapacityLimiter(1)  # all it does is system calls on one file system
-        self._idle: list[_Worker] = []
+        # By kind of job: what sealed a layer remembers what the next one stands on.
+        self._idle: dict[type[Job], list[_Worker]] = {ApplyJob: [], SealJob: []}
         self._all: set[_Worker] = set()
 
     async def apply(self, job: ApplyJob, progress: Callable[[int], None]) -> Applied:
@@ -140,19 +141,20 @@ class WorkerPool:
         return reply
 
     async def _run_once(self, job: Job, progress: Callable[[int], None]) -> Done | Sealed | Failed:
-        worker = await self._take()
+        idle = self._idle[type(job)]
+        worker = await self._take(idle)
         try:
             reply = await worker.run(job, progress)
         except BaseException:
             # It is dead, or a reply is under way that the next job would take for its own.
             await self._dismiss(worker)
             raise
-        self._idle.append(worker)
+        idle.append(worker)
         return reply
 
-    async def _take(self) -> _Worker:
-        while self._idle:
-            worker = self._idle.pop()
+    async def _take(self, idle: list[_Worker]) -> _Worker:
+        while idle:
+            worker = idle.pop()
             if worker.is_alive:
                 return worker
             await self._dismiss(worker)

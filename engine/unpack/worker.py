@@ -9,15 +9,18 @@ import queue
 import resource
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from engine import failpoints
 from engine.callables import named
 from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
+from engine.errors import EngineError
 from engine.kv.environment import Environment
 from engine.oci.digest import parse_digest
 from engine.root import open_blobs
+from engine.snapshots import Sealing
 from engine.unpack.jobs import (
     HEADER,
     LARGEST,
@@ -67,14 +70,21 @@ class _Worker:
     def __init__(self, out: int) -> None:
         self._out = out
         self._blobs: tuple[str, Environment] | None = None
+        self._sealers: dict[str, Callable[[bytes], tuple[int, EngineError | None]]] = {}
 
     def run(self, job: Job) -> Reply:
         _send(self._out, Started())
         failpoints.arm(job.failpoints)
         try:
-            return _seal(job) if isinstance(job, SealJob) else Done(self._apply(job))
+            return self._seal(job.sealing) if isinstance(job, SealJob) else Done(self._apply(job))
         except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
             return Failed.of(error)
+
+    def _seal(self, sealing: Sealing) -> Sealed:
+        if sealing.run not in self._sealers:
+            self._sealers[sealing.run] = named(sealing.run)()
+        count, error = self._sealers[sealing.run](sealing.argument)
+        return Sealed(count, Failed.of(error) if error else None)
 
     def _apply(self, job: ApplyJob) -> Applied:
         reported = 0
@@ -99,11 +109,6 @@ class _Worker:
                 self._blobs[1].close()
             self._blobs = (root, open_blobs(Path(root)))
         return self._blobs[1]
-
-
-def _seal(job: SealJob) -> Sealed:
-    count, error = named(job.sealing.run)(job.sealing.argument)
-    return Sealed(count, Failed.of(error) if error else None)
 
 
 def _raise_file_limit() -> None:
