@@ -2,7 +2,8 @@
 
 Sync; safe from any thread. Nothing happens unless a point is armed. A test arms a point in its own
 process (`armed`), or in a child through the command line's LAMINA_FAILPOINTS=name=action[@nth],…
-with the actions `kill` (SIGKILL to itself), `error` (EngineError), `enospc` and `eio` (OSError).
+with the actions `kill` (SIGKILL to itself), `stop` (SIGSTOP: it hangs), `error` (EngineError), `enospc`
+and `eio` (OSError).
 """
 
 import errno
@@ -38,6 +39,8 @@ NAMES = frozenset(
     }
 )
 
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
 _lock = threading.Lock()
 _armed: dict[str, tuple[str, int]] = {}
 
@@ -57,8 +60,9 @@ def _fire(name: str) -> None:
             _armed[name] = (action, left - 1)
             return
         del _armed[name]
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if action in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[action])
+        return
     if action == "error":
         raise EngineError(f"failpoint {name}")
     raise OSError(getattr(errno, action.upper()), f"failpoint {name}")
@@ -69,7 +73,7 @@ def arm(terms: str) -> None:
     for term in filter(None, terms.split(",")):
         name, _, rest = term.partition("=")
         action, _, nth = rest.partition("@")
-        if name not in NAMES or action not in {"kill", "error", "enospc", "eio"}:
+        if name not in NAMES or action not in {*_SIGNALS, "error", "enospc", "eio"}:
             raise InvalidArgument(f"no such failpoint: {term}")
         with _lock:
             _armed[name] = (action, int(nth or 1))

@@ -14,6 +14,7 @@ __all__ = ["FOLDER", "OpenFolders"]
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HELD = 128
+_WAY = 64  # of one way down: a deep tree must not use up the process's descriptors
 
 
 class OpenFolders:
@@ -34,10 +35,23 @@ class OpenFolders:
         way = [place]
         while way[-1].parent.depth and way[-1].parent not in self._open:
             way.append(way[-1].parent)
-        folder = self._open.get(way[-1].parent, self._root)
-        for below in reversed(way):
-            folder = os.open(below.name, FOLDER, dir_fd=folder)
-            self._open[below] = folder
+        return self._descend(self._open.get(way[-1].parent, self._root), way)
+
+    def _descend(self, folder: int, way: list[Place]) -> int:
+        """Open the places of `way`, the last first, and keep the lowest of them open."""
+        passing = -1
+        try:
+            for left, place in zip(range(len(way) - 1, -1, -1), reversed(way), strict=True):
+                folder = os.open(place.name, FOLDER, dir_fd=folder)
+                if passing >= 0:
+                    os.close(passing)
+                passing = folder if left >= _WAY else -1
+                if passing < 0:
+                    self._open[place] = folder
+        except BaseException:
+            if passing >= 0:
+                os.close(passing)
+            raise
         return folder
 
     def trim(self) -> None:

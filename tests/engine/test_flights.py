@@ -1,0 +1,187 @@
+"""The same work once: callers share it, each can leave alone, the last one to leave ends it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from engine.errors import Refused
+from engine.progress import Step, silent
+from engine.unpack.flights import Flight, Flights
+
+
+class Work:
+    """Work that a test lets go on, and what became of each start of it."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.go = trio.Event()
+        self.error: Exception | None = None
+
+    @asynccontextmanager
+    async def __call__(self, flight: Flight[int]) -> AsyncIterator[int]:
+        self.log.append("started")
+        try:
+            flight.report(Step.UNPACK, "x", 2, 1)
+            await self.go.wait()
+            if self.error:
+                raise self.error
+            self.log.append("done")
+            yield 7
+            self.log.append("let go")
+        except trio.Cancelled:
+            self.log.append("cancelled")
+            raise
+
+
+def flown(test: Callable[[Flights[Flight[int]], Work], object]) -> None:
+    async def main() -> None:
+        with trio.fail_after(10):
+            await test(Flights(Flight), Work())  # type: ignore[misc, func-returns-value]
+
+    trio.run(main)
+
+
+async def call(flights: Flights[Flight[int]], work: Work, results: list[int]) -> None:
+    async with flights.joined("key", work, silent) as flight:
+        results.append(await flight.result())
+
+
+def test_callers_share_one_run() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        results: list[int] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(call, flights, work, results)
+            await trio.testing.wait_all_tasks_blocked()
+            work.go.set()
+        assert results == [7] * 5
+        assert work.log == ["started", "done", "let go"]
+        assert flights._flights == {}
+
+    flown(test)
+
+
+def test_what_is_held_is_held_until_the_last_caller_left() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        work.go.set()
+        async with flights.joined("key", work, silent) as first:
+            async with flights.joined("key", work, silent) as second:
+                assert first is second
+                await second.result()
+            assert work.log == ["started", "done"]
+            # One that comes now has the same result, and no second run.
+            async with flights.joined("key", work, silent) as third:
+                assert await third.result() == 7
+            assert work.log == ["started", "done"]
+        assert work.log == ["started", "done", "let go"]
+
+    flown(test)
+
+
+def test_each_caller_leaves_alone_and_the_last_one_cancels() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        scopes = [trio.CancelScope() for _ in range(3)]
+
+        async def one(scope: trio.CancelScope) -> None:
+            with scope:
+                await call(flights, work, [])
+
+        async with trio.open_nursery() as nursery:
+            for scope in scopes:
+                nursery.start_soon(one, scope)
+            for scope in scopes:
+                await trio.testing.wait_all_tasks_blocked()
+                assert work.log == ["started"]
+                scope.cancel()
+        assert work.log == ["started", "cancelled"]
+        assert flights._flights == {}
+
+    flown(test)
+
+
+def test_a_failure_reaches_all_and_is_not_joined_again() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        work.error = Refused("no")
+        errors: list[Exception] = []
+
+        async def one() -> None:
+            async with flights.joined("key", work, silent) as flight:
+                try:
+                    await flight.result()
+                except Refused as error:
+                    errors.append(error)
+                    # While this caller still holds the failed one, another starts afresh.
+                    work.error = None
+                    async with flights.joined("key", work, silent) as second:
+                        assert second is not flight
+                        assert await second.result() == 7
+                    assert flights._flights.get("key") is not flight
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            nursery.start_soon(one)
+            await trio.testing.wait_all_tasks_blocked()
+            work.go.set()
+        assert len(errors) == 2
+        assert flights._flights == {}
+
+    flown(test)
+
+
+def test_one_that_is_being_cancelled_is_not_joined_nor_taken_for_the_new_one() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        ending, may_end = trio.Event(), trio.Event()
+
+        @asynccontextmanager
+        async def slow(_flight: Flight[int]) -> AsyncIterator[int]:
+            try:
+                await trio.sleep_forever()
+                yield 0
+            finally:
+                ending.set()
+                with trio.CancelScope(shield=True):
+                    await may_end.wait()
+
+        async def leaves() -> None:
+            with trio.CancelScope() as scope:
+                async with flights.joined("key", slow, silent):
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+
+        work.go.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leaves)
+            await ending.wait()
+            async with flights.joined("key", work, silent) as second:
+                assert await second.result() == 7
+                may_end.set()
+                await trio.testing.wait_all_tasks_blocked()
+                assert flights._flights["key"] is second
+
+    flown(test)
+
+
+@pytest.mark.parametrize("callers", [1, 3])
+def test_every_caller_is_told_of_progress(callers: int) -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        told: list[int] = []
+
+        def report(_step: Step, _item: str, _total: int, done: int, /) -> None:
+            told.append(done)
+
+        async def one() -> None:
+            async with flights.joined("key", work, report) as flight:
+                await flight.result()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(callers):
+                nursery.start_soon(one)
+            await trio.testing.wait_all_tasks_blocked()
+            work.go.set()
+        assert told
+        assert set(told) == {1}
+
+    flown(test)

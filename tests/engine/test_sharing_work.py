@@ -1,0 +1,168 @@
+"""One layer at one place is made once, however many ask; the last one to cancel stops it, soon."""
+
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine import failpoints, limits
+from engine.app import Engine, open_engine
+from engine.errors import EngineError, Refused
+from engine.progress import Step
+from engine.testing.archives import archive, layout, member
+from snapshotters.overlay import OverlaySnapshotter
+from tests.conftest import AMD64, children
+
+pytestmark = pytest.mark.root
+
+BASE = [archive(*(member(f"base/{layer}-{n}") for n in range(20))) for layer in range(4)]
+
+
+def run(tmp_path: Path, work: Callable[[Engine], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with open_engine(tmp_path / "root", platform=AMD64) as engine:
+                await work(engine)
+
+    trio.run(main)
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count how often each layer is begun, by chain ID."""
+    begun: Counter[str] = Counter()
+    prepare = OverlaySnapshotter.prepare
+
+    def watched(self: OverlaySnapshotter, key: str, *rest: object, **more: object) -> object:
+        begun[key.partition(" ")[2]] += 1
+        return prepare(self, key, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OverlaySnapshotter, "prepare", watched)
+    return begun
+
+
+async def two_images(engine: Engine, tmp_path: Path) -> list[str]:
+    names = []
+    for top in ("one", "two"):
+        layers = [*BASE, archive(member(top))]
+        (image,) = await engine.import_image(layout(tmp_path / top, layers, tag=f"x/{top}:1"))
+        names.append(image.name)
+    return names
+
+
+def test_callers_and_images_share_layers(tmp_path: Path, prepared: Counter[str]) -> None:
+    async def work(engine: Engine) -> None:
+        names = await two_images(engine, tmp_path)
+        async with trio.open_nursery() as nursery:
+            for name in names * 3:
+                nursery.start_soon(lambda n=name: engine.unpack(n, snapshotter="overlay"))
+        chains = {c for n in names for c in chain_of(engine, n)}
+        assert prepared == Counter(dict.fromkeys(chains, 1))
+        assert {info.key for info in engine.stores.snapshotter("overlay").walk()} == chains
+
+    run(tmp_path, work)
+
+
+def chain_of(engine: Engine, name: str) -> list[str]:
+    return list(engine.stores.resolve(engine.stores.images.get(name).target).chain)
+
+
+def test_one_leaves_and_the_others_have_their_layers(tmp_path: Path, prepared: Counter[str]) -> None:
+    async def work(engine: Engine) -> None:
+        names = await two_images(engine, tmp_path)
+        scope = trio.CancelScope()
+
+        def cancel(step: Step, _item: str, _total: int, _done: int, /) -> None:
+            if step is Step.UNPACK:
+                scope.cancel()
+
+        async def leaves() -> None:
+            with scope:
+                await engine.unpack(names[0], snapshotter="overlay", report=cancel)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leaves)
+            nursery.start_soon(lambda: engine.unpack(names[1], snapshotter="overlay"))
+        assert scope.cancelled_caught
+        kept = {info.key for info in engine.stores.snapshotter("overlay").walk()}
+        assert kept >= set(chain_of(engine, names[1]))
+        assert all(prepared[name] == 1 for name in chain_of(engine, names[1]))
+        # What one of two images had alone is gone with it, or was done before.
+        assert not [key for key in kept if key.startswith("extract-")]
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    "point", ["apply.entry", "apply.finish", "snapshot.commit.settled", "snapshot.commit.flushed"]
+)
+def test_a_cancel_ends_a_step_that_would_never_end(tmp_path: Path, point: str) -> None:
+    # The worker is stopped at the point: without a kill, nothing of it ever comes again.
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        before = children()
+        with failpoints.armed(point, "stop"), trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay"))
+                while not any(is_stopped(pid) for pid in children() - before):  # noqa: ASYNC110
+                    await trio.sleep(0.005)
+                scope.cancel()
+        assert scope.cancelled_caught
+        keys = {info.key for info in engine.stores.snapshotter("overlay").walk()}
+        assert not [key for key in keys if key.startswith("extract-")]
+        assert list(engine.stores.root.trash.iterdir()) == []
+        assert (await engine.unpack(image.name, snapshotter="overlay")).layers == len(BASE)
+
+    run(tmp_path, work)
+
+
+def is_stopped(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state == "T"
+
+
+def test_layers_within_the_bounds_one_by_one_but_not_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "IMAGE_ENTRIES", 50)
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        with pytest.raises(Refused, match="image has over 50 entries"):
+            await engine.unpack(image.name, snapshotter="overlay")
+
+    run(tmp_path, work)
+
+
+def test_a_failure_below_is_the_error_of_all(tmp_path: Path) -> None:
+    bad = archive(member("h", "1", link="nowhere"))
+
+    async def work(engine: Engine) -> None:
+        names = []
+        for top in ("one", "two"):
+            layers = [BASE[0], bad, archive(member(top))]
+            (image,) = await engine.import_image(layout(tmp_path / top, layers, tag=f"x/{top}:1"))
+            names.append(image.name)
+        errors: list[EngineError] = []
+
+        async def one(name: str) -> None:
+            try:
+                await engine.unpack(name, snapshotter="overlay")
+            except EngineError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name in names * 2:
+                nursery.start_soon(one, name)
+        assert [type(error) for error in errors] == [Refused] * 4
+        keys = {info.key for info in engine.stores.snapshotter("overlay").walk()}
+        assert keys == {chain_of(engine, names[0])[0]}
+        assert len(os.listdir(engine.stores.root.snapshots / "overlay")) == 1
+
+    run(tmp_path, work)

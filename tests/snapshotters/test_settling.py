@@ -1,0 +1,211 @@
+"""Settling costs what layers hold: nothing is looked up twice, nothing held open, nothing recurses."""
+
+import os
+import resource
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.diff.apply import apply_layer
+from engine.oci.digest import digest_of
+from engine.oci.mediatypes import Compression
+from engine.root import Root
+from engine.snapshots import Commit, Snapshotter
+from engine.stores import Stores
+from engine.testing.archives import archive, member
+from engine.testing.trees import differences
+from snapshotters import filling
+from snapshotters.markers import AufsMarkers, Listing, OverlayMarkers
+from tests.conftest import AMD64
+from tests.property.layer_model import Member, describe
+from tests.property.test_layer_stacks import ROUNDS, expected_tree, packed
+from tests.support import BACKENDS, apply_stack, branches, tree_of
+from tests.union_reader import OPAQUE
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
+
+UNIONS = ("overlay", "aufs")
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
+    """Count how often each folder on disk is listed, by device and inode."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for markers in (AufsMarkers, OverlayMarkers):
+        read = markers.read
+
+        def watched(self: object, folder: int, read: object = read) -> Listing:
+            info = os.fstat(folder)
+            seen[info.st_dev, info.st_ino] += 1
+            return read(self, folder)  # type: ignore[operator, no-any-return]
+
+        monkeypatch.setattr(markers, "read", watched)
+    return seen
+
+
+def commit_chain(backend: Snapshotter, layers: list[bytes], prefix: str = "", below: str = "") -> str:
+    """Apply layers, then commit them all at once; return the name of the topmost."""
+    steps: list[Commit] = []
+    for number, layer in enumerate(layers):
+        key = f"{prefix}key {number}"
+        backend.prepare(key)
+        apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+        parent = steps[-1].name if steps else below
+        steps.append(Commit(name=f"{prefix}{number}", key=key, parent=parent or None))
+    backend.commit(*steps)
+    return steps[-1].name
+
+
+def deep(depth: int, *names: str) -> bytes:
+    return archive(*(member("d/" * depth + name) for name in names))
+
+
+@pytest.mark.parametrize("name", UNIONS)
+def test_layers_of_one_commit_are_never_listed(
+    name: str, stores: Stores, listed: Counter[tuple[int, int]]
+) -> None:
+    layers = [deep(30, f"f{n}", f".wh.f{n - 1}", ".wh..wh..opq") for n in range(10)]
+    top = commit_chain(stores.snapshotter(name), layers)
+    assert not listed
+    if name == "aufs":
+        assert set(tree_of(stores, name, top, stores.root.path)) == {
+            *(b"/".join([b"d"] * n) for n in range(1, 31)),
+            b"/".join([b"d"] * 30) + b"/f9",
+        }
+
+
+@pytest.mark.parametrize("name", UNIONS)
+def test_what_is_below_is_listed_once(
+    name: str, stores: Stores, listed: Counter[tuple[int, int]]
+) -> None:
+    backend = stores.snapshotter(name)
+    base = commit_chain(backend, [deep(30, f"f{n}") for n in range(5)])
+    commit_chain(backend, [deep(30, f".wh.f{n}", f"g{n}") for n in range(5)], "on top ", base)
+    assert set(listed.values()) == {1}
+    assert len(listed) == 5 * 31
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.usefixtures("few_descriptors")
+def test_many_deep_layers_need_few_descriptors(name: str, stores: Stores) -> None:
+    # 60 layers of 500 folders, in two commits: the second stands on what is on disk.
+    backend = stores.snapshotter(name)
+    base = commit_chain(backend, [deep(500, f"f{n}") for n in range(30)])
+    top = commit_chain(backend, [deep(500, f"g{n}", f".wh.f{n}") for n in range(30)], "more ", base)
+    assert len(backend.walk()) == 60
+    assert backend.stat(top).parent == "more 28"
+
+
+def test_a_replaced_link_closes_no_folders(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each turn replaces a link and writes through it; only what is needed is opened.
+    opened = Counter[str]()
+    real = os.open
+
+    def watched(path: object, flags: int, *rest: object, **more: object) -> int:
+        opened["folder" if flags & os.O_DIRECTORY else "file"] += 1
+        return real(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    folders = [member(f"open/{number}/f") for number in range(100)]
+    turns = [
+        entry
+        for number in range(500)
+        for entry in (member("l", "2", link=f"open/{number % 100}"), member("l/x"))
+    ]
+    monkeypatch.setattr(os, "open", watched)
+    apply_stack(stores.snapshotter("overlay"), [archive(*folders, *turns)])
+    assert opened["file"] < 610
+    assert opened["folder"] < 150
+
+
+def test_a_copy_walks_its_parent_once(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = Counter[str]()
+    real = filling._Filling.fill
+
+    def watched(self: object, place: object) -> object:
+        filled["folders"] += 1
+        return real(self, place)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(filling._Filling, "fill", watched)
+    commit_chain(stores.snapshotter("copy"), [deep(40, f"f{n}", f".wh.f{n - 1}") for n in range(4)])
+    assert filled["folders"] == 41 * 3
+
+
+# -- aufs, as a real kernel has it ------------------------------------------------------------
+
+
+def opaque_marks(stores: Stores, top: str) -> list[str]:
+    return sorted(
+        str(mark.relative_to(branch))
+        for branch in branches(stores, top)
+        for mark in branch.rglob(OPAQUE.decode())
+    )
+
+
+def test_what_an_upper_opaque_mark_hides_stays_hidden_over_a_lower_one(stores: Stores) -> None:
+    # A real kernel keeps the lowest of two marks at one path, and shows what the upper one hid.
+    layers = [
+        archive(member("a/base"), member("a/sub/deep")),
+        archive(member(".wh.a"), member("a/x"), member("a/sub/y")),
+        archive(member("a/", "5"), member("a/sub/", "5"), member("a/.wh..wh..opq")),
+    ]
+    backend = stores.snapshotter("aufs")
+    top = apply_stack(backend, layers)
+    assert set(tree_of(stores, "aufs", top, stores.root.path)) == {b"a", b"a/sub"}
+    assert opaque_marks(stores, top) == ["a/.wh..wh..opq", "a/sub/.wh..wh..opq"]
+
+
+def test_a_folder_over_a_file_over_a_folder(stores: Stores) -> None:
+    layers = [archive(member("a/x")), archive(member("a")), archive(member("a/", "5"))]
+    backend = stores.snapshotter("aufs")
+    top = apply_stack(backend, layers)
+    assert set(tree_of(stores, "aufs", top, stores.root.path)) == {b"a"}
+    assert len(opaque_marks(stores, top)) == 1
+
+
+FEW = st.sampled_from([b"a", b"b"])
+PATHS = st.lists(FEW, min_size=1, max_size=3).map(tuple)
+ENTRIES = st.one_of(
+    st.builds(Member, PATHS, st.just("5"), st.just(0o755)),
+    st.builds(Member, PATHS, st.just("0")),
+    PATHS.map(lambda path: Member((*path, b".wh..wh..opq"), "0")),
+    PATHS.map(lambda path: Member((*path[:-1], b".wh." + path[-1]), "0")),
+)
+
+
+@given(stack=st.lists(st.lists(ENTRIES, max_size=5), min_size=3, max_size=6))
+def test_layers_that_replace_each_other_again_and_again(
+    stack: list[list[Member]], tmp_path: Path
+) -> None:
+    # Few names and many opaque folders: marks meet at one path, in one commit and across several.
+    expected = expected_tree(stack)
+    if expected is None:
+        return
+    here = tmp_path / str(next(ROUNDS))
+    with Root(here) as root:
+        opened = Stores(root, "default", AMD64)
+        for name in ("aufs", "overlay"):
+            backend = opened.snapshotter(name)
+            layers = [packed(layer) for layer in stack]
+            split = len(layers) // 2
+            base = commit_chain(backend, layers[:split])
+            top = commit_chain(backend, layers[split:], "upper ", base)
+            tree = tree_of(opened, name, top, tmp_path / "mnt")
+            assert not differences(tree, describe(expected)), name
+            if name == "aufs":
+                marks = opaque_marks(opened, top)
+                assert len(marks) == len(set(marks)), "two opaque marks at one path of a chain"
+        opened.close()
+    shutil.rmtree(here)
