@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
+from benchmarks import hostile_images
 from engine import limits
 from engine.archive.contents import find_images
 from engine.archive.source import open_source
@@ -213,7 +214,9 @@ ARCHIVES = (
     Case("archive, one name twice, 8 GiB of holes", _twins, _open),
 )
 
-CASES = {case.name: case for case in (*LAYERS, *DOCUMENTS, *ARCHIVES)}
+IMAGES = tuple(Case(*parts) for parts in hostile_images.cases())
+
+CASES = {case.name: case for case in (*LAYERS, *DOCUMENTS, *ARCHIVES, *IMAGES)}
 
 
 # -- measuring --------------------------------------------------------------------------------
