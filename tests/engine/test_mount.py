@@ -6,9 +6,14 @@ import pytest
 
 from engine import mount as mounting
 from engine.errors import EngineError, NotFound, ResourceExhausted
-from engine.mount import Mount, activate, deactivate, is_mounted, mounted, uses
+from engine.mount import Mount, activate, deactivate, mounted
+from engine.mount_table import MountTable, is_mounted
 
 pytestmark = pytest.mark.root
+
+
+def uses(folder: Path) -> bool:
+    return MountTable.read().uses(folder)
 
 
 def lower_folders(folder: Path, count: int) -> list[Path]:
@@ -116,22 +121,3 @@ def test_knows_what_a_mount_is_made_of(tmp_path: Path, kind: str) -> None:
 def test_unmounting_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError):
         deactivate(tmp_path)
-
-
-def test_knows_what_is_in_use_where_the_mount_of_the_store_is_not_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As in a chroot, whose root is a mount point only outside.
-    folder, target = tmp_path / "snapshots" / "copy" / "1", tmp_path / "mnt"
-    (folder / "fs").mkdir(parents=True)
-    target.mkdir()
-    whole = mounting._mountinfo
-
-    def below_only() -> list[list[str]]:
-        return [fields for fields in whole() if fields[4].startswith(str(tmp_path))]
-
-    monkeypatch.setattr(mounting, "_mountinfo", below_only)
-    assert not uses(folder)
-    with mounted([Mount(type="bind", source=f"{folder}/fs", options=["rbind", "ro"])], target):
-        assert uses(folder)
-    assert not uses(folder)
