@@ -105,8 +105,13 @@ class Mounting:
         names = ", ".join(record.key for record in found)
         raise InvalidArgument(f"several are kept for {target}: mount one by its name ({names})")
 
-    def ready(self, target: Path) -> Path:
-        """Clear what vanished, and return the folder that `target` means if it is free to mount on."""
+    def ready(self, target: Path, name: str | None = None) -> Path:
+        """Clear what vanished, and return the folder that `target` means if it is free to mount on.
+
+        Raises what `mount` would for the target and the name: for asking before long work.
+        """
+        if name is not None and not _NAME.fullmatch(name):
+            raise InvalidArgument(f"{name!r} is not a name for a mount; use letters, digits and .-_")
         target = Path(os.path.realpath(target))
         if not target.is_dir():
             raise NotFound(f"{target} is not a folder; make it first")
@@ -119,6 +124,11 @@ class Mounting:
             raise InvalidArgument(f"{target} and the store at {root} overlap; mount somewhere else")
         self.heal()
         _check_free(target)
+        taken = self._records.get(name) if name else None
+        if taken and taken.state != MountState.KEPT:
+            raise AlreadyExists(
+                f"a mount named {name} is {taken.state} at {taken.target}; choose another name"
+            )
         return target
 
     # -- mounting -----------------------------------------------------------------------------
@@ -129,9 +139,9 @@ class Mounting:
         What an earlier writable mount kept is used again. FailedPrecondition for a target in use,
         AlreadyExists for a name in use, or if what is kept stands on another image.
         """
-        target = self.ready(order.target)
+        target = self.ready(order.target, order.name)
         kept = self._kept_for(order, target) if order.rw else None
-        key = kept.key if kept else _checked(order.name) or f"mount-{secrets.token_hex(4)}"
+        key = kept.key if kept else order.name or f"mount-{secrets.token_hex(4)}"
         record = MountRecord(
             key=key,
             target=str(target),
@@ -419,12 +429,6 @@ def _discard(record: MountRecord, backend: Snapshotter, table: MountTable | None
 def _check_free(target: Path) -> None:
     if is_mounted(target):
         raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
-
-
-def _checked(name: str | None) -> str | None:
-    if name is not None and not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{name!r} is not a name for a mount; use letters, digits and .-_")
-    return name
 
 
 def _pid_namespace() -> int:

@@ -54,7 +54,7 @@ def mount(
     async def work(engine: Engine) -> MountRecord:
         stores = engine.stores
         backend = stores.snapshotter(snapshotter) if snapshotter else None
-        place = stores.mounting.ready(target)  # before the long part, not after it
+        place = stores.mounting.ready(target, label)  # before the long part, not after it
         image = _image(stores, name)
         if isinstance(image, MountRecord):
             return stores.mounting.mount_kept(image, place, words)

@@ -89,7 +89,7 @@ class MountStore:
                 found = MOUNTS.get(txn, self._namespace, mine.key)
                 if found is not None and over is None:
                     raise AlreadyExists(
-                        f"a mount named {mine.key} exists; `lamina mounts` shows it, choose another name"
+                        f"a mount named {mine.key} exists; choose another (`lamina mounts` lists them)"
                     )
                 if found != over:
                     raise FailedPrecondition(f"mount {mine.key} is being changed; try again")
