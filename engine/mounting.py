@@ -9,7 +9,7 @@ and by a collection (`heal`): a view's snapshot goes, a writable one is kept and
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,21 +247,16 @@ class Mounting:
         records, table = self._read()
         places = {os.path.realpath(target), str(target)}
         states = {MountState.MOUNTED, MountState.CHANGING, None}
-        record = next(
-            (
-                r
-                for r in records
-                if r.target in places and r.space == here() and self._state(r, table) in states
-            ),
-            None,
-        )
-        if record is None:
+        at_target = [r for r in records if r.target in places and r.space == here()]
+        found = [(r, state) for r in at_target if (state := self._state(r, table)) in states]
+        if not found:
             raise NotFound(f"lamina has mounted nothing at {target}; `lamina mounts` lists what it has")
-        state = self._state(record, table)
+        record, state = next((pair for pair in found if pair[1]), found[0])
         if state is MountState.CHANGING:
             raise FailedPrecondition(f"{target} is being mounted or unmounted; try again")
         if state is None:
-            record, table = self._clear(record, table), MountTable.read()
+            record = self._clear(record, table, held([_id_of(record)]))
+            table = MountTable.read()
             if self._state(record, table) is not MountState.MOUNTED:
                 return record
         entry = table.on_top(Path(record.target))
@@ -314,17 +309,18 @@ class Mounting:
         FailedPrecondition while it is mounted or, out of sight, still in use by someone.
         """
         record = self._records.get(key)
+        if record and record.state == MountState.CHANGING and self._state(record, table) is None:
+            self._clear(record, table, ())
+            record = self._records.get(key)
         if record is None or record.backend != backend:
             yield
             return
         state = self._state(record, table)
-        if state is None:
-            record = self._clear(record, table)
         if state in {MountState.MOUNTED, MountState.CHANGING}:
             raise FailedPrecondition(
                 f"snapshot {key} is mounted; run `lamina umount {record.target}` first"
             )
-        if state is MountState.LAZY:
+        if state is not MountState.KEPT and record.boot == boot_id():
             found = holders(_id_of(record))
             if found:
                 raise FailedPrecondition(f"snapshot {key} is still in use by {describe(found)}")
@@ -354,14 +350,12 @@ class Mounting:
         """
         records, table = self._read()
         vanished = [record for record in records if self._state(record, table) is None]
-        # Somebody's `umount -l` leaves no trace in the table, but those who are in it can be seen.
         busy = held([_id_of(record) for record in vanished if record.boot == boot_id()])
         gone: list[Released] = []
         for record in vanished:
             with suppress(EngineError):
-                if _id_of(record) in busy and record.state != MountState.CHANGING:
-                    self._records.swap(record, msgspec.structs.replace(record, state=MountState.LAZY))
-                elif self._clear(record, table).state == MountState.CHANGING and not record.rw:
+                left = self._clear(record, table, busy)
+                if left.state == MountState.CHANGING and not record.rw:
                     gone.append((record.backend, record.key))
         return gone
 
@@ -383,8 +377,11 @@ class Mounting:
             return MountState.MOUNTED
         return state if state is MountState.LAZY else None
 
-    def _clear(self, record: MountRecord, table: MountTable) -> MountRecord:
-        """Undo what is left of a vanished mount; return its record, `changing` if it is gone."""
+    def _clear(self, record: MountRecord, table: MountTable, busy: Collection[MountID]) -> MountRecord:
+        """Undo what is left of a vanished mount; return its record, `changing` if it is gone.
+
+        Somebody's `umount -l` leaves no trace in the table, but those who are in it (`busy`) are seen.
+        """
         with self._records.claimed(record, over=record) as mine:
             mount = self._left_mounted(record, table)
             if mount is not None:
@@ -393,6 +390,8 @@ class Mounting:
                 except FailedPrecondition:  # someone is in it: then it is a mount like any other
                     return self._complete(mine, mount)
                 table = MountTable.read()
+            elif _id_of(record) in busy:
+                return self._become(mine, MountState.LAZY)
             return self._release(mine, record, table)
 
     def _left_mounted(self, record: MountRecord, table: MountTable) -> MountID | None:

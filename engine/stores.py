@@ -15,7 +15,7 @@ from engine.content.image import ResolvedImage, resolve
 from engine.content.store import ContentStore
 from engine.errors import InvalidArgument, NotFound
 from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
-from engine.kv.schema import Image
+from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import SNAPSHOT
 from engine.mount_table import MountTable
@@ -112,6 +112,11 @@ class Stores:
                 ) from None
         return top
 
+    def umount(self, target: Path, *, lazy: bool = False) -> MountRecord:
+        """Undo a mount (`Mounting.umount`), on a full disk too."""
+        with self._freeing_space():
+            return self.mounting.umount(target, lazy=lazy)
+
     def remove_snapshots(self, chosen: Sequence[tuple[Snapshotter, str]]) -> list[Leftover]:
         """Remove snapshots by hand, with their files; return what of those resisted.
 
@@ -120,13 +125,14 @@ class Stores:
         table = MountTable.read()
         removed: list[tuple[Snapshotter, int]] = []
         left: list[Leftover] = []
-        try:
-            for snapshotter, key in chosen:
-                with self.mounting.removing(snapshotter.name, key, table):
-                    removed.append((snapshotter, snapshotter.remove(key, table=table)))
-        finally:
-            for snapshotter, number in removed:
-                left += snapshotter.cleanup(only={number}, table=table)
+        with self._freeing_space():
+            try:
+                for snapshotter, key in chosen:
+                    with self.mounting.removing(snapshotter.name, key, table):
+                        removed.append((snapshotter, snapshotter.remove(key, table=table)))
+            finally:
+                for snapshotter, number in removed:
+                    left += snapshotter.cleanup(only={number}, table=table)
         return left
 
     # -- collection ---------------------------------------------------------------------------

@@ -57,6 +57,8 @@ def mount(
         place = stores.mounting.ready(target, label)  # before the long part, not after it
         image = _image(stores, name)
         if isinstance(image, MountRecord):
+            if label or snapshotter:
+                raise InvalidArgument(f"{name} is a mount that is kept: it has its name and backend")
             return stores.mounting.mount_kept(image, place, words)
         if backend is None:
             kept = _kept(stores, image, place, label) if rw else None
@@ -116,7 +118,7 @@ def _row(record: MountRecord) -> dict[str, object]:
 def umount(context: Context, target: Path, lazy: bool) -> None:
     """Unmount what `lamina mount` mounted; a writable snapshot stays."""
     with context.stores() as stores:
-        record = stores.mounting.umount(target, lazy=lazy)
+        record = stores.umount(target, lazy=lazy)
     if record.state == MountState.LAZY:
         say(
             f"out of sight, but whoever is in it goes on; its files stay until the next boot, or until: "

@@ -5,6 +5,8 @@ mount point, so that a forgotten mount is an error (EXDEV) and never loses what 
 """
 
 import os
+import threading
+from contextlib import suppress
 
 from engine.fs.kernel import open_beneath
 
@@ -27,6 +29,7 @@ def remove_tree(folder: int, name: bytes) -> None:
     """Remove the directory `name` in `folder` and all below it; nothing if it is not there.
 
     What resists (an immutable file, a mount) does not keep the rest: the first such error comes last.
+    Another process may be removing the same tree.
     """
     try:
         top = open_beneath(folder, name, os.O_RDONLY | os.O_DIRECTORY)
@@ -38,7 +41,8 @@ def remove_tree(folder: int, name: bytes) -> None:
         os.close(top)
     if failures:
         raise failures[0]
-    os.rmdir(name, dir_fd=folder)
+    with suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=folder)
 
 
 def _empty(top: int) -> list[OSError]:
@@ -63,6 +67,8 @@ def _empty(top: int) -> list[OSError]:
                 finally:
                     os.close(child)
                 os.rmdir(name, dir_fd=top)
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 failures.append(error)
                 stuck.add(name)
@@ -70,11 +76,12 @@ def _empty(top: int) -> list[OSError]:
 
 def _hoist(source: int, name: bytes, top: int, number: int) -> None:
     while True:
-        target = b".lamina-removing-%d-%d" % (os.getpid(), number)
+        target = b".lamina-removing-%d-%d" % (threading.get_native_id(), number)
         try:
             os.stat(target, dir_fd=top, follow_symlinks=False)
         except FileNotFoundError:
-            os.rename(name, target, src_dir_fd=source, dst_dir_fd=top)
+            with suppress(FileNotFoundError):
+                os.rename(name, target, src_dir_fd=source, dst_dir_fd=top)
             return
         number += 1_000_000_007
 
@@ -90,6 +97,8 @@ def _unlink_files(folder: int, failures: list[OSError]) -> list[bytes]:
             continue
         try:
             os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            continue
         except OSError as error:
             failures.append(error)
     return folders

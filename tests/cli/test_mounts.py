@@ -324,12 +324,25 @@ def test_a_lazy_mount_ends_with_the_boot(stocked: Path, target: Path, tmp_path: 
     assert _mounts(stocked) == [(keys[1], "kept")]
 
 
-def test_what_somebody_unmounted_lazily_stays_while_it_is_seen_in_use(stocked: Path, target: Path):
-    key = lamina_json(stocked, "mount", "app:1", target)["name"]
-    with _someone_in(target):
+@pytest.mark.parametrize("healer", ["gc", "umount", "snapshots rm", "mount"])
+@pytest.mark.parametrize("rw", [False, True])
+def test_what_somebody_unmounted_lazily_stays_while_it_is_seen_in_use(
+    stocked: Path, target: Path, rw: bool, healer: str
+):
+    words = ("mount", "app:1", target, *(["--rw"] if rw else []))
+    key = lamina_json(stocked, *words)["name"]
+    with _someone_in(target) as pid:
         _umount(target, "-l")
-        assert lamina_json(stocked, "gc")["snapshots"] == []
-        assert _mounts(stocked) == [(key, "lazy")]
+        if healer == "gc":
+            assert lamina_json(stocked, "gc")["snapshots"] == []
+        elif healer == "umount":
+            lamina(stocked, "umount", target)
+        elif healer == "mount":
+            assert lamina_json(stocked, *words)["name"] != key
+            lamina(stocked, "umount", target)
+        assert_fails(stocked, "snapshots", "rm", key, code=6, says=f"(pid {pid}, ")
+        assert key in _keys(stocked)
+    lamina(stocked, "snapshots", "rm", key)
 
 
 # -- what is kept -----------------------------------------------------------------------------
@@ -348,6 +361,7 @@ def test_a_kept_mount_outlives_the_name_of_its_image(stocked: Path, target: Path
     assert (other / "written").read_text() == "kept\n"
     assert (other / "etc/name").read_text() == "upper\n"
     assert_fails(stocked, "mount", "web", target, code=3, says="no image web")
+    assert_fails(stocked, "umount", target, code=3, says="mounted nothing")
     lamina(stocked, "umount", other)
     lamina(stocked, "snapshots", "rm", "web")
     lamina(stocked, "gc")

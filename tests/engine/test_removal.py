@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_the_rest_goes_and_the_first_reason_is_told(tmp_path: Path, where: str):
             subprocess.run(["chattr", "-i", path], check=False, capture_output=True)
     _remove(top)
     assert not top.exists()
+
+
+def test_several_may_remove_one_tree(tmp_path: Path):
+    top = tmp_path / "top"
+    for number in range(300):
+        (top / f"{number}" / "a" / "b").mkdir(parents=True)
+        (top / f"{number}" / "a" / "file").touch()
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(_remove, top) for _ in range(4)]
+        failures = [result.exception() for result in results if result.exception()]
+    # Whoever looks last finds it empty: others may at most see what is moved meanwhile.
+    assert not top.exists()
+    assert len(failures) < 4
 
 
 def test_a_mount_is_never_emptied(tmp_path: Path):
