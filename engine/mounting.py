@@ -1,16 +1,15 @@
 """What `mount` and `umount` do: a record, a snapshot, the kernel's mount, and the way back.
 
 Sync; safe from any thread and process. Order: the record claims the target, the snapshot is made, the
-kernel mounts it, the record is completed; and backwards. What a crash leaves in between, and what
-vanished without us (plain umount(8), another boot, a killed namespace), is cleared by the next `mount`
-and by a collection (`heal`): a view's snapshot goes, a writable one is kept and listed.
+kernel mounts it, the record is completed; and backwards. What a crash leaves in between is cleared by
+the next `mount` and by a collection (`engine.mount_claims`).
 """
 
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import msgspec
 
 from engine.errors import (
     AlreadyExists,
-    EngineError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -27,18 +25,16 @@ from engine.failpoints import hit
 from engine.kv.schema import now
 from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, with_options, writes_to
+from engine.mount_claims import Claims, discard, id_of, pid_namespace
 from engine.mount_holders import describe, held, holders
-from engine.mount_table import MountID, MountTable, boot_id, here, is_mounted, mount_id
+from engine.mount_table import MountTable, boot_id, here, is_mounted, mount_id
 from engine.root import Root
 from engine.snapshots import Snapshotter
 
-__all__ = ["Mounting", "Order", "Released"]
+__all__ = ["Mounting", "Order"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DEFAULTS = ("nosuid", "nodev")  # an image's devices and setuid files are not for those outside it
-
-Released = tuple[str, str]
-"""Backend and key of a snapshot whose mount has vanished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +58,7 @@ class Mounting:
         self._root = root
         self._snapshotter = snapshotter
         self._records = MountStore(root.meta, namespace)
+        self.claims = Claims(self._records, root.snapshots, snapshotter)
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -70,10 +67,12 @@ class Mounting:
 
         A vanished writable mount is `kept`; a vanished view is left out, as it is about to be cleared.
         """
-        records, table = self._read()
+        records, table = self.claims.read()
         shown = []
         for record in records:
-            state = self._state(record, table) or (MountState.KEPT if record.rw else None)
+            state = self.claims.state(record, table)
+            if state is None and record.rw and self._records.has_snapshot(record):
+                state = MountState.KEPT
             if state:
                 shown.append(msgspec.structs.replace(record, state=state))
         return shown
@@ -122,7 +121,7 @@ class Mounting:
         root = self._root.path
         if target.is_relative_to(root) or root.is_relative_to(target):
             raise InvalidArgument(f"{target} and the store at {root} overlap; mount somewhere else")
-        self.heal()
+        self.claims.heal()
         _check_free(target)
         taken = self._records.get(name) if name else None
         if taken and taken.state != MountState.KEPT:
@@ -153,7 +152,7 @@ class Mounting:
             created=kept.created if kept else now(),
             boot=boot_id(),
             space=here(),
-            processes=_pid_namespace(),
+            processes=pid_namespace(),
         )
         return self._mount(record, kept, order.backend, order.options)
 
@@ -161,7 +160,7 @@ class Mounting:
         """Mount again what `kept` returned, whether or not its image still has a name."""
         target = self.ready(target)
         again = msgspec.structs.replace(
-            record, target=str(target), boot=boot_id(), space=here(), processes=_pid_namespace()
+            record, target=str(target), boot=boot_id(), space=here(), processes=pid_namespace()
         )
         return self._mount(again, record, self._snapshotter(record.backend), options)
 
@@ -194,12 +193,12 @@ class Mounting:
             _check_free(target)
             mounts = self._snapshot(mine, kept, backend)
             if kept is None:
-                undo.callback(_discard, mine, backend)
+                undo.callback(discard, mine, backend)
             hit("mount.prepared")
             activate(with_options(mounts, [*_DEFAULTS, *options]), target)
             undo.callback(deactivate, target, lazy=True)
             hit("mount.activated")
-            done = self._complete(mine, mount_id(target))
+            done = self.claims.complete(mine, mount_id(target))
             undo.pop_all()
         return done
 
@@ -222,19 +221,6 @@ class Mounting:
             raise FailedPrecondition(f"{record.key} is still mounted elsewhere; unmount it there first")
         return mounts
 
-    def _complete(self, record: MountRecord, mount: MountID) -> MountRecord:
-        entry = MountTable.read().on_top(Path(record.target))
-        done = msgspec.structs.replace(
-            record,
-            state=MountState.MOUNTED,
-            mount_id=mount.id,
-            unique_id=mount.unique,
-            device=entry.device if entry else "",
-            lease="",
-        )
-        self._records.swap(record, done)
-        return done
-
     # -- unmounting ---------------------------------------------------------------------------
 
     def umount(self, target: Path, *, lazy: bool = False) -> MountRecord:
@@ -244,20 +230,20 @@ class Mounting:
         its snapshot stays until this boot ends, as nobody can tell who is still in it.
         """
         target = target.absolute()
-        records, table = self._read()
+        records, table = self.claims.read()
         places = {os.path.realpath(target), str(target)}
         states = {MountState.MOUNTED, MountState.CHANGING, None}
         at_target = [r for r in records if r.target in places and r.space == here()]
-        found = [(r, state) for r in at_target if (state := self._state(r, table)) in states]
+        found = [(r, state) for r in at_target if (state := self.claims.state(r, table)) in states]
         if not found:
             raise NotFound(f"lamina has mounted nothing at {target}; `lamina mounts` lists what it has")
         record, state = next((pair for pair in found if pair[1]), found[0])
         if state is MountState.CHANGING:
             raise FailedPrecondition(f"{target} is being mounted or unmounted; try again")
         if state is None:
-            record = self._clear(record, table, held([_id_of(record)]))
+            record = self.claims.clear(record, table, held([id_of(record)]))
             table = MountTable.read()
-            if self._state(record, table) is not MountState.MOUNTED:
+            if self.claims.state(record, table) is not MountState.MOUNTED:
                 return record
         entry = table.on_top(Path(record.target))
         if entry is None or entry.id != record.mount_id:
@@ -271,7 +257,7 @@ class Mounting:
         with self._records.claimed(record, over=record) as mine:
             if lazy:
                 # Noted first: after a crash in between nobody may take it for unused.
-                mine = self._become(mine, MountState.LAZY)
+                mine = self.claims.become(mine, MountState.LAZY)
             try:
                 deactivate(target, lazy=lazy)
             except BaseException as error:
@@ -280,25 +266,7 @@ class Mounting:
                     raise FailedPrecondition(_busy(record, table)) from None
                 raise
             hit("umount.done")
-            return mine if lazy else self._release(mine, record, MountTable.read())
-
-    def _release(self, mine: MountRecord, before: MountRecord, table: MountTable) -> MountRecord:
-        """Settle a claimed record that is not mounted any more; `before` stays where that must wait."""
-        if mine.rw and self._records.has_snapshot(mine):
-            return self._become(mine, MountState.KEPT)
-        try:
-            _discard(mine, self._snapshotter(mine.backend), table)
-        except FailedPrecondition:
-            # Another namespace has a copy of the mount: a later collection tries again.
-            self._records.swap(mine, before)
-            return before
-        self._records.drop(mine)
-        return mine
-
-    def _become(self, record: MountRecord, state: MountState) -> MountRecord:
-        done = msgspec.structs.replace(record, state=state, lease="")
-        self._records.swap(record, done)
-        return done
+            return mine if lazy else self.claims.release(mine, record, MountTable.read())
 
     # -- removing -----------------------------------------------------------------------------
 
@@ -309,19 +277,19 @@ class Mounting:
         FailedPrecondition while it is mounted or, out of sight, still in use by someone.
         """
         record = self._records.get(key)
-        if record and record.state == MountState.CHANGING and self._state(record, table) is None:
-            self._clear(record, table, ())
+        if record and record.state == MountState.CHANGING and self.claims.state(record, table) is None:
+            self.claims.clear(record, table, ())
             record = self._records.get(key)
         if record is None or record.backend != backend:
             yield
             return
-        state = self._state(record, table)
+        state = self.claims.state(record, table)
         if state in {MountState.MOUNTED, MountState.CHANGING}:
             raise FailedPrecondition(
                 f"snapshot {key} is mounted; run `lamina umount {record.target}` first"
             )
         if state is not MountState.KEPT and record.boot == boot_id():
-            found = holders(_id_of(record))
+            found = holders(id_of(record))
             if found:
                 raise FailedPrecondition(f"snapshot {key} is still in use by {describe(found)}")
         with self._records.claimed(record, over=record) as mine:
@@ -332,113 +300,17 @@ class Mounting:
                 raise
             self._records.drop(mine)
 
-    # -- clearing -----------------------------------------------------------------------------
-
-    def stale(self) -> list[Released]:
-        """Return the snapshots that `heal` would remove."""
-        records, table = self._read()
-        return [
-            (record.backend, record.key)
-            for record in records
-            if not record.rw and self._state(record, table) is None
-        ]
-
-    def heal(self) -> list[Released]:
-        """Clear the records of mounts that vanished; return what snapshots went with them.
-
-        Each record stands by itself: one that cannot be cleared waits for the next time.
-        """
-        records, table = self._read()
-        vanished = [record for record in records if self._state(record, table) is None]
-        busy = held([_id_of(record) for record in vanished if record.boot == boot_id()])
-        gone: list[Released] = []
-        for record in vanished:
-            with suppress(EngineError):
-                left = self._clear(record, table, busy)
-                if left.state == MountState.CHANGING and not record.rw:
-                    gone.append((record.backend, record.key))
-        return gone
-
-    def _read(self) -> tuple[list[MountRecord], MountTable]:
-        # In this order: whatever a record says was so before the table was read.
-        records = self._records.walk()
-        return records, MountTable.read()
-
-    def _state(self, record: MountRecord, table: MountTable) -> MountState | None:
-        """Return what state a mount is in by the kernel's table, None if it has vanished."""
-        state = MountState(record.state)
-        if state is MountState.KEPT:
-            return state if self._records.has_snapshot(record) else None
-        if record.boot != boot_id():
-            return None
-        if state is MountState.CHANGING:
-            return state if self._records.is_held(record) else None
-        if _is_shown(record, table):
-            return MountState.MOUNTED
-        return state if state is MountState.LAZY else None
-
-    def _clear(self, record: MountRecord, table: MountTable, busy: Collection[MountID]) -> MountRecord:
-        """Undo what is left of a vanished mount; return its record, `changing` if it is gone.
-
-        Somebody's `umount -l` leaves no trace in the table, but those who are in it (`busy`) are seen.
-        """
-        with self._records.claimed(record, over=record) as mine:
-            mount = self._left_mounted(record, table)
-            if mount is not None:
-                try:
-                    deactivate(Path(record.target))
-                except FailedPrecondition:  # someone is in it: then it is a mount like any other
-                    return self._complete(mine, mount)
-                table = MountTable.read()
-            elif _id_of(record) in busy:
-                return self._become(mine, MountState.LAZY)
-            return self._release(mine, record, table)
-
-    def _left_mounted(self, record: MountRecord, table: MountTable) -> MountID | None:
-        """Return the mount at the target that a killed process made or was about to undo."""
-        entry = table.on_top(Path(record.target))
-        is_ours_to_undo = record.boot == boot_id() and record.space == table.own.number
-        if record.state != MountState.CHANGING or not is_ours_to_undo or entry is None:
-            return None
-        others = {r.mount_id for r in self._records.walk() if r.state == MountState.MOUNTED}
-        made = entry.id not in others and table.is_made_of(entry, self._root.snapshots)
-        return mount_id(Path(record.target)) if made else None
-
-
-def _is_shown(record: MountRecord, table: MountTable) -> bool:
-    """Say whether a mount is in the table, or may be in a namespace that /proc does not show here."""
-    if record.space == table.own.number:
-        return table.has(_id_of(record), record.device, Path(record.target))
-    if table.has_elsewhere(_id_of(record), record.device):
-        return True
-    would_show = table.sees_all or record.processes == _pid_namespace()
-    return not would_show and not table.is_shown(record.space)
-
-
-def _id_of(record: MountRecord) -> MountID:
-    return MountID(record.mount_id, record.unique_id)
-
-
-def _discard(record: MountRecord, backend: Snapshotter, table: MountTable | None = None) -> None:
-    with suppress(NotFound):
-        number = backend.remove(record.key, table=table)
-        backend.cleanup(only={number}, table=table)
-
 
 def _check_free(target: Path) -> None:
     if is_mounted(target):
         raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
 
 
-def _pid_namespace() -> int:
-    return Path("/proc/self/ns/pid").stat().st_ino
-
-
 def _busy(record: MountRecord, table: MountTable) -> str:
     below = table.below(record.mount_id)
     if below:
         return f"{record.target} has mounts on it: unmount {', '.join(sorted(below)[:5])} first"
-    found = holders(_id_of(record))
+    found = holders(id_of(record))
     return (
         f"{record.target} is in use by {describe(found)}; "
         "end that first, or take it out of sight with --lazy"

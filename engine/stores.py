@@ -143,10 +143,10 @@ class Stores:
             environment.check_readers()
         backends = self._backends()
         if dry_run:
-            vanished = self.mounting.stale()
+            vanished = self.mounting.claims.stale()
             return collect(self.root.meta, self.namespace, backends, dry_run=True, vanished=vanished)
         with self._freeing_space():
-            healed = [Node(SNAPSHOT, backend, key) for backend, key in self.mounting.heal()]
+            healed = [Node(SNAPSHOT, backend, key) for backend, key in self.mounting.claims.heal()]
             collected = collect(self.root.meta, self.namespace, backends)
             left = self.cleanup()
         snapshots = [*healed, *collected.snapshots]

@@ -50,6 +50,7 @@ LAYERS = {
     "engine.unpack": 4,
     "engine.gc": 4,
     # composition, then surfaces
+    "engine.mount_claims": 5,
     "engine.mounting": 5,
     "engine.stores": 5,
     "engine.app": 5,
