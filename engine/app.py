@@ -134,8 +134,7 @@ class Engine:
 
     def _release(self, key: str, name: str | None) -> None:
         backend = self.stores.snapshotter(name) if name else self.stores.holder(key)
-        backend.remove(key)
-        backend.cleanup()
+        backend.cleanup(only={backend.remove(key)})
 
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""

@@ -15,16 +15,26 @@ import msgspec
 
 from engine.errors import ResourceExhausted, from_os_error, os_errors
 from engine.fs.kernel import syscall
+from engine.mount_options import (
+    BIND,
+    BIND_FLAGS,
+    KEPT_BY_BINDS,
+    RDONLY,
+    REMOUNT,
+    attributes,
+    aufs_pieces,
+    flags_and_data,
+)
+from engine.mount_table import MountTable
 
 __all__ = [
     "Mount",
     "activate",
     "deactivate",
     "deactivate_below",
-    "is_made_of",
-    "is_mounted",
     "mounted",
-    "uses",
+    "with_options",
+    "writes_to",
 ]
 
 
@@ -38,12 +48,9 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """A path below the mount point, for a list that mounts more than one thing."""
 
 
-_FLAGS = {"ro": 0x1, "bind": 0x1000, "rbind": 0x5000}
-_RDONLY, _REMOUNT, _BIND = 0x1, 0x20, 0x1000
-_NEUTRAL = {"rw"}
 _DETACH, _NOFOLLOW = 0x2, 0x8
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LIMIT = os.sysconf("SC_PAGE_SIZE") - 2  # all that mount(2) copies, less its NUL and one to spare
 _FSOPEN, _FSCONFIG, _FSMOUNT, _MOVE_MOUNT = 430, 431, 432, 429
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _CLOEXEC, _EMPTY_PATH = 0x1, 0x4
@@ -76,36 +83,53 @@ def activate(mounts: Sequence[Mount], target: Path) -> None:
             done.append(place)
     except BaseException:
         for place in reversed(done):
-            deactivate(place)
+            deactivate(place, lazy=True)
         raise
 
 
 def _activate_one(mount: Mount, place: Path) -> None:
-    flags, data = 0, []
-    for option in mount.options:
-        if option in _FLAGS:
-            flags |= _FLAGS[option]
-        elif option not in _NEUTRAL:
-            data.append(option)
-    if flags & _BIND:
-        _mount(mount.source, str(place), "", flags & ~_RDONLY, "")
-        if flags & _RDONLY:
-            # The kernel ignores MS_RDONLY on the first bind call (mount(2)).
-            try:
-                _mount("", str(place), "", _REMOUNT | _BIND | _RDONLY, "")
-            except OSError:
-                deactivate(place)
-                raise
+    flags, data = flags_and_data(mount.options)
+    if flags & BIND:
+        _bind(mount.source, place, flags)
         return
     joined = ",".join(data)
-    if len(joined) < _PAGE - 1:
+    if len(os.fsencode(joined)) <= _LIMIT:
         _mount(mount.source, str(place), mount.type, flags, joined)
     elif mount.type == "overlay":
         _mount_long_overlay(mount.source, place, flags, data)
+    elif mount.type == "aufs":
+        _mount_long_aufs(mount.source, place, flags, data)
     else:
         raise ResourceExhausted(
             f"the options of this {mount.type} mount are over a page ({len(joined)} bytes)"
         )
+
+
+def _bind(source: str, place: Path, flags: int) -> None:
+    _mount(source, str(place), "", flags & BIND_FLAGS, "")
+    wanted = flags & ~BIND_FLAGS
+    if wanted:
+        # The kernel ignores all other flags on the first bind call, and the second clears what it is
+        # not told (mount(2)): what the source's own mount has stays.
+        try:
+            now = os.statvfs(place).f_flag
+            kept = sum(flag for shown, flag in KEPT_BY_BINDS if now & shown)
+            _mount("", str(place), "", REMOUNT | BIND | kept | wanted, "")
+        except OSError:
+            deactivate(place, lazy=True)
+            raise
+
+
+def _mount_long_aufs(source: str, place: Path, flags: int, data: list[str]) -> None:
+    """Mount the first branches of an aufs, and append the others a page at a time."""
+    first, *more = aufs_pieces(data, _LIMIT)
+    _mount(source, str(place), "aufs", flags, first)
+    try:
+        for piece in more:
+            _mount(source, str(place), "aufs", flags | REMOUNT, piece)
+    except OSError:
+        deactivate(place, lazy=True)
+        raise
 
 
 def _mount_long_overlay(source: str, place: Path, flags: int, data: list[str]) -> None:
@@ -131,10 +155,11 @@ def _mount_by_parts(source: str, place: Path, flags: int, data: list[str]) -> No
                 _configure(context, _SET_STRING, key, value)
             else:
                 _configure(context, _SET_FLAG, key, None)
-        if flags & _RDONLY:
+        if flags & RDONLY:
             _configure(context, _SET_FLAG, "ro", None)
         _configure(context, _CREATE, None, None)
-        mount = syscall(_FSMOUNT, ctypes.c_int(context), ctypes.c_uint(_CLOEXEC), ctypes.c_uint(0))
+        how = ctypes.c_uint(attributes(flags))
+        mount = syscall(_FSMOUNT, ctypes.c_int(context), ctypes.c_uint(_CLOEXEC), how)
         try:
             syscall(
                 _MOVE_MOUNT,
@@ -167,7 +192,7 @@ def _mount_relative(place: Path, flags: int, data: list[str]) -> None:
     folder = os.path.commonpath(lowers.split(":"))
     short = ":".join(os.path.relpath(lower, folder) for lower in lowers.split(":"))
     joined = ",".join(f"lowerdir={short}" if o.startswith("lowerdir=") else o for o in data)
-    if len(joined) >= _PAGE - 1:
+    if len(os.fsencode(joined)) > _LIMIT:
         raise ResourceExhausted(f"too many layers for one overlay mount ({len(joined)} bytes)")
 
     def from_folder() -> None:
@@ -198,9 +223,12 @@ def _in_own_thread(work: Callable[[], None]) -> None:
         raise failure[0]
 
 
-def deactivate(target: Path) -> None:
-    """Unmount what is on top at `target`, even while files of it are open."""
-    if _libc.umount2(os.fsencode(target), _DETACH | _NOFOLLOW) < 0:
+def deactivate(target: Path, *, lazy: bool = False) -> None:
+    """Unmount what is on top at `target`. FailedPrecondition while it is in use.
+
+    A lazy one is only taken out of sight: whoever is in it goes on, and no table shows it any more.
+    """
+    if _libc.umount2(os.fsencode(target), (_DETACH if lazy else 0) | _NOFOLLOW) < 0:
         code = ctypes.get_errno()
         raise from_os_error(OSError(code, os.strerror(code)), f"unmounting {target}")
 
@@ -216,86 +244,28 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
             deactivate(target / mount.target.lstrip("/") if mount.target else target)
 
 
-def _mountinfo() -> list[list[str]]:
-    # As bytes and by newline alone: the kernel escapes no other line break that a name may hold.
-    table = Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n")
-    return [[os.fsdecode(field) for field in line.split(b" ")] for line in table.split(b"\n")]
-
-
-def _unescape(field: str) -> str:
-    # proc(5): space, tab, newline and backslash are written as three octal digits.
-    for code in ("\\040", "\\011", "\\012", "\\134"):
-        field = field.replace(code, chr(int(code[1:], 8)))
-    return field
-
-
-def is_mounted(target: Path) -> bool:
-    """Say whether something is mounted at `target` itself."""
-    real = os.path.realpath(target)
-    return any(_unescape(fields[4]) == real for fields in _mountinfo())
-
-
 def deactivate_below(folder: Path) -> None:
-    """Unmount everything below `folder`, the newest first."""
-    for fields in reversed(_mountinfo()):
-        point = _unescape(fields[4])
-        if point.startswith(f"{folder}/"):
-            deactivate(Path(point))
+    """Take everything mounted below `folder` out of sight, the newest first."""
+    for entry in reversed(MountTable.read().own.entries):
+        if entry.point.startswith(f"{folder}/"):
+            deactivate(Path(entry.point), lazy=True)
 
 
-def uses(folder: Path) -> bool:
-    """Say whether a mount that this process sees is made of something below `folder`.
-
-    aufs keeps its branches out of mountinfo, so there only a mount of a single layer is seen.
-    """
-    try:
-        device = folder.stat().st_dev
-    except FileNotFoundError:
-        return False
-    table = _mountinfo()
-    return any(_comes_from(fields, folder, device, table) for fields in table)
+def with_options(mounts: Sequence[Mount], options: Sequence[str]) -> list[Mount]:
+    """Return mounts with more options, each after those that it has."""
+    return [msgspec.structs.replace(m, options=[*m.options, *options]) for m in mounts]
 
 
-def is_made_of(target: Path, folder: Path) -> bool:
-    """Say whether what is on top at `target` is made of something below `folder`."""
-    table = _mountinfo()
-    real = os.path.realpath(target)
-    device = folder.stat().st_dev
-    on_top = [fields for fields in table if _unescape(fields[4]) == real][-1:]
-    # aufs does not tell its branches: what someone asks of ours is taken to be ours.
-    return any(f[-3] == "aufs" or _comes_from(f, folder, device, table) for f in on_top)
-
-
-def _comes_from(fields: list[str], folder: Path, device: int, table: list[list[str]]) -> bool:
-    # Layers of an overlay stand among its options, or, where those were relative, the folder that
-    # they are in stands as the source: then any of them may be meant.
-    inside = f"{folder}/"
-    source = f"{_unescape(fields[-2])}/"
-    if (
-        inside in _unescape(fields[-1]) + "/"
-        or source == f"{folder.parent}/"
-        or source.startswith(inside)
-    ):
-        return True
-    # A bind mount shows a path within the file system that it comes from, which is not ours where
-    # the store is itself bind-mounted.
-    where = f"{os.major(device)}:{os.minor(device)}"
-    if fields[2] != where:
-        return False
-    within = _path_in_file_system(folder, table)
-    root = f"{_unescape(fields[3])}/"
-    # In a chroot the mount that the store is on may not be shown: then only the end can be compared.
-    return root.startswith(f"{within}/") if within else inside in root
-
-
-def _path_in_file_system(folder: Path, table: list[list[str]]) -> str | None:
-    """Return where `folder` is within its own file system; None if its mount is not shown."""
-    best = max(
-        (fields for fields in table if folder.is_relative_to(_unescape(fields[4]))),
-        key=lambda fields: len(_unescape(fields[4])),
-        default=None,
-    )
-    if best is None:
-        return None
-    below = folder.relative_to(_unescape(best[4]))
-    return os.path.normpath(os.path.join(_unescape(best[3]), below))
+def writes_to(mounts: Sequence[Mount]) -> Path | None:
+    """Return the folder that takes what is written through mounts; None where nothing can be."""
+    for mount in mounts:
+        if "ro" in mount.options:
+            continue
+        if mount.type == "bind":
+            return Path(mount.source)
+        for option in mount.options:
+            if option.startswith("upperdir="):
+                return Path(option.removeprefix("upperdir="))
+            if option.startswith("br:"):
+                return Path(option[3:].partition("=")[0])
+    return None

@@ -10,13 +10,13 @@ a backend against them.
     commit          key unknown: NotFound; name taken: AlreadyExists; not active: FailedPrecondition;
                     another parent than at prepare: InvalidArgument; parent unknown: NotFound,
                     not committed: FailedPrecondition
-    remove          unknown: NotFound; has children: FailedPrecondition
+    remove          unknown: NotFound; has children, or mounted: FailedPrecondition
     stat, update, usage   unknown: NotFound
 
 A snapshot made under a lease is work in progress: only the lease keeps it, until it is committed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -27,12 +27,14 @@ import msgspec
 from engine.kv.environment import Environment
 from engine.labels import Labels
 from engine.mount import Mount
+from engine.mount_table import MountTable
 
 __all__ = [
     "Capabilities",
     "Commit",
     "Info",
     "Kind",
+    "Leftover",
     "Plugin",
     "Probe",
     "Sealing",
@@ -66,6 +68,13 @@ class Usage(msgspec.Struct, frozen=True):
 
     size: int
     inodes: int
+
+
+class Leftover(msgspec.Struct, frozen=True):
+    """Files of a removed snapshot that could not be deleted yet, and why."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +183,16 @@ class Snapshotter(Protocol):
     def walk(self) -> list[Info]:
         """Return all snapshots."""
 
-    def remove(self, key: str) -> None:
-        """Make a snapshot unreachable; `cleanup` deletes its files."""
+    def remove(self, key: str, *, table: MountTable | None = None) -> int:
+        """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned.
 
-    def cleanup(self) -> None:
-        """Delete the files of removed snapshots; one that resists is left for the next time."""
+        The table of mounts says whether it is in use; read it once for many.
+        """
+
+    def cleanup(
+        self, *, only: Collection[int] | None = None, table: MountTable | None = None
+    ) -> list[Leftover]:
+        """Delete the files of all removed snapshots, or of some; return what resisted, for next time."""
 
     def close(self) -> None:
         """Let go of what the backend holds; may be called again."""

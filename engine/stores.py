@@ -3,38 +3,33 @@
 Sync; safe from any thread. The command line uses it without an event loop, `engine.app` on threads.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.store import ContentStore
-from engine.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-)
-from engine.gc.collect import Collected, collect, give_up, remove_blob
-from engine.kv.schema import Image
+from engine.errors import InvalidArgument, NotFound
+from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
+from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
-from engine.mount import Mount, activate, deactivate, is_made_of, is_mounted
+from engine.metadata.leases import SNAPSHOT
+from engine.mount_table import MountTable
+from engine.mounting import Mounting
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.root import Root
-from engine.snapshots import Info, Kind, Snapshotter
+from engine.snapshots import Leftover, Snapshotter
 
-__all__ = ["MOUNT_KEY", "Stores", "open_stores"]
+__all__ = ["Stores", "open_stores"]
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
 _NAMESPACE_LIMIT = 76
-
-MOUNT_KEY = "mount "
-"""What the key of a snapshot that `mount` made begins with; its target follows."""
 
 
 class Stores:
@@ -48,6 +43,7 @@ class Stores:
         self.platform = platform
         self.content = ContentStore(root.meta, root.blobs, namespace)
         self.images = ImageStore(root.meta, namespace)
+        self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}
         self._default: str | None = None
 
@@ -62,14 +58,20 @@ class Stores:
         return self._snapshotters[name]
 
     def holder(self, key: str) -> Snapshotter:
-        """Return the backend that has the snapshot `key`. NotFound."""
+        """Return the backend that has the snapshot `key`. NotFound, InvalidArgument if several have."""
+        found = []
         for snapshotter in self.snapshotters():
             try:
                 snapshotter.stat(key)
             except NotFound:
                 continue
-            return snapshotter
-        raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
+            found.append(snapshotter)
+        if len(found) > 1:
+            names = " and ".join(snapshotter.name for snapshotter in found)
+            raise InvalidArgument(f"snapshot {key} is in {names}; say which with --snapshotter")
+        if not found:
+            raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
+        return found[0]
 
     def snapshotters(self) -> list[Snapshotter]:
         """Return every backend that has been used on this root."""
@@ -96,42 +98,9 @@ class Stores:
 
     # -- mounts -------------------------------------------------------------------------------
 
-    def mount_point(self, target: Path) -> Path:
-        """Return the folder that `target` means if it is free to mount on; raise what `mount` would."""
-        target = Path(os.path.realpath(target))
-        if not target.is_dir():
-            raise NotFound(f"{target} is not a folder; make it first")
-        try:
-            str(target).encode()
-        except UnicodeEncodeError:
-            raise InvalidArgument("the name of a mount point must be UTF-8") from None
-        root = self.root.path
-        if target.is_relative_to(root) or root.is_relative_to(target):
-            raise InvalidArgument(f"{target} and the store at {root} overlap; mount somewhere else")
-        if is_mounted(target):
-            raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
-        return target
-
-    def mount(self, image: Image, snapshotter: Snapshotter, target: Path, *, rw: bool) -> Info:
-        """Mount an unpacked image at a folder: read-only, or with a writable snapshot of its own.
-
-        A writable snapshot that an earlier mount left at the same target is used again. Raises
-        NotFound for an image that is not unpacked, FailedPrecondition for a target in use.
-        """
-        target = self.mount_point(target)
-        parent = self._top(image, snapshotter)
-        key = f"{MOUNT_KEY}{target}"
-        mounts, is_new = self._snapshot_for(snapshotter, key, parent, rw=rw)
-        try:
-            activate(mounts, target)
-        except BaseException:
-            if is_new:
-                self._drop(snapshotter, key)
-            raise
-        return snapshotter.stat(key)
-
-    def _top(self, image: Image, snapshotter: Snapshotter) -> str:
-        resolved = self.resolve(image.target)
+    def top_of(self, image: Image, snapshotter: Snapshotter, platform: Platform | None = None) -> str:
+        """Return the topmost layer of an unpacked image, "" if it has none. NotFound if not unpacked."""
+        resolved = self.resolve(image.target, platform)
         top: str = resolved.chain[-1] if resolved.chain else ""
         if top:
             try:
@@ -143,59 +112,28 @@ class Stores:
                 ) from None
         return top
 
-    def _snapshot_for(
-        self, snapshotter: Snapshotter, key: str, parent: str, *, rw: bool
-    ) -> tuple[Sequence[Mount], bool]:
-        """Return mounts, and whether the snapshot they are of was made for them."""
-        make = snapshotter.prepare if rw else snapshotter.view
-        try:
-            return make(key, parent), True
-        except AlreadyExists:
-            old = snapshotter.stat(key)
-        if old.kind == Kind.VIEW:  # left over from before a reboot: nothing in it is anybody's
-            self._drop(snapshotter, key)
-            return make(key, parent), True
-        if rw and old.parent == parent:
-            return snapshotter.mounts(key), False
-        raise AlreadyExists(
-            f"a writable snapshot of an earlier mount is kept for this target; mount it again with "
-            f"--rw and its image, or remove it: `lamina snapshots rm '{key}'`"
-        )
+    def umount(self, target: Path, *, lazy: bool = False) -> MountRecord:
+        """Undo a mount (`Mounting.umount`), on a full disk too."""
+        with self._freeing_space():
+            return self.mounting.umount(target, lazy=lazy)
 
-    def umount(self, target: Path) -> Info:
-        """Undo `mount`; a writable snapshot stays, a read-only one goes. NotFound if there is none."""
-        target = target.absolute()
-        for candidate in (Path(os.path.realpath(target)), target):
-            key = f"{MOUNT_KEY}{candidate}"
-            for snapshotter in self.snapshotters():
-                try:
-                    info = snapshotter.stat(key)
-                except NotFound:
-                    continue
-                if is_mounted(candidate):
-                    if not is_made_of(candidate, self.root.snapshots):
-                        raise FailedPrecondition(
-                            f"what is mounted at {candidate} now is not lamina's; unmount that first"
-                        )
-                    deactivate(candidate)
-                if info.kind == Kind.VIEW:
-                    self._drop(snapshotter, key)
-                return info
-        raise NotFound(f"lamina has mounted nothing at {target}")
+    def remove_snapshots(self, chosen: Sequence[tuple[Snapshotter, str]]) -> list[Leftover]:
+        """Remove snapshots by hand, with their files; return what of those resisted.
 
-    @staticmethod
-    def remove_snapshot(snapshotter: Snapshotter, key: str) -> None:
-        """Remove a snapshot by hand. NotFound, FailedPrecondition with children or while mounted."""
-        target = key.removeprefix(MOUNT_KEY)
-        # A mounted view is made of its parents' folders alone: only its key tells where it is.
-        if target != key and is_mounted(Path(target)):
-            raise FailedPrecondition(f"snapshot {key} is mounted; run `lamina umount {target}` first")
-        snapshotter.remove(key)
-
-    @staticmethod
-    def _drop(snapshotter: Snapshotter, key: str) -> None:
-        snapshotter.remove(key)
-        snapshotter.cleanup()
+        NotFound, FailedPrecondition with children or while mounted; those before it are gone then.
+        """
+        table = MountTable.read()
+        removed: list[tuple[Snapshotter, int]] = []
+        left: list[Leftover] = []
+        with self._freeing_space():
+            try:
+                for snapshotter, key in chosen:
+                    with self.mounting.removing(snapshotter.name, key, table):
+                        removed.append((snapshotter, snapshotter.remove(key, table=table)))
+            finally:
+                for snapshotter, number in removed:
+                    left += snapshotter.cleanup(only={number}, table=table)
+        return left
 
     # -- collection ---------------------------------------------------------------------------
 
@@ -205,11 +143,14 @@ class Stores:
             environment.check_readers()
         backends = self._backends()
         if dry_run:
-            return collect(self.root.meta, self.namespace, backends, dry_run=True)
+            vanished = self.mounting.claims.stale()
+            return collect(self.root.meta, self.namespace, backends, dry_run=True, vanished=vanished)
         with self._freeing_space():
+            healed = [Node(SNAPSHOT, backend, key) for backend, key in self.mounting.claims.heal()]
             collected = collect(self.root.meta, self.namespace, backends)
-            self.cleanup()
-        return collected
+            left = self.cleanup()
+        snapshots = [*healed, *collected.snapshots]
+        return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:
@@ -223,18 +164,20 @@ class Stores:
     def _backends(self) -> list[str]:
         return [snapshotter.name for snapshotter in self.snapshotters()]
 
-    def cleanup(self) -> None:
-        """Delete the bytes and folders of everything dropped so far."""
-        for snapshotter in self.snapshotters():
-            snapshotter.cleanup()
+    def cleanup(self) -> list[Leftover]:
+        """Delete the bytes and folders of everything dropped so far; return what resisted."""
+        left = [leftover for snapshotter in self.snapshotters() for leftover in snapshotter.cleanup()]
         self.content.cleanup()
         plugins.sweep(self.root)
+        return left
 
     def give_up(self, lease: str) -> None:
         """End a lease whose work failed, with what only it held."""
         with self._freeing_space():
-            give_up(self.root.meta, self.namespace, self._backends(), lease)
-            self.cleanup()
+            dropped = give_up(self.root.meta, self.namespace, self._backends(), lease)
+            for name, numbers in dropped.items():
+                self.snapshotter(name).cleanup(only=numbers)
+            self.content.cleanup()
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""

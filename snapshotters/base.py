@@ -10,7 +10,7 @@ without a record, and nobody has to guess which folders are dead.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -27,8 +27,9 @@ from engine.kv.schema import Snapshot
 from engine.labels import Labels
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore, info_of
-from engine.mount import Mount, uses
-from engine.snapshots import Capabilities, Commit, Info, Kind, Sealing, Target, Usage
+from engine.mount import Mount
+from engine.mount_table import MountTable
+from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.sealing import Seal, Sealer, load_sealed
 
@@ -93,7 +94,7 @@ class BaseSnapshotter(ABC):
                     self._make(record, below)
             except BaseException:
                 self._store.remove(key)
-                self.cleanup()
+                self.cleanup(only={record.id})
                 raise
             hit("snapshot.prepare.made")
             if not lease:
@@ -224,27 +225,42 @@ class BaseSnapshotter(ABC):
         """Return all snapshots."""
         return [info_of(record) for record in self._store.walk()]
 
-    def remove(self, key: str) -> None:
-        """Make a snapshot unreachable; `cleanup` deletes its files."""
+    def remove(self, key: str, *, table: MountTable | None = None) -> int:
+        """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""
         record = self._store.get(key)
-        if uses(self._folder / str(record.id)):
+        if (table or MountTable.read()).uses(self._folder / str(record.id)):
             raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
         self._store.remove(key)
+        return record.id
 
-    def cleanup(self) -> None:
-        """Delete the files of removed snapshots; one that resists is left for the next time."""
+    def cleanup(
+        self, *, only: Collection[int] | None = None, table: MountTable | None = None
+    ) -> list[Leftover]:
+        """Delete the files of all removed snapshots, or of some; return what resisted, for next time."""
         trash = self._folder.parent.parent / "trash"
+        left = []
         for number in self._store.trash():
+            if only is not None and number not in only:
+                continue
+            table = table or MountTable.read()
             try:
-                self._discard(number, trash)
-            except (OSError, EngineError):
-                continue  # mounted, or still being written by a dying worker
+                self._discard(number, trash, table)
+            except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
+                left.append(self._leftover(number, trash, error))
+                continue
             self._store.forget(number)
+        return left
 
-    def _discard(self, number: int, trash: Path) -> None:
+    def _leftover(self, number: int, trash: Path, error: Exception) -> Leftover:
+        moved = trash / f"{self.name}-{number}"
+        place = moved if moved.exists() else self._folder / str(number)
+        reason = error.strerror or "" if isinstance(error, OSError) else str(error)
+        return Leftover(str(place), reason)
+
+    def _discard(self, number: int, trash: Path, table: MountTable) -> None:
         folder = self._folder / str(number)
-        if uses(folder):
-            raise FailedPrecondition(f"{folder} is mounted")
+        if table.uses(folder):
+            raise FailedPrecondition("it is mounted")
         away = trash / f"{self.name}-{number}"
         if not away.exists():
             with suppress(FileNotFoundError):  # another process moves it, or deleted it already

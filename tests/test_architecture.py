@@ -33,6 +33,9 @@ LAYERS = {
     "engine.fs": 1,
     "engine.kv": 1,
     "engine.mount": 1,
+    "engine.mount_options": 1,
+    "engine.mount_table": 1,
+    "engine.mount_holders": 1,
     # records and contracts
     "engine.root": 2,
     "engine.snapshots": 2,
@@ -48,6 +51,8 @@ LAYERS = {
     "engine.unpack": 4,
     "engine.gc": 4,
     # composition, then surfaces
+    "engine.mount_claims": 5,
+    "engine.mounting": 5,
     "engine.stores": 5,
     "engine.app": 5,
     "engine.cli": 6,
@@ -61,6 +66,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",
     "engine.labels",
     "engine.limits",
+    "engine.mount_options",
     "engine.progress",
     "engine.diff.tar",
     "engine.diff.budget",

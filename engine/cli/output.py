@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from engine.errors import printable
 from engine.progress import Report, Step, silent
+from engine.snapshots import Leftover
 
 __all__ = [
     "Tree",
@@ -28,6 +29,7 @@ __all__ = [
     "print_json",
     "print_table",
     "progress",
+    "resisting",
     "say",
     "short",
 ]
@@ -56,6 +58,15 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def say(message: str) -> None:
     """Write a line for people to stderr."""
     _messages.print(escape(printable(message, 4000)))
+
+
+def resisting(left: Sequence[Leftover]) -> str:
+    """Return a message on files that could not be deleted."""
+    first, more = left[0], f", and {len(left) - 1} more" if len(left) > 1 else ""
+    return (
+        f"removed, but files stay in {first.path} ({first.reason}){more}; "
+        "mend that (lsattr shows immutable files), then run `lamina gc`"
+    )
 
 
 def short(digest: str) -> str:

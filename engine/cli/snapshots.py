@@ -14,7 +14,9 @@ from engine.cli.output import (
     human_bytes,
     print_json,
     print_table,
+    resisting,
 )
+from engine.errors import FailedPrecondition
 from engine.snapshots import Info, Snapshotter
 from engine.stores import Stores
 
@@ -104,11 +106,11 @@ def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, as_j
 @snapshotter_option
 @click.pass_obj
 def remove(context: Context, keys: tuple[str, ...], snapshotter: str | None) -> None:
-    """Remove snapshots that nothing stands on."""
+    """Remove snapshots that nothing stands on, writable mounts that are kept among them."""
     with context.stores() as stores:
-        for key in keys:
-            stores.remove_snapshot(_holding(stores, snapshotter, key), key)
-        stores.cleanup()
+        left = stores.remove_snapshots([(_holding(stores, snapshotter, key), key) for key in keys])
+    if left:
+        raise FailedPrecondition(resisting(left))
 
 
 COMMANDS = (snapshots_group,)

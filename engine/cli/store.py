@@ -4,7 +4,7 @@ import click
 
 from engine import plugins
 from engine.cli.context import Context, as_json
-from engine.cli.output import human_bytes, print_json, print_table, say
+from engine.cli.output import human_bytes, print_json, print_table, resisting, say
 
 __all__ = ["COMMANDS"]
 
@@ -17,6 +17,8 @@ def gc(context: Context, dry_run: bool, as_json: bool) -> None:
     """Remove everything that no image, mount or running work holds."""
     with context.stores() as stores:
         collected = stores.collect(dry_run=dry_run)
+    if collected.left:
+        say(f"lamina: {resisting(collected.left)}")
     if as_json:
         print_json(collected)
         return

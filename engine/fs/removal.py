@@ -5,10 +5,14 @@ mount point, so that a forgotten mount is an error (EXDEV) and never loses what 
 """
 
 import os
+import threading
+from contextlib import suppress
 
 from engine.fs.kernel import open_beneath
 
 __all__ = ["remove_entry", "remove_tree"]
+
+_FAILURES = 1000  # after so many nothing will go: a disk that fails, a file system that is read-only
 
 
 def remove_entry(folder: int, name: bytes) -> bool:
@@ -22,51 +26,67 @@ def remove_entry(folder: int, name: bytes) -> bool:
 
 
 def remove_tree(folder: int, name: bytes) -> None:
-    """Remove the directory `name` in `folder` and all below it; nothing if it is not there."""
+    """Remove the directory `name` in `folder` and all below it; nothing if it is not there.
+
+    What resists (an immutable file, a mount) does not keep the rest: the first such error comes last.
+    Another process may be removing the same tree.
+    """
     try:
         top = open_beneath(folder, name, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return
     try:
-        _empty(top)
+        failures = _empty(top)
     finally:
         os.close(top)
-    os.rmdir(name, dir_fd=folder)
+    if failures:
+        raise failures[0]
+    with suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=folder)
 
 
-def _empty(top: int) -> None:
-    """Remove all below the open directory `top`, level by level.
+def _empty(top: int) -> list[OSError]:
+    """Remove all below the open directory `top`, level by level; return what went wrong.
 
     No recursion: the depth is the image's choice. Instead, what lies two levels down is moved up.
     """
     fresh = 0
+    failures: list[OSError] = []
+    stuck: set[bytes] = set()
     while True:
-        folders = _unlink_files(top)
-        if not folders:
-            return
+        folders = [name for name in _unlink_files(top, failures) if name not in stuck]
+        if not folders or len(failures) > _FAILURES:
+            return failures
         for name in folders:
-            child = open_beneath(top, name, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                for below in _unlink_files(child):
-                    fresh += 1
-                    _hoist(child, below, top, fresh)
-            finally:
-                os.close(child)
-            os.rmdir(name, dir_fd=top)
+                child = open_beneath(top, name, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    for below in _unlink_files(child, failures):
+                        fresh += 1
+                        _hoist(child, below, top, fresh)
+                finally:
+                    os.close(child)
+                os.rmdir(name, dir_fd=top)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failures.append(error)
+                stuck.add(name)
 
 
 def _hoist(source: int, name: bytes, top: int, number: int) -> None:
     while True:
-        target = b".lamina-removing-%d-%d" % (os.getpid(), number)
+        target = b".lamina-removing-%d-%d" % (threading.get_native_id(), number)
         try:
             os.stat(target, dir_fd=top, follow_symlinks=False)
         except FileNotFoundError:
-            os.rename(name, target, src_dir_fd=source, dst_dir_fd=top)
+            with suppress(FileNotFoundError):
+                os.rename(name, target, src_dir_fd=source, dst_dir_fd=top)
             return
         number += 1_000_000_007
 
 
-def _unlink_files(folder: int) -> list[bytes]:
+def _unlink_files(folder: int, failures: list[OSError]) -> list[bytes]:
     """Remove all but directories from `folder`; return the names of those."""
     folders: list[bytes] = []
     with os.scandir(folder) as entries:
@@ -74,6 +94,11 @@ def _unlink_files(folder: int) -> list[bytes]:
     for name, is_folder in names:
         if is_folder:
             folders.append(name)
-        else:
+            continue
+        try:
             os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failures.append(error)
     return folders

@@ -7,7 +7,8 @@ labelled in between. Bytes are deleted later (`ContentStore.cleanup`, `Snapshott
 transaction stays short however much goes.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -32,7 +33,7 @@ from engine.kv.schema import (
 )
 from engine.metadata import leases, lineage
 from engine.oci.reference import familiar
-from engine.snapshots import Kind
+from engine.snapshots import Kind, Leftover
 
 __all__ = ["Collected", "Node", "collect", "give_up", "remove_blob"]
 
@@ -54,6 +55,8 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     leases: list[str]
     blob_bytes: int
     snapshot_bytes: int
+    left: list[Leftover] = []
+    """Files that could not be deleted yet."""
 
 
 def _blob_node(digest: str) -> Node:
@@ -67,7 +70,14 @@ def _snapshot_node(backend: str, key: str) -> Node:
 class _Graph:
     """Everything in one namespace as one transaction sees it."""
 
-    def __init__(self, txn: Transaction, namespace: str, backends: list[str]) -> None:
+    def __init__(
+        self,
+        txn: Transaction,
+        namespace: str,
+        backends: list[str],
+        vanished: Collection[tuple[str, str]] = (),
+    ) -> None:
+        self.vanished = vanished
         self.images = IMAGES.scan(txn, namespace)
         self.blobs: dict[str, Blob] = {b.digest: b for b in BLOBS.scan(txn, namespace)}
         self.snapshots: dict[tuple[str, str], Snapshot] = {
@@ -95,6 +105,7 @@ class _Graph:
                 yield _blob_node(digest)
         for (backend, key), record in self.snapshots.items():
             in_use = record.kind != Kind.COMMITTED and not record.lease
+            in_use = in_use and (backend, key) not in self.vanished
             if in_use or _is_root(record.labels):
                 yield _snapshot_node(backend, key)
 
@@ -147,15 +158,21 @@ def _is_root(about: labels.Labels) -> bool:
 
 
 def collect(
-    meta: Environment, namespace: str, backends: list[str], *, dry_run: bool = False
+    meta: Environment,
+    namespace: str,
+    backends: list[str],
+    *,
+    dry_run: bool = False,
+    vanished: Collection[tuple[str, str]] = (),
 ) -> Collected:
     """Drop the records of all garbage of a namespace and return what that was.
 
-    With `dry_run` only return it. `backends` are all that may have snapshots here.
+    With `dry_run` only return it. `backends` are all that may have snapshots here; `vanished` are the
+    snapshots, by backend and key, of mounts that are gone: a dry run counts them as held by nobody.
     """
     if dry_run:
         with meta.read() as txn:
-            return _Graph(txn, namespace, backends).garbage()
+            return _Graph(txn, namespace, backends, vanished).garbage()
     with meta.write() as txn:
         graph = _Graph(txn, namespace, backends)
         garbage = graph.garbage()
@@ -164,10 +181,13 @@ def collect(
     return garbage
 
 
-def give_up(meta: Environment, namespace: str, backends: list[str], lease: str) -> None:
+def give_up(
+    meta: Environment, namespace: str, backends: list[str], lease: str
+) -> Mapping[str, list[int]]:
     """End a lease whose work failed, and drop what it made and nothing else holds.
 
-    Other garbage stays for a collection: failing is no reason to take what someone may still want.
+    Return the numbers of the snapshots dropped, by backend. Other garbage stays for a collection:
+    failing is no reason to take what someone may still want.
     """
     with meta.write() as txn:
         items = LEASE_ITEMS.scan(txn, namespace, lease)
@@ -182,20 +202,25 @@ def give_up(meta: Environment, namespace: str, backends: list[str], lease: str) 
             ingests=[ingest.ref for ingest in graph.ingests if ingest.lease == lease],
             leases=[],
         )
-        _drop(txn, namespace, graph, ours)
+        return _drop(txn, namespace, graph, ours)
 
 
-def _drop(txn: Transaction, namespace: str, graph: _Graph, garbage: Collected) -> None:
+def _drop(
+    txn: Transaction, namespace: str, graph: _Graph, garbage: Collected
+) -> Mapping[str, list[int]]:
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
     for node in garbage.snapshots:
         if not CHILDREN.any(txn, node.backend, namespace, node.key):
             record = graph.snapshots[node.backend, node.key]
             lineage.drop(txn, node.backend, namespace, record)
+            numbers[node.backend].append(record.id)
     for digest in garbage.blobs:
         discard.drop_blob(txn, namespace, digest)
     for ref in garbage.ingests:
         discard.drop_ingest(txn, namespace, ref)
     for lease in garbage.leases:
         leases.drop(txn, namespace, lease)
+    return numbers
 
 
 def remove_blob(meta: Environment, namespace: str, backends: list[str], digest: str) -> None:

@@ -10,6 +10,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     lease_items   NS lease kind backend key  LeaseItem       whoever makes or finds the object
     snapshots     backend NS key             Snapshot        metadata.lineage
     children      backend NS parent key      Child           metadata.lineage
+    mounts        NS key                     MountRecord     metadata.mounts
     trash         kind backend number        Trash           whoever drops the record of bytes
     counters      sequence                   a number        blob numbers, snapshot ids
 
@@ -39,6 +40,7 @@ __all__ = [
     "INGESTS",
     "LEASES",
     "LEASE_ITEMS",
+    "MOUNTS",
     "SNAPSHOTS",
     "TABLES",
     "TRASH",
@@ -48,6 +50,7 @@ __all__ = [
     "Ingest",
     "Lease",
     "LeaseItem",
+    "MountRecord",
     "Snapshot",
     "Trash",
     "now",
@@ -132,6 +135,30 @@ class Child(Record, frozen=True):
     key: str
 
 
+class MountRecord(Record, frozen=True):
+    """What a command mounted; the snapshot `key` of `backend` is its own.
+
+    `space` and `processes` are the inodes of the mount and pid namespaces of whoever mounted it;
+    `mount_id`, `unique_id` and `device` are what the kernel knows the mount by, in this `boot`.
+    """
+
+    key: str
+    target: str
+    backend: str
+    rw: bool
+    image: str
+    top: str
+    state: str
+    created: int
+    boot: str
+    space: int
+    processes: int
+    mount_id: int = 0
+    unique_id: int = 0
+    device: str = ""
+    lease: str = ""
+
+
 class Trash(Record, frozen=True):
     """Bytes that no record names any more: a blob number, or a snapshot id of a backend."""
 
@@ -147,6 +174,7 @@ LEASES = Table("leases", Lease)
 LEASE_ITEMS = Table("lease_items", LeaseItem)
 SNAPSHOTS = Table("snapshots", Snapshot)
 CHILDREN = Table("children", Child)
+MOUNTS = Table("mounts", MountRecord)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
 
@@ -160,6 +188,7 @@ TABLES = tuple(
         LEASE_ITEMS,
         SNAPSHOTS,
         CHILDREN,
+        MOUNTS,
         TRASH,
         COUNTERS,
     )

@@ -209,6 +209,18 @@ class SnapshotterSuite:
         assert backend.walk() == []
         backend.prepare("a")  # its key is free again
 
+    def check_what_is_mounted_stays_and_only_what_is_asked_is_deleted(self) -> None:
+        """A mounted snapshot is not removed; cleanup can be told which to delete."""
+        backend = self._backend
+        mounts = backend.prepare("one")
+        backend.prepare("two")
+        with mounted(mounts, self._target), raises(FailedPrecondition):
+            backend.remove("one")
+        numbers = {backend.remove("one"), backend.remove("two")}
+        assert len(numbers) == 2
+        assert backend.cleanup(only={numbers.pop()}) == []
+        assert backend.cleanup() == []
+
     def check_update(self) -> None:
         """Labels can be set and deleted; nothing else moves but the time."""
         backend = self._backend

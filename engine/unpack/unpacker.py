@@ -250,12 +250,13 @@ class Unpacker:
 
 def _remove(snapshotter: Snapshotter, key: str) -> None:
     try:
-        snapshotter.remove(key)
+        number = snapshotter.remove(key)
     except NotFound:
         return
     except EngineError as error:  # the lease ends, so that a collection takes it
         _log.warning("snapshot %s stays for now: %s", key, error)
-    snapshotter.cleanup()
+        return
+    snapshotter.cleanup(only={number})
 
 
 def _check_image(applied: Sequence[Applied]) -> None:

@@ -95,10 +95,9 @@ def test_what_an_image_needs_stays(stocked: Path):
 def test_a_target_in_use_is_left_alone(stocked: Path, other_image: Path, tmp_path: Path):
     target = tmp_path / "mnt"
     target.mkdir()
-    lamina(stocked, "mount", "app:1", target)
+    key = lamina_json(stocked, "mount", "app:1", target)["name"]
     try:
         assert_fails(stocked, "mount", "app:1", target, code=6, says="unmount it first")
-        key = f"mount {target}"
         assert_fails(stocked, "snapshots", "rm", key, code=6, says="is mounted")
         assert (target / "etc/name").read_text() == "upper\n"
     finally:

@@ -147,7 +147,7 @@ def test_mount_shows_the_image_read_only(stocked: Path, tmp_path: Path, backend:
     target.mkdir()
     info = lamina_json(stocked, "mount", "--snapshotter", backend, "app:1", target)
     try:
-        assert info["kind"] == "view"
+        assert (info["state"], info["rw"]) == ("mounted", False)
         assert (target / "etc/name").read_text() == "upper\n"
         assert sorted(path.name for path in (target / "etc").iterdir()) == ["name"]
         with pytest.raises(OSError, match="Read-only"):
@@ -156,13 +156,14 @@ def test_mount_shows_the_image_read_only(stocked: Path, tmp_path: Path, backend:
     finally:
         lamina(stocked, "umount", target)
     assert list(target.iterdir()) == []
-    assert info["key"] not in str(lamina_json(stocked, "snapshots", "ls"))
+    assert info["name"] not in str(lamina_json(stocked, "snapshots", "ls"))
+    assert lamina_json(stocked, "mounts") == []
 
 
 def test_a_writable_mount_keeps_what_was_written(stocked: Path, tmp_path: Path):
     target = tmp_path / "mnt"
     target.mkdir()
-    key = lamina_json(stocked, "mount", "--rw", "app:1", target)["key"]
+    key = lamina_json(stocked, "mount", "--rw", "app:1", target)["name"]
     (target / "written").write_text("kept\n")
     assert key in lamina(stocked, "umount", target).stderr
     lamina(stocked, "mount", "--rw", "app:1", target)

@@ -1,14 +1,20 @@
 """Mounts: long option lists by both ways, unwinding, and knowing what is in use."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from engine import mount as mounting
-from engine.errors import EngineError, NotFound, ResourceExhausted
-from engine.mount import Mount, activate, deactivate, is_mounted, mounted, uses
+from engine.errors import EngineError, FailedPrecondition, NotFound, ResourceExhausted
+from engine.mount import Mount, activate, deactivate, mounted, with_options
+from engine.mount_table import MountTable, is_mounted
 
 pytestmark = pytest.mark.root
+
+
+def uses(folder: Path) -> bool:
+    return MountTable.read().uses(folder)
 
 
 def lower_folders(folder: Path, count: int) -> list[Path]:
@@ -118,20 +124,54 @@ def test_unmounting_nothing_is_an_error(tmp_path: Path) -> None:
         deactivate(tmp_path)
 
 
-def test_knows_what_is_in_use_where_the_mount_of_the_store_is_not_shown(
+def test_a_busy_mount_is_not_unmounted(tmp_path: Path) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    activate([Mount(type="tmpfs", source="tmpfs", options=["size=1m"])], target)
+    with (target / "file").open("w"), pytest.raises(FailedPrecondition, match="in use"):
+        deactivate(target)
+    assert is_mounted(target)
+    deactivate(target)
+
+
+@pytest.mark.parametrize("kind", ["bind", "overlay"])
+def test_flags_reach_the_mount(tmp_path: Path, kind: str) -> None:
+    lowers = lower_folders(tmp_path, 2 if kind == "bind" else 100)
+    target = tmp_path / "mnt"
+    target.mkdir()
+    bind = Mount(type="bind", source=str(lowers[0]), options=["rbind", "rw"])
+    mount = {"bind": bind, "overlay": overlay_of(lowers)}[kind]
+    with mounted(with_options([mount], ["nosuid", "nodev", "noexec"]), target):
+        shown = os.statvfs(target).f_flag
+    assert shown & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC) == 0xE
+
+
+def test_a_bind_keeps_what_the_mount_of_its_source_forbids(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "mnt"
+    source.mkdir()
+    target.mkdir()
+    outer = Mount(type="tmpfs", source="tmpfs", options=["size=1m", "nosuid", "noexec"])
+    with mounted([outer], source):
+        bind = Mount(type="bind", source=str(source), options=["rbind", "ro"])
+        with mounted([bind], target):
+            shown = os.statvfs(target).f_flag
+    assert shown & (os.ST_NOSUID | os.ST_NOEXEC | os.ST_RDONLY) == os.ST_NOSUID | os.ST_NOEXEC | 1
+
+
+def test_a_long_aufs_mount_is_made_in_calls_of_a_page_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As in a chroot, whose root is a mount point only outside.
-    folder, target = tmp_path / "snapshots" / "copy" / "1", tmp_path / "mnt"
-    (folder / "fs").mkdir(parents=True)
-    target.mkdir()
-    whole = mounting._mountinfo
+    # No kernel here has aufs: what it would be told is written down.
+    calls: list[tuple[int, str]] = []
 
-    def below_only() -> list[list[str]]:
-        return [fields for fields in whole() if fields[4].startswith(str(tmp_path))]
+    def noted(_source: str, _target: str, kind: str, flags: int, data: str) -> None:
+        assert kind == "aufs"
+        calls.append((flags, data))
 
-    monkeypatch.setattr(mounting, "_mountinfo", below_only)
-    assert not uses(folder)
-    with mounted([Mount(type="bind", source=f"{folder}/fs", options=["rbind", "ro"])], target):
-        assert uses(folder)
-    assert not uses(folder)
+    monkeypatch.setattr(mounting, "_mount", noted)
+    branches = ":".join(f"/{'x' * 100}/{number}=ro+wh" for number in range(120))
+    options = ["ro", "dio", f"br:{branches}", "nosuid"]
+    activate([Mount(type="aufs", source="none", options=options)], tmp_path)
+    assert [flags for flags, _ in calls] == [0x3] + [0x23] * (len(calls) - 1)
+    assert len(calls) > 2
+    assert all(len(data) < 4095 for _, data in calls)

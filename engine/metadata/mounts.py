@@ -1,0 +1,122 @@
+"""The mounts that commands made: what is mounted where, of which snapshot, and since which boot.
+
+Sync; safe from any thread and process. A record is a claim: it comes before the snapshot and the mount,
+and goes after them. Whoever changes one holds it by a lease of its own; a record whose lease is dead is
+what a crash left, for anyone to clear. Every change is made only to the record that was read.
+
+    changing   someone is mounting, unmounting or clearing it, while `lease` lives
+    mounted    it was mounted; the kernel's table says whether it still is
+    kept       not mounted, writable: what was written is there
+    lazy       out of sight but perhaps in use, until this boot ends
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+import msgspec
+
+from engine.errors import AlreadyExists, FailedPrecondition
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import LEASES, MOUNTS, SNAPSHOTS, MountRecord, now
+from engine.metadata.leases import is_live, leased
+
+__all__ = ["MountRecord", "MountState", "MountStore"]
+
+
+class MountState(StrEnum):
+    """The states of a record."""
+
+    CHANGING = "changing"
+    MOUNTED = "mounted"
+    KEPT = "kept"
+    LAZY = "lazy"
+
+
+_AT_TARGET = {MountState.CHANGING, MountState.MOUNTED}
+
+
+class MountStore:
+    """The mount records of one namespace."""
+
+    def __init__(self, meta: Environment, namespace: str) -> None:
+        self._meta = meta
+        self._namespace = namespace
+
+    def walk(self) -> list[MountRecord]:
+        """Return all records, by target."""
+        with self._meta.read() as txn:
+            return sorted(MOUNTS.scan(txn, self._namespace), key=lambda r: (r.target, r.created))
+
+    def get(self, key: str) -> MountRecord | None:
+        """Return the record of a snapshot key."""
+        with self._meta.read() as txn:
+            return MOUNTS.get(txn, self._namespace, key)
+
+    def is_held(self, record: MountRecord) -> bool:
+        """Say whether someone is changing it now."""
+        with self._meta.read() as txn:
+            return self._is_held(txn, self._namespace, record)
+
+    @staticmethod
+    def _is_held(txn: Transaction, namespace: str, record: MountRecord) -> bool:
+        if record.state != MountState.CHANGING:
+            return False
+        lease = LEASES.get(txn, namespace, record.lease)
+        return lease is not None and is_live(lease, now())
+
+    def has_snapshot(self, record: MountRecord) -> bool:
+        """Say whether its snapshot is there and whole; one whose making a crash cut off is not."""
+        with self._meta.read() as txn:
+            snapshot = SNAPSHOTS.get(txn, record.backend, self._namespace, record.key)
+            return snapshot is not None and not snapshot.lease
+
+    @contextmanager
+    def claimed(
+        self, record: MountRecord, *, over: MountRecord | None, takes_target: bool = False
+    ) -> Iterator[MountRecord]:
+        """Hold a record for the length of a block; the block says what becomes of it.
+
+        `over` is what stands in its place, if anything does. FailedPrecondition if that was changed by
+        someone else, or if the target is to be taken and another record has it; AlreadyExists if the
+        key is taken.
+        """
+        with leased(self._meta, self._namespace) as lease:
+            mine = msgspec.structs.replace(record, state=MountState.CHANGING, lease=lease)
+            with self._meta.write() as txn:
+                if takes_target:
+                    self._check_free(txn, mine)
+                found = MOUNTS.get(txn, self._namespace, mine.key)
+                if found is not None and over is None:
+                    raise AlreadyExists(
+                        f"a mount named {mine.key} exists; choose another (`lamina mounts` lists them)"
+                    )
+                if found != over:
+                    raise FailedPrecondition(f"mount {mine.key} is being changed; try again")
+                MOUNTS.put(txn, mine, self._namespace, mine.key)
+            yield mine
+
+    def _check_free(self, txn: Transaction, mine: MountRecord) -> None:
+        # Over all namespaces: they share the machine's folders.
+        for other in MOUNTS.scan(txn):
+            same = (other.target, other.space, other.boot) == (mine.target, mine.space, mine.boot)
+            if same and other.state in _AT_TARGET:
+                raise FailedPrecondition(
+                    f"{mine.target} is being mounted or unmounted by another process "
+                    "or namespace; try again once that is done"
+                )
+
+    def swap(self, old: MountRecord, new: MountRecord) -> bool:
+        """Put a record in the place of another; False if that is not what is there."""
+        with self._meta.write() as txn:
+            if MOUNTS.get(txn, self._namespace, old.key) != old:
+                return False
+            MOUNTS.put(txn, new, self._namespace, new.key)
+            return True
+
+    def drop(self, old: MountRecord) -> bool:
+        """Remove a record; False if it is not what is there."""
+        with self._meta.write() as txn:
+            if MOUNTS.get(txn, self._namespace, old.key) != old:
+                return False
+            return MOUNTS.delete(txn, self._namespace, old.key)

@@ -1,0 +1,166 @@
+"""What the records of mounts claim, held against the kernel's table, and what to do where they differ.
+
+Sync; safe from any thread and process. What a crash left half done, and what vanished without us (plain
+umount(8), another boot, a killed namespace), is cleared: a view's snapshot goes, a writable one is kept.
+"""
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import EngineError, FailedPrecondition, NotFound
+from engine.metadata.mounts import MountRecord, MountState, MountStore
+from engine.mount import deactivate
+from engine.mount_holders import held
+from engine.mount_table import MountID, MountTable, boot_id, mount_id
+from engine.snapshots import Snapshotter
+
+__all__ = ["Claims", "Released", "discard", "id_of", "pid_namespace"]
+
+Released = tuple[str, str]
+"""Backend and key of a snapshot whose mount has vanished."""
+
+
+class Claims:
+    """The records of one namespace, and what is so of them."""
+
+    def __init__(
+        self, records: MountStore, snapshots: Path, snapshotter: Callable[[str], Snapshotter]
+    ) -> None:
+        """`snapshots` is the folder that mounts of this store are made of."""
+        self._records = records
+        self._snapshots = snapshots
+        self._snapshotter = snapshotter
+
+    def read(self) -> tuple[list[MountRecord], MountTable]:
+        """Return all records, and a table that is not older than they are."""
+        # In this order: whatever a record says was so before the table was read.
+        records = self._records.walk()
+        return records, MountTable.read()
+
+    def state(self, record: MountRecord, table: MountTable) -> MountState | None:
+        """Return what state a mount is in by the kernel's table, None if it has vanished."""
+        state = MountState(record.state)
+        if state is MountState.KEPT:
+            return state if self._records.has_snapshot(record) else None
+        if record.boot != boot_id():
+            return None
+        if state is MountState.CHANGING:
+            return state if self._records.is_held(record) else None
+        if _is_shown(record, table):
+            return MountState.MOUNTED
+        return state if state is MountState.LAZY else None
+
+    def stale(self) -> list[Released]:
+        """Return the snapshots that `heal` would remove."""
+        records, table = self.read()
+        return [
+            (record.backend, record.key)
+            for record in records
+            if not record.rw and self.state(record, table) is None
+        ]
+
+    def heal(self) -> list[Released]:
+        """Clear the records of mounts that vanished; return what snapshots went with them.
+
+        Each record stands by itself: one that cannot be cleared waits for the next time.
+        """
+        records, table = self.read()
+        vanished = [record for record in records if self.state(record, table) is None]
+        busy = held([id_of(record) for record in vanished if record.boot == boot_id()])
+        gone: list[Released] = []
+        for record in vanished:
+            with suppress(EngineError):
+                left = self.clear(record, table, busy)
+                if left.state == MountState.CHANGING and not record.rw:
+                    gone.append((record.backend, record.key))
+        return gone
+
+    def clear(self, record: MountRecord, table: MountTable, busy: Collection[MountID]) -> MountRecord:
+        """Undo what is left of a vanished mount; return its record, `changing` if it is gone.
+
+        Somebody's `umount -l` leaves no trace in the table, but those who are in it (`busy`) are seen.
+        """
+        with self._records.claimed(record, over=record) as mine:
+            mount = self._left_mounted(record, table)
+            if mount is not None:
+                try:
+                    deactivate(Path(record.target))
+                except FailedPrecondition:  # someone is in it: then it is a mount like any other
+                    return self.complete(mine, mount)
+                table = MountTable.read()
+            elif id_of(record) in busy:
+                return self.become(mine, MountState.LAZY)
+            return self.release(mine, record, table)
+
+    def _left_mounted(self, record: MountRecord, table: MountTable) -> MountID | None:
+        """Return the mount at the target that a killed process made or was about to undo."""
+        entry = table.on_top(Path(record.target))
+        is_ours_to_undo = record.boot == boot_id() and record.space == table.own.number
+        if record.state != MountState.CHANGING or not is_ours_to_undo or entry is None:
+            return None
+        others = {r.mount_id for r in self._records.walk() if r.state == MountState.MOUNTED}
+        made = entry.id not in others and table.is_made_of(entry, self._snapshots)
+        return mount_id(Path(record.target)) if made else None
+
+    def complete(self, record: MountRecord, mount: MountID) -> MountRecord:
+        """Note that a claimed record is mounted, and what the kernel knows it by."""
+        entry = MountTable.read().on_top(Path(record.target))
+        done = msgspec.structs.replace(
+            record,
+            state=MountState.MOUNTED,
+            mount_id=mount.id,
+            unique_id=mount.unique,
+            device=entry.device if entry else "",
+            lease="",
+        )
+        self._records.swap(record, done)
+        return done
+
+    def release(self, mine: MountRecord, before: MountRecord, table: MountTable) -> MountRecord:
+        """Settle a claimed record that is not mounted any more; `before` stays where that must wait."""
+        if mine.rw and self._records.has_snapshot(mine):
+            return self.become(mine, MountState.KEPT)
+        try:
+            discard(mine, self._snapshotter(mine.backend), table)
+        except FailedPrecondition:
+            # Another namespace has a copy of the mount: a later collection tries again.
+            self._records.swap(mine, before)
+            return before
+        self._records.drop(mine)
+        return mine
+
+    def become(self, record: MountRecord, state: MountState) -> MountRecord:
+        """Put a claimed record into a state that it stays in."""
+        done = msgspec.structs.replace(record, state=state, lease="")
+        self._records.swap(record, done)
+        return done
+
+
+def _is_shown(record: MountRecord, table: MountTable) -> bool:
+    """Say whether a mount is in the table, or may be in a namespace that /proc does not show here."""
+    if record.space == table.own.number:
+        return table.has(id_of(record), record.device, Path(record.target))
+    if table.has_elsewhere(id_of(record), record.device):
+        return True
+    would_show = table.sees_all or record.processes == pid_namespace()
+    return not would_show and not table.is_shown(record.space)
+
+
+def id_of(record: MountRecord) -> MountID:
+    """Return what the kernel knows a recorded mount by."""
+    return MountID(record.mount_id, record.unique_id)
+
+
+def discard(record: MountRecord, backend: Snapshotter, table: MountTable | None = None) -> None:
+    """Remove a record's snapshot and its files, if it is there."""
+    with suppress(NotFound):
+        number = backend.remove(record.key, table=table)
+        backend.cleanup(only={number}, table=table)
+
+
+def pid_namespace() -> int:
+    """Return the inode of this process's pid namespace."""
+    return Path("/proc/self/ns/pid").stat().st_ino

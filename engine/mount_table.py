@@ -1,0 +1,313 @@
+"""The kernel's table of mounts as a value: read once for a command, asked often.
+
+Sync. Whether a folder is in use is answered for every mount namespace of which /proc shows a process,
+so the cost of reading grows with the machine's mounts and processes, the cost of a question does not.
+Folders are never compared by `st_dev` with the table: on btrfs that is another device than mountinfo's.
+"""
+
+import ctypes
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = [
+    "MountEntry",
+    "MountID",
+    "MountTable",
+    "Space",
+    "boot_id",
+    "here",
+    "is_mounted",
+    "mount_id",
+    "parse",
+]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _DONT_SYNC, _NO_AUTOMOUNT = -100, 0x4000, 0x800
+_MNT_ID, _MNT_ID_UNIQUE = 0x1000, 0x4000  # of statx(2): Linux 5.8 and 6.8
+_MASK_AT, _ID_AT, _STATX_BYTES = 0, 144, 256  # <linux/stat.h>
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+_INITIAL_PIDS = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h>
+
+
+class MountID(NamedTuple):
+    """Names a mount: `id` as mountinfo has it, used again later; `unique` never, 0 before Linux 6.8."""
+
+    id: int
+    unique: int
+
+
+class MountEntry(NamedTuple):
+    """A line of mountinfo."""
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    point: str
+    type: str
+    source: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Space:
+    """A mount namespace, as a process in it sees it: `number` is its inode, `root` that process's."""
+
+    number: int
+    root: str
+    entries: tuple[MountEntry, ...]
+
+
+class _Use(NamedTuple):
+    """Something that a mount is made of: a path in its namespace or, with a device, in a file system."""
+
+    space: Space
+    device: str
+    path: str
+
+
+def parse(table: bytes) -> tuple[MountEntry, ...]:
+    """Return the lines of a mountinfo file."""
+    # As bytes and by newline alone: the kernel escapes no other line break that a name may hold.
+    return tuple(_entry(line) for line in table.split(b"\n") if line)
+
+
+def _entry(line: bytes) -> MountEntry:
+    fields = os.fsdecode(line).split(" ")
+    number, parent, device, root, point = fields[:5]
+    kind, source, options = fields[-3:]
+    return MountEntry(
+        id=int(number),
+        parent=int(parent),
+        device=device,
+        root=_unescape(root),
+        point=_unescape(point),
+        type=kind,
+        source=_unescape(source),
+        options=tuple(_unescape(option) for option in options.split(",")),
+    )
+
+
+def _unescape(field: str) -> str:
+    # proc(5): space, tab, newline and backslash are three octal digits, and commas within options.
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
+
+
+def mount_id(path: Path | str) -> MountID:
+    """Return what names the mount that `path` is on; zeros where that cannot be told."""
+    return MountID(_statx(path, _MNT_ID) or _from_fdinfo(path), _statx(path, _MNT_ID_UNIQUE))
+
+
+def _statx(path: Path | str, wanted: int) -> int:
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    flags = _DONT_SYNC | _NO_AUTOMOUNT
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), flags, ctypes.c_uint(wanted), buffer) < 0:
+        return 0
+    mask = int.from_bytes(buffer.raw[_MASK_AT : _MASK_AT + 4], "little")
+    return int.from_bytes(buffer.raw[_ID_AT : _ID_AT + 8], "little") if mask & wanted else 0
+
+
+def _from_fdinfo(path: Path | str) -> int:
+    """Return a mount's ID as kernels before 5.8 tell it."""
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        lines = Path(f"/proc/self/fdinfo/{opened}").read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), 0)
+    except OSError:
+        return 0
+    finally:
+        os.close(opened)
+
+
+def is_mounted(target: Path) -> bool:
+    """Say whether something is mounted at `target` itself, a path without symlinks, right now."""
+    return mount_id(target).id != mount_id(target.parent).id
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine: mounts do not outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def here() -> int:
+    """Return the inode of this process's mount namespace."""
+    return Path("/proc/self/ns/mnt").stat().st_ino
+
+
+@dataclass(frozen=True, eq=False)
+class MountTable:
+    """All mounts at one moment: of this process's namespace, and of the others that /proc shows."""
+
+    own: Space
+    others: tuple[Space, ...]
+    sees_all: bool
+    """Whether the processes of every mount namespace are shown here."""
+
+    @classmethod
+    def read(cls) -> "MountTable":
+        """Read it from /proc."""
+        own = Space(here(), "", parse(Path("/proc/self/mountinfo").read_bytes()))
+        initial = Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PIDS
+        return cls(own, tuple(_others(own.number)), initial)
+
+    def on_top(self, target: Path) -> MountEntry | None:
+        """Return what is mounted at `target` itself, on top of what else is there."""
+        entry = self._by_id.get(mount_id(target).id)
+        return entry if entry is not None and entry.point == str(target) else None
+
+    def has(self, mount: MountID, device: str, target: Path) -> bool:
+        """Say whether a mount that was at `target` is still there, also beneath another."""
+        entry = self._by_id.get(mount.id)
+        if entry is None or (entry.point, entry.device) != (str(target), device):
+            return False
+        now = mount_id(target)
+        # An ID is soon used again; the one for ever can only be asked of what is on top.
+        return now.id != mount.id or not mount.unique or now.unique == mount.unique
+
+    def has_elsewhere(self, mount: MountID, device: str) -> bool:
+        """Say whether another namespace has a mount."""
+        return any((e.id, e.device) == (mount.id, device) for s in self.others for e in s.entries)
+
+    def is_shown(self, space: int) -> bool:
+        """Say whether a mount namespace is among those that were read."""
+        return space == self.own.number or any(other.number == space for other in self.others)
+
+    def below(self, mount: int) -> list[str]:
+        """Return the mount points on a mount."""
+        return [entry.point for entry in self.own.entries if entry.parent == mount]
+
+    def uses(self, folder: Path) -> bool:
+        """Say whether a mount is made of `folder` or of something in it."""
+        if not folder.exists():
+            return False
+        candidates = self._index.get(_last_two(str(folder)), ())
+        return any(self._is(use, folder) for use in candidates)
+
+    def is_made_of(self, entry: MountEntry, folder: Path) -> bool:
+        """Say whether a mount of this namespace is made of something in `folder`.
+
+        aufs may keep its branches to itself: what someone asks of ours is taken to be ours.
+        """
+        if entry.type == "aufs":
+            return True
+        above = [use for whole in _uses_of(self.own, entry) for use in _with_parents(whole)]
+        return any(self._is(use, folder) for use in above if use.path.endswith(f"/{folder.name}"))
+
+    # -- how it is found ----------------------------------------------------------------------
+
+    @cached_property
+    def _by_id(self) -> dict[int, MountEntry]:
+        return {entry.id: entry for entry in self.own.entries}
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], list[_Use]]:
+        """What mounts are made of, by the last two names of each folder on its path."""
+        found: defaultdict[tuple[str, str], list[_Use]] = defaultdict(list)
+        uses = {use for s in (self.own, *self.others) for e in s.entries for use in _uses_of(s, e)}
+        for whole in uses:
+            for use in _with_parents(whole):
+                found[_last_two(use.path)].append(use)
+        return dict(found)
+
+    def _is(self, use: _Use, folder: Path) -> bool:
+        if use.device:
+            within = self._in_file_system(folder)
+            # In a chroot the mount that the store is on may not be shown: then compare the ends.
+            return (use.device, use.path) == within if within else use.path.endswith(str(folder))
+        if use.space is self.own and use.path == str(folder):
+            return True
+        same = _same_file(use.space.root + use.path, folder)
+        if same is None or (not same and use.space is self.own):
+            # Whoever mounted it may have had another root (chroot): one is then the other's end.
+            return use.path.endswith(str(folder)) or str(folder).endswith(use.path)
+        return same
+
+    def _in_file_system(self, folder: Path) -> tuple[str, str] | None:
+        """Return the device and the path within it of a folder; None if its mount is not shown."""
+        entry = self._by_id.get(mount_id(folder).id)
+        if entry is None or not folder.is_relative_to(entry.point):
+            return None
+        below = folder.relative_to(entry.point)
+        return entry.device, os.path.normpath(os.path.join(entry.root, below))
+
+
+def _with_parents(use: _Use) -> Iterator[_Use]:
+    """Return a use of a path, and of each folder that it is in."""
+    path = use.path
+    while path and path != "/":
+        yield use._replace(path=path)
+        path = path.rpartition("/")[0]
+
+
+def _last_two(path: str) -> tuple[str, str]:
+    above, _, name = path.rpartition("/")
+    return above.rpartition("/")[2], name
+
+
+def _same_file(path: str, folder: Path) -> bool | None:
+    try:
+        return os.path.samefile(path, folder)
+    except OSError:
+        return None
+
+
+def _others(own: int) -> Iterator[Space]:
+    """Read every other namespace once, through one of its processes."""
+    seen = {own}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            number = (process / "ns" / "mnt").stat().st_ino
+            if number not in seen:
+                table = (process / "mountinfo").read_bytes()
+                seen.add(number)
+                yield Space(number, f"{process}/root", parse(table))
+        except OSError:  # it ended, or is not ours to look at
+            continue
+
+
+def _uses_of(space: Space, entry: MountEntry) -> Iterator[_Use]:
+    if entry.root != "/":
+        yield _Use(space, entry.device, entry.root)
+    if entry.source.startswith("/"):
+        yield _Use(space, "", entry.source)
+    if entry.type == "overlay":
+        for path in _overlay_layers(entry):
+            yield _Use(space, "", path)
+    elif entry.type == "aufs":
+        for path in _aufs_branches(entry):
+            yield _Use(space, "", path)
+
+
+def _overlay_layers(entry: MountEntry) -> Iterator[str]:
+    # Where names were relative to save space, the folder that they start from is the source.
+    base = entry.source if entry.source.startswith("/") else "/"
+    for option in entry.options:
+        key, _, value = option.partition("=")
+        if key in {"lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"}:
+            for layer in value.split(":") if key == "lowerdir" else (value,):
+                yield os.path.normpath(os.path.join(base, layer))
+
+
+def _aufs_branches(entry: MountEntry) -> Iterator[str]:
+    """Return the branches, which aufs tells in sysfs alone (aufs(5), "SYSFS AND MOUNT COMMAND")."""
+    for option in entry.options:
+        if option.startswith("si="):
+            for file in Path("/sys/fs/aufs", option.replace("=", "_")).glob("br[0-9]*"):
+                try:
+                    yield os.fsdecode(file.read_bytes()).rstrip("\n").rpartition("=")[0]
+                except OSError:
+                    continue
+        elif option.startswith("br:"):
+            yield from (branch.rpartition("=")[0] for branch in option[3:].split(":"))

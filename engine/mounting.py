@@ -1,0 +1,317 @@
+"""What `mount` and `umount` do: a record, a snapshot, the kernel's mount, and the way back.
+
+Sync; safe from any thread and process. Order: the record claims the target, the snapshot is made, the
+kernel mounts it, the record is completed; and backwards. What a crash leaves in between is cleared by
+the next `mount` and by a collection (`engine.mount_claims`).
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from engine.failpoints import hit
+from engine.kv.schema import now
+from engine.metadata.mounts import MountRecord, MountState, MountStore
+from engine.mount import Mount, activate, deactivate, with_options, writes_to
+from engine.mount_claims import Claims, discard, id_of, pid_namespace
+from engine.mount_holders import describe, held, holders
+from engine.mount_table import MountTable, boot_id, here, is_mounted, mount_id
+from engine.root import Root
+from engine.snapshots import Snapshotter
+
+__all__ = ["Mounting", "Order"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_DEFAULTS = ("nosuid", "nodev")  # an image's devices and setuid files are not for those outside it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to mount where: `top` is the topmost layer of the image, unpacked in `backend`."""
+
+    target: Path
+    backend: Snapshotter
+    image: str
+    top: str
+    rw: bool = False
+    name: str | None = None
+    options: Sequence[str] = field(default=())
+
+
+class Mounting:
+    """The mounts of one namespace on an open root."""
+
+    def __init__(self, root: Root, namespace: str, snapshotter: Callable[[str], Snapshotter]) -> None:
+        """`snapshotter` returns a backend by name."""
+        self._root = root
+        self._snapshotter = snapshotter
+        self._records = MountStore(root.meta, namespace)
+        self.claims = Claims(self._records, root.snapshots, snapshotter)
+
+    # -- asking -------------------------------------------------------------------------------
+
+    def walk(self) -> list[MountRecord]:
+        """Return all records, each in the state that the kernel's table gives it.
+
+        A vanished writable mount is `kept`; a vanished view is left out, as it is about to be cleared.
+        """
+        records, table = self.claims.read()
+        shown = []
+        for record in records:
+            state = self.claims.state(record, table)
+            if state is None and record.rw and self._records.has_snapshot(record):
+                state = MountState.KEPT
+            if state:
+                shown.append(msgspec.structs.replace(record, state=state))
+        return shown
+
+    def kept(self, name: str) -> MountRecord | None:
+        """Return the writable mount of that name that is not mounted now."""
+        record = self._records.get(name)
+        return record if record and record.state == MountState.KEPT else None
+
+    def kept_at(self, target: Path, image: str, backend: str | None) -> MountRecord | None:
+        """Return what an earlier writable mount of an image at a target kept.
+
+        InvalidArgument, with what to choose from, if several did.
+        """
+        found = [
+            record
+            for record in self._records.walk()
+            if (record.target, record.image, record.state) == (str(target), image, MountState.KEPT)
+            and backend in {None, record.backend}
+        ]
+        if len(found) < 2:
+            return found[0] if found else None
+        backends = sorted({record.backend for record in found})
+        if len(backends) == len(found):
+            raise InvalidArgument(
+                f"writable mounts of this image at {target} are kept in {' and '.join(backends)}; "
+                "say which with --snapshotter"
+            )
+        names = ", ".join(record.key for record in found)
+        raise InvalidArgument(f"several are kept for {target}: mount one by its name ({names})")
+
+    def ready(self, target: Path, name: str | None = None) -> Path:
+        """Clear what vanished, and return the folder that `target` means if it is free to mount on.
+
+        Raises what `mount` would for the target and the name: for asking before long work.
+        """
+        if name is not None and not _NAME.fullmatch(name):
+            raise InvalidArgument(f"{name!r} is not a name for a mount; use letters, digits and .-_")
+        target = Path(os.path.realpath(target))
+        if not target.is_dir():
+            raise NotFound(f"{target} is not a folder; make it first")
+        try:
+            str(target).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument("the name of a mount point must be UTF-8") from None
+        root = self._root.path
+        if target.is_relative_to(root) or root.is_relative_to(target):
+            raise InvalidArgument(f"{target} and the store at {root} overlap; mount somewhere else")
+        self.claims.heal()
+        _check_free(target)
+        taken = self._records.get(name) if name else None
+        if taken and taken.state != MountState.KEPT:
+            raise AlreadyExists(
+                f"a mount named {name} is {taken.state} at {taken.target}; choose another name"
+            )
+        return target
+
+    # -- mounting -----------------------------------------------------------------------------
+
+    def mount(self, order: Order) -> MountRecord:
+        """Mount an unpacked image: read-only, or with a writable snapshot that `umount` keeps.
+
+        What an earlier writable mount kept is used again. FailedPrecondition for a target in use,
+        AlreadyExists for a name in use, or if what is kept stands on another image.
+        """
+        target = self.ready(order.target, order.name)
+        kept = self._kept_for(order, target) if order.rw else None
+        key = kept.key if kept else order.name or f"mount-{secrets.token_hex(4)}"
+        record = MountRecord(
+            key=key,
+            target=str(target),
+            backend=order.backend.name,
+            rw=order.rw,
+            image=order.image,
+            top=order.top,
+            state=MountState.CHANGING,
+            created=kept.created if kept else now(),
+            boot=boot_id(),
+            space=here(),
+            processes=pid_namespace(),
+        )
+        return self._mount(record, kept, order.backend, order.options)
+
+    def mount_kept(self, record: MountRecord, target: Path, options: Sequence[str]) -> MountRecord:
+        """Mount again what `kept` returned, whether or not its image still has a name."""
+        target = self.ready(target)
+        again = msgspec.structs.replace(
+            record, target=str(target), boot=boot_id(), space=here(), processes=pid_namespace()
+        )
+        return self._mount(again, record, self._snapshotter(record.backend), options)
+
+    def _kept_for(self, order: Order, target: Path) -> MountRecord | None:
+        if order.name:
+            kept = self.kept(order.name)
+        else:
+            kept = self.kept_at(target, order.image, order.backend.name)
+        if kept is None or (kept.top, kept.backend) == (order.top, order.backend.name):
+            return kept
+        raise AlreadyExists(
+            f"what is kept as {kept.key} stands on another image or backend; mount it with `lamina "
+            f"mount {kept.key} {target}`, or remove it with `lamina snapshots rm {kept.key}`"
+        )
+
+    def _mount(
+        self,
+        record: MountRecord,
+        kept: MountRecord | None,
+        backend: Snapshotter,
+        options: Sequence[str],
+    ) -> MountRecord:
+        target = Path(record.target)
+        with (
+            self._records.claimed(record, over=kept, takes_target=True) as mine,
+            ExitStack() as undo,
+        ):
+            undo.callback(self._put_back, mine, kept)
+            hit("mount.recorded")
+            _check_free(target)
+            mounts = self._snapshot(mine, kept, backend)
+            if kept is None:
+                undo.callback(discard, mine, backend)
+            hit("mount.prepared")
+            activate(with_options(mounts, [*_DEFAULTS, *options]), target)
+            undo.callback(deactivate, target, lazy=True)
+            hit("mount.activated")
+            done = self.claims.complete(mine, mount_id(target))
+            undo.pop_all()
+        return done
+
+    def _put_back(self, mine: MountRecord, before: MountRecord | None) -> None:
+        if before:
+            self._records.swap(mine, before)
+        else:
+            self._records.drop(mine)
+
+    def _snapshot(
+        self, record: MountRecord, kept: MountRecord | None, backend: Snapshotter
+    ) -> Sequence[Mount]:
+        if kept is None:
+            make = backend.prepare if record.rw else backend.view
+            return make(record.key, record.top)
+        mounts = backend.mounts(record.key)
+        written = writes_to(mounts)
+        if written and MountTable.read().uses(written):
+            # Two that write to one folder would ruin each other's files.
+            raise FailedPrecondition(f"{record.key} is still mounted elsewhere; unmount it there first")
+        return mounts
+
+    # -- unmounting ---------------------------------------------------------------------------
+
+    def umount(self, target: Path, *, lazy: bool = False) -> MountRecord:
+        """Undo `mount`; a writable snapshot stays, a read-only one goes. NotFound if there is none.
+
+        FailedPrecondition, with who is in it, for a busy one. A lazy one is taken out of sight at once;
+        its snapshot stays until this boot ends, as nobody can tell who is still in it.
+        """
+        target = target.absolute()
+        records, table = self.claims.read()
+        places = {os.path.realpath(target), str(target)}
+        states = {MountState.MOUNTED, MountState.CHANGING, None}
+        at_target = [r for r in records if r.target in places and r.space == here()]
+        found = [(r, state) for r in at_target if (state := self.claims.state(r, table)) in states]
+        if not found:
+            raise NotFound(f"lamina has mounted nothing at {target}; `lamina mounts` lists what it has")
+        record, state = next((pair for pair in found if pair[1]), found[0])
+        if state is MountState.CHANGING:
+            raise FailedPrecondition(f"{target} is being mounted or unmounted; try again")
+        if state is None:
+            record = self.claims.clear(record, table, held([id_of(record)]))
+            table = MountTable.read()
+            if self.claims.state(record, table) is not MountState.MOUNTED:
+                return record
+        entry = table.on_top(Path(record.target))
+        if entry is None or entry.id != record.mount_id:
+            raise FailedPrecondition(
+                f"what is mounted at {record.target} now is not lamina's; unmount that first"
+            )
+        return self._umount(record, table, lazy=lazy)
+
+    def _umount(self, record: MountRecord, table: MountTable, *, lazy: bool) -> MountRecord:
+        target = Path(record.target)
+        with self._records.claimed(record, over=record) as mine:
+            if lazy:
+                # Noted first: after a crash in between nobody may take it for unused.
+                mine = self.claims.become(mine, MountState.LAZY)
+            try:
+                deactivate(target, lazy=lazy)
+            except BaseException as error:
+                self._records.swap(mine, record)
+                if isinstance(error, FailedPrecondition):
+                    raise FailedPrecondition(_busy(record, table)) from None
+                raise
+            hit("umount.done")
+            return mine if lazy else self.claims.release(mine, record, MountTable.read())
+
+    # -- removing -----------------------------------------------------------------------------
+
+    @contextmanager
+    def removing(self, backend: str, key: str, table: MountTable) -> Iterator[None]:
+        """Remove a snapshot in the block, and with it the record of the mount that it is of, if any.
+
+        FailedPrecondition while it is mounted or, out of sight, still in use by someone.
+        """
+        record = self._records.get(key)
+        if record and record.state == MountState.CHANGING and self.claims.state(record, table) is None:
+            self.claims.clear(record, table, ())
+            record = self._records.get(key)
+        if record is None or record.backend != backend:
+            yield
+            return
+        state = self.claims.state(record, table)
+        if state in {MountState.MOUNTED, MountState.CHANGING}:
+            raise FailedPrecondition(
+                f"snapshot {key} is mounted; run `lamina umount {record.target}` first"
+            )
+        if state is not MountState.KEPT and record.boot == boot_id():
+            found = holders(id_of(record))
+            if found:
+                raise FailedPrecondition(f"snapshot {key} is still in use by {describe(found)}")
+        with self._records.claimed(record, over=record) as mine:
+            try:
+                yield
+            except BaseException:
+                self._records.swap(mine, record)
+                raise
+            self._records.drop(mine)
+
+
+def _check_free(target: Path) -> None:
+    if is_mounted(target):
+        raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
+
+
+def _busy(record: MountRecord, table: MountTable) -> str:
+    below = table.below(record.mount_id)
+    if below:
+        return f"{record.target} has mounts on it: unmount {', '.join(sorted(below)[:5])} first"
+    found = holders(id_of(record))
+    return (
+        f"{record.target} is in use by {describe(found)}; "
+        "end that first, or take it out of sight with --lazy"
+    )

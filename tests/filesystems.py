@@ -1,0 +1,31 @@
+"""File systems in files: what a store may lie on, made for a test and gone after it.
+
+Sync.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.mount import deactivate
+from tests.conftest import peer
+
+__all__ = ["formatted"]
+
+_BYTES = {"btrfs": 256 << 20, "xfs": 320 << 20}  # sparse; xfs takes no less than 300 MiB
+_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"]}
+
+
+@contextmanager
+def formatted(kind: str, image: Path, target: Path) -> Iterator[Path]:
+    """Mount a new file system at a folder."""
+    program, *words = _MAKE[kind]
+    with image.open("wb") as file:
+        file.truncate(_BYTES[kind])
+    subprocess.run([peer(program), *words, image], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", image, target], check=True)  # frees the loop device by itself
+    try:
+        yield target
+    finally:
+        deactivate(target)
