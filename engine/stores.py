@@ -5,15 +5,18 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import msgspec
 
 from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.store import ContentStore
 from engine.errors import (
     AlreadyExists,
+    EngineError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -25,7 +28,7 @@ from engine.mount import Mount, activate, deactivate, is_made_of, is_mounted
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
-from engine.root import Root
+from engine.root import Root, open_root
 from engine.snapshots import Info, Kind, Snapshotter
 
 __all__ = ["MOUNT_KEY", "Stores", "open_stores"]
@@ -72,9 +75,25 @@ class Stores:
         raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
 
     def snapshotters(self) -> list[Snapshotter]:
-        """Return every backend that has been used on this root."""
-        used = (name for name in plugins.names() if (self.root.snapshots / name).is_dir())
-        return [self.snapshotter(name) for name in used]
+        """Return every backend that has been used on this root; `broken` has those that cannot be."""
+        return self._used()[0]
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Say of each backend that was used on this root and cannot be any more, why."""
+        return self._used()[1]
+
+    def _used(self) -> tuple[list[Snapshotter], dict[str, str]]:
+        used = {path.name for path in self.root.snapshots.iterdir() if path.is_dir()}
+        known = [name for name in plugins.names() if name in used]
+        working: list[Snapshotter] = []
+        broken: dict[str, str] = {}
+        for name in (*known, *sorted(used.difference(known))):
+            try:
+                working.append(self.snapshotter(name))
+            except EngineError as error:
+                broken[name] = str(error)
+        return working, broken
 
     # -- images -------------------------------------------------------------------------------
 
@@ -201,15 +220,23 @@ class Stores:
 
     def collect(self, *, dry_run: bool = False) -> Collected:
         """Drop everything that nothing holds, and delete it; with `dry_run` only say what."""
+        if dry_run:
+            return self._collect(dry_run=True)
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
-        backends = self._backends()
-        if dry_run:
-            return collect(self.root.meta, self.namespace, backends, dry_run=True)
+        self.root.owners.sweep()
         with self._freeing_space():
-            collected = collect(self.root.meta, self.namespace, backends)
+            collected = self._collect()
             self.cleanup()
         return collected
+
+    def _collect(self, *, dry_run: bool = False) -> Collected:
+        broken = self.broken
+        collected = collect(
+            self.root.meta, self.namespace, self._backends(), kept=broken, dry_run=dry_run
+        )
+        reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
+        return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:
@@ -233,12 +260,12 @@ class Stores:
     def give_up(self, lease: str) -> None:
         """End a lease whose work failed, with what only it held."""
         with self._freeing_space():
-            give_up(self.root.meta, self.namespace, self._backends(), lease)
+            give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
             self.cleanup()
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
-        remove_blob(self.root.meta, self.namespace, self._backends(), digest)
+        remove_blob(self.root.meta, self.namespace, self._backends(), digest, kept=self.broken)
         self.content.cleanup()
 
     def close(self) -> None:
@@ -248,9 +275,14 @@ class Stores:
 
 
 @contextmanager
-def open_stores(path: Path, namespace: str, platform: Platform) -> Iterator[Stores]:
-    """Open the stores at `path` for the length of a block."""
-    with Root(path) as root:
+def open_stores(
+    path: Path, namespace: str, platform: Platform, *, readonly: bool = False
+) -> Iterator[Stores]:
+    """Open the stores at `path` for the length of a block, made if need be unless `readonly`.
+
+    All in this process who open a root share it, whatever their namespaces.
+    """
+    with open_root(path, readonly=readonly) as root:
         stores = Stores(root, namespace, platform)
         try:
             yield stores
