@@ -73,9 +73,10 @@ class Root:
                 self._check_format()
                 self.snapshots = self._folder("snapshots")
                 self.trash = self._folder("trash")
-                self._folder("owners")
                 self._folder("meta.lmdb")
                 self._folder(BLOBS_FILE)
+                if not readonly:  # to read, a store from before there were owners is fine
+                    self._folder("owners")
             if not readonly:
                 self.owners.sweep()
                 self.keep_reserve()

@@ -130,12 +130,21 @@ def test_there_is_no_store_to_read(tmp_path, made):
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == made
 
 
-@pytest.mark.parametrize("absent", ["snapshots", "owners", "meta.lmdb", "meta.lmdb/data.mdb"])
+@pytest.mark.parametrize("absent", ["snapshots", "meta.lmdb", "meta.lmdb/data.mdb"])
 def test_a_store_whose_maker_died_is_none_to_read(tmp_path, absent):
     Root(tmp_path / "root").close()
     (tmp_path / "root" / absent).rename(tmp_path / "away")
     with pytest.raises(NotFound):
         Root(tmp_path / "root", readonly=True)
+
+
+def test_a_store_from_before_there_were_owners_can_be_read(tmp_path):
+    Root(tmp_path / "root").close()
+    (tmp_path / "root" / "owners").rmdir()
+    with open_stores(tmp_path / "root", "default", HOST, readonly=True) as stores:
+        assert stores.collect(dry_run=True).errors == []
+    with Root(tmp_path / "root") as root:
+        assert root.owners.is_alive(root.owners.me.id)
 
 
 def test_reading_changes_nothing(tmp_path):
