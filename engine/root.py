@@ -8,7 +8,7 @@ Sync. Layout:
       owners/                   a locked file for each process at work (`engine.processes`)
       meta.lmdb/                records (`engine.kv.schema`)
       blobs.lmdb/               bytes (`engine.content.extents`)
-      reserve                   space that a collection may spend on a full disk, where there was some
+      reserve                   space that a collection may spend on a full disk
       snapshots/<backend>/<id>/ a backend owns what is inside
       trash/                    folders on their way out
 """
@@ -42,7 +42,7 @@ _META_MAP = 1 << 36
 _BLOBS_MAP = 1 << 44  # 16 TiB of address space, the largest file of ext4
 BLOBS_FILE = "blobs.lmdb"
 _RESERVE = 1 << 22  # bytes: some thousand pages for records
-_PLENTY = 16 * _RESERVE  # free bytes below which holding some back would take what is needed now
+_SHARE = 16  # of what is free one such part at most, so that holding it takes nothing that is needed now
 _UNSAFE = set(",:\\")  # they separate and escape mount options
 _OURS = re.compile(r"lock|format(\.[0-9]+)?")  # what there is before a root is known by its format
 
@@ -180,15 +180,14 @@ class Root:
         return folder
 
     def keep_reserve(self) -> None:
-        """Hold some space back where there is plenty."""
+        """Hold some space back: a small part of what is free."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with suppress(OSError):  # what cannot be held is not there to be spent
             disk = os.statvfs(self.path)
-            if disk.f_bavail * disk.f_frsize < _PLENTY:
-                return
+            size = min(_RESERVE, disk.f_bavail * disk.f_frsize // _SHARE)
             reserve = os.open(self.path / "reserve", flags, 0o600)
             try:
-                os.posix_fallocate(reserve, 0, _RESERVE)
+                os.posix_fallocate(reserve, 0, size)
             finally:
                 os.close(reserve)
 

@@ -187,15 +187,13 @@ def test_a_collection_during_a_read_is_no_damage(stores):
         list(reader)
 
 
-def test_a_reserve_is_held_only_where_there_is_plenty(tmp_path, monkeypatch):
-    real = os.statvfs(tmp_path)
+@pytest.mark.parametrize(("free", "held"), [(0, 0), (16, 1), (256, 16), (1 << 20, 4096)])
+def test_the_reserve_is_a_small_part_of_what_is_free(tmp_path, monkeypatch, free, held):
+    """In KiB: less than what is needed to make the rest of a store where there is little."""
 
-    class Full:
-        f_bavail, f_frsize = 16_383, 4096
+    class Disk:
+        f_bavail, f_frsize = free, 1024
 
-    monkeypatch.setattr(os, "statvfs", lambda _: Full)
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk)
     Root(tmp_path / "root").close()
-    assert not (tmp_path / "root" / "reserve").exists()
-    monkeypatch.setattr(os, "statvfs", lambda _: real)
-    Root(tmp_path / "root").close()
-    assert (tmp_path / "root" / "reserve").stat().st_size == 1 << 22
+    assert (tmp_path / "root" / "reserve").stat().st_size == held << 10
