@@ -153,12 +153,18 @@ class _Import:
 
     def _ingest(self, ref: str, expected: Digest | None, size: int) -> Writer:
         """Open an ingest, after another import that has it open is done with it or dead."""
-        while True:
-            try:
-                return self.content.ingest(ref, lease=self.lease, expected=expected, total=size)
-            except BeingWritten as error:
-                self.report(Step.WAIT, str(error), size, 0)
-                time.sleep(_POLL_S)
+        waiting = ""
+        try:
+            while True:
+                try:
+                    return self.content.ingest(ref, lease=self.lease, expected=expected, total=size)
+                except BeingWritten as error:
+                    waiting = str(error)
+                    self.report(Step.WAIT, waiting, size, 0)
+                    time.sleep(_POLL_S)
+        finally:
+            if waiting:
+                self.report(Step.WAIT, waiting, size, size)
 
     # -- docker -------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class ContentStore:
         another writer has the ingest open.
         """
         if not self._meta.owners.claim(self._namespace, ref):
-            raise BeingWritten(f"{expected or ref} is being written by this process")
+            raise BeingWritten(f"this process is writing {expected or ref}")
         try:
             with self._meta.write() as txn:
                 found = bool(expected and BLOBS.get(txn, self._namespace, expected))
@@ -156,7 +156,7 @@ class ContentStore:
         me = self._meta.owners.me
         old = INGESTS.get(txn, self._namespace, ref)
         if old and old.owner != me and self._meta.owners.is_alive(old.owner.id):
-            raise BeingWritten(f"{expected or ref} is being written by {old.owner}")
+            raise BeingWritten(f"{old.owner} is writing {expected or ref}")
         if old and (old.expected, old.total) == (expected, total):
             record = msgspec.structs.replace(old, owner=me, lease=lease)
         else:
