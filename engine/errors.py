@@ -106,6 +106,7 @@ _KINDS: dict[int, tuple[type[EngineError], str]] = {
     errno.EMFILE: (ResourceExhausted, "too many open files; raise the limit (ulimit -n)"),
     errno.ENFILE: (ResourceExhausted, "the system's table of open files is full"),
     errno.ENOMEM: (ResourceExhausted, "out of memory"),
+    errno.EAGAIN: (ResourceExhausted, "too many processes or threads; raise the limit (ulimit -u)"),
     errno.EACCES: (PermissionDenied, "permission denied; run as root or choose another --root"),
     errno.EPERM: (PermissionDenied, "operation not permitted; this needs root"),
     errno.EROFS: (PermissionDenied, "the file system is read-only; choose another --root"),

@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.errors import InvalidArgument, NotSupported, os_errors
+from engine.errors import EngineError, InvalidArgument, NotSupported, os_errors
 from engine.fs.attributes import folder_descriptor
 from engine.fs.removal import remove_tree
 from engine.kv.environment import Environment
@@ -22,7 +22,7 @@ from engine.snapshots import Plugin, Probe, Snapshotter
 __all__ = ["Backend", "backends", "create", "default_name", "names", "sweep"]
 
 _GROUP = "lamina.snapshotters"
-_PROBE = ".probe-"  # and the pid of whoever tries
+_PROBE = ".probe-"  # and the ID of the owner that tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +68,38 @@ def _plugin(name: str) -> Plugin:
 
 
 def create(root: Root, name: str, namespace: str) -> Snapshotter:
-    """Return the backend `name` on a root. InvalidArgument if there is none of that name."""
-    return _plugin(name).create(root.snapshots / name, root.meta, namespace)
+    """Return the backend `name` on a root. InvalidArgument, NotSupported where it cannot be loaded."""
+    try:
+        return _plugin(name).create(root.snapshots / name, root.meta, namespace)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise NotSupported(f"snapshotter {name} cannot be used: {error}") from error
 
 
 def backends(root: Root) -> list[Backend]:
     """Try every backend on a root, the preferred first."""
-    return [Backend(name, _probe(root, plugin)) for name, plugin in _plugins().items()]
+    return [Backend(name, _probe_or_reason(root, plugin)) for name, plugin in _plugins().items()]
+
+
+def _probe_or_reason(root: Root, plugin: Plugin) -> Probe:
+    try:
+        return _probe(root, plugin)
+    except Exception as error:  # noqa: BLE001  anyone's package may be broken; the others still work
+        return Probe(unpacks=False, mounts=False, reason=str(error))
 
 
 def _probe(root: Root, plugin: Plugin) -> Probe:
-    prefix = f"{_PROBE}{os.getpid()}-"
+    prefix = f"{_PROBE}{root.owners.me.id}-"
     with os_errors(f"trying {plugin.name}"), TemporaryDirectory(prefix=prefix, dir=root.trash) as name:
         return plugin.probe(Path(name))
 
 
 def sweep(root: Root) -> None:
-    """Remove what probes of processes that are gone left behind, mounts among it."""
+    """Remove what probes of dead owners left behind, mounts among it."""
     for folder in root.trash.glob(f"{_PROBE}*"):
         owner = folder.name.removeprefix(_PROBE).partition("-")[0]
-        if not Path("/proc", owner).exists():
+        if not root.owners.is_alive(owner):
             deactivate_below(folder)
             with os_errors(str(folder)), folder_descriptor(root.trash) as trash:
                 remove_tree(trash, os.fsencode(folder.name))

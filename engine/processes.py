@@ -1,56 +1,118 @@
-"""Who is at work: a process named so that a later one can tell whether it still runs.
+"""Who is at work on a store: each process that has it open and works on it holds a lock on a file.
 
-Sync. A pid alone is not a name: it is used again, and another boot starts over.
+Sync; safe from any thread. The kernel lets go of a lock with its process, however that ends, and
+answers for processes of other pid namespaces too, where a pid says nothing.
 """
 
+import fcntl
 import os
-from functools import cache
+import secrets
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-__all__ = ["Owner", "is_alive", "myself"]
+from engine.errors import os_errors
+
+__all__ = ["Owner", "Owners"]
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """A process: pid, start time in clock ticks since boot, boot ID, pid namespace."""
+    """Who made a record. The ID tells whether it is alive, the rest is for messages."""
 
-    pid: int
-    started: int
-    boot: str
-    namespace: str
+    id: str = ""
+    pid: int = 0
+    namespace: str = ""
 
-
-@cache
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    def __str__(self) -> str:
+        here = self.namespace == _pid_namespace()
+        return f"process {self.pid}" + ("" if here else " of another pid namespace")
 
 
-@cache
-def _namespace(_pid: int) -> str:
-    return os.readlink("/proc/self/ns/pid")  # the inode number names the namespace
+def _pid_namespace() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")  # the inode number names the namespace
+    return ""
 
 
-def _started(pid: int) -> int | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+class Owners:
+    """The owners of one store: a folder with a locked file for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._me: Owner | None = None
+        self._held = -1
+        self._claims: set[tuple[str, ...]] = set()
+
+    @property
+    def me(self) -> Owner:
+        """Return this process as an owner, from now on until `close`."""
+        with self._lock, os_errors(f"a file in {self._folder}"):
+            while self._me is None:
+                self._me = self._begin(secrets.token_hex(8))
+            return self._me
+
+    def _begin(self, name: str) -> Owner | None:
+        """Make and lock the file of an owner; None if a sweep came between the two."""
+        flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        held = os.open(self._folder / name, flags, 0o600)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(held).st_nlink:
+                self._held = held
+                return Owner(name, os.getpid(), _pid_namespace())
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)
         return None
-    # Fields follow the name, which may hold spaces and parentheses (proc(5): starttime is 22nd).
-    fields = stat.rpartition(b")")[2].split()
-    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
 
-
-def myself() -> Owner:
-    """Return the name of this process."""
-    pid = os.getpid()
-    return Owner(pid, _started(pid) or 0, _boot(), _namespace(pid))
-
-
-def is_alive(owner: Owner) -> bool:
-    """Say whether `owner` still runs; one in another pid namespace counts as running."""
-    if owner.boot != _boot():
+    def is_alive(self, name: str) -> bool:
+        """Say whether the owner with the ID `name` still runs."""
+        if not name:
+            return False
+        with os_errors(f"owner {name}"):
+            try:
+                file = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(file)
         return False
-    if owner.namespace != _namespace(os.getpid()):
-        return True
-    return _started(owner.pid) == owner.started
+
+    def sweep(self) -> None:
+        """Remove the files of owners that are dead."""
+        with os_errors(str(self._folder)):
+            for name in os.listdir(self._folder):
+                if not self.is_alive(name):
+                    (self._folder / name).unlink(missing_ok=True)
+
+    def claim(self, *what: str) -> bool:
+        """Say whether `what` is free in this process, and take it; others see the record's owner."""
+        with self._lock:
+            if what in self._claims:
+                return False
+            self._claims.add(what)
+            return True
+
+    def release(self, *what: str) -> None:
+        """Give back what was claimed."""
+        with self._lock:
+            self._claims.discard(what)
+
+    def close(self) -> None:
+        """End this process as an owner; may be called again."""
+        with self._lock:
+            if self._me is not None:
+                with suppress(OSError):  # an unlocked file says the same, and is swept later
+                    (self._folder / self._me.id).unlink()
+                os.close(self._held)
+                self._me = None

@@ -5,6 +5,7 @@ Sync. Layout:
     ROOT/ 0700
       format                    version of everything here; a newer one is refused
       lock                      flock: shared by every process that has the root open
+      owners/                   a locked file for each process at work (`engine.processes`)
       meta.lmdb/                records (`engine.kv.schema`)
       blobs.lmdb/               bytes (`engine.content.extents`)
       reserve                   space that a collection may spend on a full disk
@@ -16,63 +17,88 @@ import fcntl
 import os
 import re
 import stat
-from contextlib import suppress
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine.errors import FailedPrecondition, InvalidArgument, PermissionDenied, os_errors
+from engine.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    os_errors,
+)
 from engine.kv.environment import Environment
 from engine.kv.schema import FORMAT, TABLES
+from engine.processes import Owners
 
-__all__ = ["BLOBS_FILE", "Root", "open_blobs"]
+__all__ = ["BLOBS_FILE", "Root", "open_blobs", "open_root"]
 
 _META_MAP = 1 << 36
 _BLOBS_MAP = 1 << 44  # 16 TiB of address space, the largest file of ext4
 BLOBS_FILE = "blobs.lmdb"
 _RESERVE = 1 << 22  # bytes: some thousand pages for records
+_SHARE = 16  # of what is free one such part at most, so that holding it takes nothing that is needed now
 _UNSAFE = set(",:\\")  # they separate and escape mount options
 _OURS = re.compile(r"lock|format(\.[0-9]+)?")  # what there is before a root is known by its format
 
 
 class Root:
-    """An open root; a context manager."""
+    """An open root; a context manager. One process opens a root once: see `open_root`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`, making it if need be.
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        """Open `path`, making it if need be; with `readonly` nothing is made or changed in it.
 
         Raises PermissionDenied, InvalidArgument for a path that mount options cannot hold,
-        FailedPrecondition for a root of a newer format or of another user.
+        FailedPrecondition for a root of a newer format or of another user, and NotFound where there
+        is none to read.
         """
-        with os_errors(f"root {path}"):
-            # Symlinks are resolved once, here: mountinfo shows real paths.
-            self.path = Path(os.path.realpath(path))
-            self._check_name()
-            if not self.path.exists():
-                self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._check_folder()
-            self._lock = self._share_lock()
+        self.readonly = readonly
+        self._held: list[int] = []
         self._environments: list[Environment] = []
+        # Symlinks are resolved once, here: mountinfo shows real paths.
+        self.path = Path(os.path.realpath(path))
+        self.owners = Owners(self.path / "owners")
         try:
             with os_errors(f"root {path}"):
+                self._check_name()
+                if not readonly and not self.path.exists():
+                    self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._check_folder()
+                self._share_lock()
                 self._check_format()
                 self.snapshots = self._folder("snapshots")
                 self.trash = self._folder("trash")
                 self._folder("meta.lmdb")
                 self._folder(BLOBS_FILE)
-            self.keep_reserve()
-            self.meta = self._open(Environment, "meta.lmdb", _META_MAP, TABLES)
-            self.blobs = self._open(Environment, BLOBS_FILE, _BLOBS_MAP, ())
+                if not readonly:  # to read, a store from before there were owners is fine
+                    self._folder("owners")
+            if not readonly:
+                self.owners.sweep()
+                self.keep_reserve()
+            self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
+            self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
         except BaseException:
             self.close()
             raise
 
-    def _open(
-        self, kind: type[Environment], name: str, map_bytes: int, tables: tuple[str, ...]
-    ) -> Environment:
-        environment = kind(self.path / name, map_bytes=map_bytes, tables=tables)
+    def _open(self, name: str, map_bytes: int, tables: tuple[str, ...]) -> Environment:
+        environment = Environment(
+            self.path / name,
+            map_bytes=map_bytes,
+            tables=tables,
+            readonly=self.readonly,
+            owners=self.owners,
+        )
         self._environments.append(environment)
         return environment
+
+    def _none(self) -> NotFound:
+        return NotFound(f"no store at {self.path}; `lamina import` makes one, --root names another")
 
     def _check_name(self) -> None:
         if _UNSAFE & set(str(self.path)):
@@ -81,6 +107,11 @@ class Root:
             )
 
     def _check_folder(self) -> None:
+        try:
+            # Held open, so that no other folder can get its number while it is known by it.
+            self._held.append(os.open(self.path, os.O_PATH | os.O_CLOEXEC))
+        except FileNotFoundError:
+            raise self._none() from None
         info = self.path.stat()
         if not stat.S_ISDIR(info.st_mode):
             raise InvalidArgument(f"root {self.path} is not a folder")
@@ -91,28 +122,30 @@ class Root:
         foreign = [name for name in names if not _OURS.fullmatch(name) and name != "lost+found"]
         if foreign and not (self.path / "format").exists():
             raise InvalidArgument(f"root {self.path} is in use for something else; name an empty folder")
-        if stat.S_IMODE(info.st_mode) & 0o077:
+        if stat.S_IMODE(info.st_mode) & 0o077 and not self.readonly:
             self.path.chmod(0o700)
 
-    def _share_lock(self) -> int:
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _share_lock(self) -> None:
+        make = 0 if self.readonly else os.O_CREAT
+        try:
+            lock = os.open(self.path / "lock", os.O_RDONLY | make | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            return  # to read; the format tells whether there is a store at all
+        self._held.append(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(lock)
             raise FailedPrecondition(
                 f"root {self.path} is being repaired by another process; wait for it"
             ) from None
-        except BaseException:
-            os.close(lock)
-            raise
-        return lock
 
     def _check_format(self) -> None:
         file = self.path / "format"
         try:
             found = int(file.read_text(encoding="ascii"))
         except FileNotFoundError:
+            if self.readonly:
+                raise self._none() from None
             fresh = self.path / f"format.{os.getpid()}"
             self._write_format(fresh)
             fresh.replace(file)
@@ -136,19 +169,25 @@ class Root:
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name
-        folder.mkdir(exist_ok=True, mode=0o700)
-        info = folder.lstat()
+        if not self.readonly:
+            folder.mkdir(exist_ok=True, mode=0o700)
+        try:
+            info = folder.lstat()
+        except FileNotFoundError:  # its maker died, or is not done
+            raise self._none() from None
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise FailedPrecondition(f"{folder} is not a folder of lamina's; move it away")
         return folder
 
     def keep_reserve(self) -> None:
-        """Hold some space back, if there is any to hold."""
+        """Hold some space back: a small part of what is free."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with suppress(OSError):  # a full disk: what cannot be held is not there to be spent
+        with suppress(OSError):  # what cannot be held is not there to be spent
+            disk = os.statvfs(self.path)
+            size = min(_RESERVE, disk.f_bavail * disk.f_frsize // _SHARE)
             reserve = os.open(self.path / "reserve", flags, 0o600)
             try:
-                os.posix_fallocate(reserve, 0, _RESERVE)
+                os.posix_fallocate(reserve, 0, size)
             finally:
                 os.close(reserve)
 
@@ -160,9 +199,9 @@ class Root:
         """Close everything; may be called again."""
         while self._environments:
             self._environments.pop().close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self.owners.close()
+        while self._held:
+            os.close(self._held.pop())
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +213,43 @@ class Root:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_shared: dict[tuple[int, int], Root] = {}
+_users: Counter[tuple[int, int]] = Counter()
+_sharing = threading.Lock()
+
+
+@contextmanager
+def open_root(path: Path, *, readonly: bool = False) -> Iterator[Root]:
+    """Open a root for the length of a block; all in this process who open it share one.
+
+    Raises what `Root` does, and FailedPrecondition to write where it is open read-only.
+    """
+    with _sharing:
+        root = _shared.get(_identity(path)) or Root(path, readonly=readonly)
+        if root.readonly and not readonly:
+            raise FailedPrecondition(f"root {path} is open read-only in this process; close that first")
+        identity = _identity(root.path)
+        _shared[identity] = root
+        _users[identity] += 1
+    try:
+        yield root
+    finally:
+        with _sharing:
+            _users[identity] -= 1
+            if not _users[identity]:
+                del _shared[identity], _users[identity]
+                root.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what a folder is, whatever it is called; nothing that exists if there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return (0, 0)
+    return info.st_dev, info.st_ino
 
 
 def open_blobs(root: Path) -> Environment:

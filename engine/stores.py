@@ -4,7 +4,7 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import msgspec
 from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.store import ContentStore
-from engine.errors import InvalidArgument, NotFound
+from engine.errors import EngineError, InvalidArgument, NotFound
 from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
@@ -23,7 +23,7 @@ from engine.mounting import Mounting
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
-from engine.root import Root
+from engine.root import Root, open_root
 from engine.snapshots import Leftover, Snapshotter
 
 __all__ = ["Stores", "open_stores"]
@@ -74,9 +74,25 @@ class Stores:
         return found[0]
 
     def snapshotters(self) -> list[Snapshotter]:
-        """Return every backend that has been used on this root."""
-        used = (name for name in plugins.names() if (self.root.snapshots / name).is_dir())
-        return [self.snapshotter(name) for name in used]
+        """Return every backend that has been used on this root; `broken` has those that cannot be."""
+        return self._used()[0]
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Say of each backend that was used on this root and cannot be any more, why."""
+        return self._used()[1]
+
+    def _used(self) -> tuple[list[Snapshotter], dict[str, str]]:
+        used = {path.name for path in self.root.snapshots.iterdir() if path.is_dir()}
+        known = [name for name in plugins.names() if name in used]
+        working: list[Snapshotter] = []
+        broken: dict[str, str] = {}
+        for name in (*known, *sorted(used.difference(known))):
+            try:
+                working.append(self.snapshotter(name))
+            except EngineError as error:
+                broken[name] = str(error)
+        return working, broken
 
     # -- images -------------------------------------------------------------------------------
 
@@ -139,18 +155,30 @@ class Stores:
 
     def collect(self, *, dry_run: bool = False) -> Collected:
         """Drop everything that nothing holds, and delete it; with `dry_run` only say what."""
+        if dry_run:
+            return self._collect(dry_run=True)
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
-        backends = self._backends()
-        if dry_run:
-            vanished = self.mounting.claims.stale()
-            return collect(self.root.meta, self.namespace, backends, dry_run=True, vanished=vanished)
+        self.root.owners.sweep()
         with self._freeing_space():
             healed = [Node(SNAPSHOT, backend, key) for backend, key in self.mounting.claims.heal()]
-            collected = collect(self.root.meta, self.namespace, backends)
+            collected = self._collect()
             left = self.cleanup()
         snapshots = [*healed, *collected.snapshots]
         return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
+
+    def _collect(self, *, dry_run: bool = False) -> Collected:
+        broken = self.broken
+        collected = collect(
+            self.root.meta,
+            self.namespace,
+            self._backends(),
+            kept=broken,
+            dry_run=dry_run,
+            vanished=self.mounting.claims.stale() if dry_run else (),
+        )
+        reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
+        return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:
@@ -174,14 +202,14 @@ class Stores:
     def give_up(self, lease: str) -> None:
         """End a lease whose work failed, with what only it held."""
         with self._freeing_space():
-            dropped = give_up(self.root.meta, self.namespace, self._backends(), lease)
+            dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
             for name, numbers in dropped.items():
                 self.snapshotter(name).cleanup(only=numbers)
             self.content.cleanup()
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
-        remove_blob(self.root.meta, self.namespace, self._backends(), digest)
+        remove_blob(self.root.meta, self.namespace, self._backends(), digest, kept=self.broken)
         self.content.cleanup()
 
     def close(self) -> None:
@@ -191,9 +219,14 @@ class Stores:
 
 
 @contextmanager
-def open_stores(path: Path, namespace: str, platform: Platform) -> Iterator[Stores]:
-    """Open the stores at `path` for the length of a block."""
-    with Root(path) as root:
+def open_stores(
+    path: Path, namespace: str, platform: Platform, *, readonly: bool = False
+) -> Iterator[Stores]:
+    """Open the stores at `path` for the length of a block, made if need be unless `readonly`.
+
+    All in this process who open a root share it, whatever their namespaces.
+    """
+    with open_root(path, readonly=readonly) as root:
         stores = Stores(root, namespace, platform)
         try:
             yield stores

@@ -50,8 +50,9 @@ class BaseSnapshotter(ABC):
         self._meta = meta
         self._namespace = namespace
         self._store = MetaStore(meta, self.name, namespace)
-        with os_errors(f"snapshots of {self.name}"):
-            folder.mkdir(exist_ok=True, mode=0o700)
+        if not meta.readonly:
+            with os_errors(f"snapshots of {self.name}"):
+                folder.mkdir(exist_ok=True, mode=0o700)
 
     # -- hooks --------------------------------------------------------------------------------
 

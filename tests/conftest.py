@@ -76,6 +76,7 @@ def _nothing_left(tmp_path: Path) -> Iterator[None]:
 def stores(tmp_path: Path) -> Iterator[Stores]:
     """Stores on a fresh root, for an amd64 host whatever this one is."""
     with Root(tmp_path / "root") as root:
+        assert root.owners.me  # opens its file: later it would look like a descriptor left open
         opened = Stores(root, "default", AMD64)
         yield opened
         opened.close()

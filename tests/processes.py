@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.command import LAMINA, environment
 
-__all__ = ["Victim", "until"]
+__all__ = ["Victim", "kill", "until"]
 
 _DEADLINE_S = 30.0
 
@@ -48,6 +48,14 @@ class Victim:
         _, messages = self.process.communicate(timeout=_DEADLINE_S)
         until(lambda: not _session(self.process.pid))
         return self.process.returncode, messages
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process, or the one that `unshare` runs for it, and wait until it is gone."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+    for pid in map(int, children.split() or [process.pid]):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 
 def until(done: Callable[[], Any]) -> None:

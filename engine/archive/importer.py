@@ -16,10 +16,10 @@ from engine import labels, limits
 from engine.archive.contents import DockerImage, OciImage, find_images, read_small
 from engine.archive.source import Source, open_source
 from engine.content.image import ResolvedImage, resolve
-from engine.content.store import ContentStore
+from engine.content.store import BeingWritten, ContentStore
 from engine.content.writer import Writer
 from engine.diff.decompress import sniff
-from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused, Unavailable, printable
+from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused, printable
 from engine.failpoints import hit
 from engine.oci.digest import Digest, digest_of, hasher, parse_digest
 from engine.oci.documents import Descriptor, Manifest, parse_config
@@ -153,12 +153,18 @@ class _Import:
 
     def _ingest(self, ref: str, expected: Digest | None, size: int) -> Writer:
         """Open an ingest, after another import that has it open is done with it or dead."""
-        while True:
-            try:
-                return self.content.ingest(ref, lease=self.lease, expected=expected, total=size)
-            except Unavailable:
-                self.report(Step.WAIT, expected or ref, size, 0)
-                time.sleep(_POLL_S)
+        waiting = ""
+        try:
+            while True:
+                try:
+                    return self.content.ingest(ref, lease=self.lease, expected=expected, total=size)
+                except BeingWritten as error:
+                    waiting = str(error)
+                    self.report(Step.WAIT, waiting, size, 0)
+                    time.sleep(_POLL_S)
+        finally:
+            if waiting:
+                self.report(Step.WAIT, waiting, size, size)
 
     # -- docker -------------------------------------------------------------------------------
 

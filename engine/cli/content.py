@@ -6,7 +6,7 @@ import click
 
 from engine.cli.context import Context, as_json
 from engine.cli.output import age, human_bytes, print_json, print_table, progress, say
-from engine.errors import DataLoss, InvalidArgument, Refused
+from engine.errors import DataLoss, InvalidArgument, NotFound, Refused
 from engine.oci.digest import Digest, parse_digest
 from engine.progress import Step
 
@@ -34,17 +34,22 @@ def content_group() -> None:
 @click.pass_obj
 def list_blobs(context: Context, as_json: bool) -> None:
     """List the blobs."""
-    with context.stores() as stores:
+    with context.reading() as stores:
         blobs = stores.content.walk()
+        damaged = stores.content.damaged()
     if as_json:
         print_json(
             [
-                {"digest": b.digest, "size": b.size, "created": b.created, "labels": b.labels}
-                for b in blobs
+                *(
+                    {"digest": b.digest, "size": b.size, "created": b.created, "labels": b.labels}
+                    for b in blobs
+                ),
+                *({"digest": record.name, "error": record.error} for record in damaged),
             ]
         )
         return
     rows = [(blob.digest, human_bytes(blob.size), age(blob.created)) for blob in blobs]
+    rows += [(record.name, "-", record.error) for record in damaged]
     print_table(("DIGEST", "SIZE", "CREATED"), rows)
 
 
@@ -53,7 +58,7 @@ def list_blobs(context: Context, as_json: bool) -> None:
 @click.pass_obj
 def get(context: Context, digest: Digest) -> None:
     """Write a blob to stdout, verified on the way."""
-    with context.stores() as stores:
+    with context.reading() as stores:
         for piece in stores.content.read_verified(digest):
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
@@ -76,8 +81,8 @@ def remove(context: Context, digests: list[Digest]) -> None:
 def verify(context: Context, digests: list[Digest], as_json: bool) -> None:
     """Hash blobs again, all of them by default."""
     damaged: list[str] = []
-    checked = 0
-    with context.stores() as stores, progress() as report:
+    checked = gone = 0
+    with context.reading() as stores, progress() as report:
         blobs = [stores.content.info(digest) for digest in digests] or stores.content.walk()
         for blob in blobs:
             report(Step.VERIFY, blob.digest, blob.size, 0)
@@ -86,11 +91,16 @@ def verify(context: Context, digests: list[Digest], as_json: bool) -> None:
             except DataLoss as error:
                 damaged.append(blob.digest)
                 say(f"lamina: {error}")
+            except NotFound:
+                if digests:
+                    raise
+                gone += 1  # collected meanwhile
             report(Step.VERIFY, blob.digest, blob.size, blob.size)
     if as_json:
-        print_json({"blobs": len(blobs), "bytes": checked, "damaged": damaged})
+        print_json({"blobs": len(blobs) - gone, "bytes": checked, "damaged": damaged})
     else:
-        say(f"{len(blobs) - len(damaged)} of {len(blobs)} blobs are good, {human_bytes(checked)}")
+        there = len(blobs) - gone
+        say(f"{there - len(damaged)} of {there} blobs are good, {human_bytes(checked)}")
     if damaged:
         raise DataLoss(f"{len(damaged)} blobs are damaged")
 

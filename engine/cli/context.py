@@ -29,6 +29,10 @@ class Context:
         """Open the stores, for commands that do one quick thing."""
         return open_stores(self.root, self.namespace, host_platform())
 
+    def reading(self) -> AbstractContextManager[Stores]:
+        """Open the stores, which must exist, for commands that change nothing."""
+        return open_stores(self.root, self.namespace, host_platform(), readonly=True)
+
     def run(self, work: Callable[[Engine], Awaitable[T]]) -> T:
         """Run `work` on an open engine, for commands that take long."""
 

@@ -10,7 +10,8 @@ from engine import limits, plugins
 from engine.app import Engine
 from engine.cli.context import Context, as_json, platform_option, snapshotter_option
 from engine.cli.output import age, human_bytes, print_json, print_table, progress, say, short
-from engine.errors import NotFound, NotSupported
+from engine.content.image import ResolvedImage
+from engine.errors import EngineError, NotFound, NotSupported
 from engine.kv.schema import Image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
@@ -74,9 +75,10 @@ def _default(stores: Stores) -> str:
 @as_json
 @click.pass_obj
 def list_images(context: Context, as_json: bool) -> None:
-    """List the images."""
-    with context.stores() as stores:
+    """List the images; one that is damaged with what is wrong with it."""
+    with context.reading() as stores:
         rows = [_summary(stores, image) for image in stores.images.walk()]
+        rows += [_unknown | {"name": d.name, "error": d.error} for d in stores.images.damaged()]
     if as_json:
         print_json(rows)
         return
@@ -85,36 +87,49 @@ def list_images(context: Context, as_json: bool) -> None:
         [
             (
                 familiar(row["name"]),
-                short(row["digest"]),
+                short(row["digest"]) or "-",
                 row["platform"],
                 str(row["layers"]),
                 human_bytes(row["size"]),
-                age(row["updated"]),
-                ", ".join(row["unpacked"]) or "-",
+                age(row["updated"]) if row["updated"] else "-",
+                ", ".join(row["unpacked"]) or row.get("error", "-"),
             )
             for row in rows
         ],
     )
 
 
+_unknown: dict[str, Any] = {
+    "name": "",
+    "digest": "",
+    "created": 0,
+    "updated": 0,
+    "platform": "-",
+    "layers": 0,
+    "size": 0,
+    "unpacked": {},
+}
+
+
 def _summary(stores: Stores, image: Image) -> dict[str, Any]:
-    about: dict[str, Any] = {
+    about = _unknown | {
         "name": image.name,
         "digest": image.target.digest,
         "created": image.created,
         "updated": image.updated,
-        "platform": "-",
-        "layers": 0,
-        "size": 0,
-        "unpacked": {},
     }
     try:
-        resolved = stores.resolve(image.target)
+        return about | _details(stores, stores.resolve(image.target))
     except NotFound:
         return about  # imported for another platform than this host's
+    except EngineError as error:
+        return about | {"error": str(error)}
+
+
+def _details(stores: Stores, resolved: ResolvedImage) -> dict[str, Any]:
     manifest = resolved.manifest
     parts = (*resolved.path, manifest.config, *manifest.layers)
-    return about | {
+    return {
         "platform": str(resolved.config.platform),
         "layers": len(manifest.layers),
         "size": sum({part.digest: part.size for part in parts}.values()),
@@ -134,7 +149,7 @@ def image_group() -> None:
 @click.pass_obj
 def inspect(context: Context, name: str, platform: Platform, as_json: bool) -> None:
     """Show what an image is made of; with --json also its config."""
-    with context.stores() as stores:
+    with context.reading() as stores:
         image = stores.images.get(name)
         resolved = stores.resolve(image.target, platform)
         config = stores.content.read_all(resolved.manifest.config.key, limits.CONFIG)

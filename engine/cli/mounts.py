@@ -133,7 +133,7 @@ def umount(context: Context, target: Path, lazy: bool) -> None:
 @click.pass_obj
 def mounts(context: Context, as_json: bool) -> None:
     """List what is mounted, and the writable mounts that are kept."""
-    with context.stores() as stores:
+    with context.reading() as stores:
         records = stores.mounting.walk()
     if as_json:
         print_json([_row(record) for record in records])

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from engine.errors import printable
-from engine.progress import Report, Step, silent
+from engine.progress import Report, Step
 from engine.snapshots import Leftover
 
 __all__ = [
@@ -92,11 +92,22 @@ def age(nanoseconds: int) -> str:
     return f"{passed:.0f} s ago"
 
 
+def _waits() -> Report:
+    told: set[str] = set()
+
+    def report(step: Step, item: str, _total: int, _done: int, /) -> None:
+        if step is Step.WAIT and item not in told:
+            told.add(item)
+            say(f"lamina: waiting: {item}")
+
+    return report
+
+
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Give a report that shows a bar for each thing under way, or nothing without a terminal."""
+    """Give a report that shows a bar for each thing under way; without a terminal only waits."""
     if not sys.stderr.isatty():
-        yield silent
+        yield _waits()
         return
     columns = (
         TextColumn("{task.fields[step]:>10}"),
@@ -116,7 +127,8 @@ def progress() -> Iterator[Report]:
                 else f"{human_bytes(done)} of {human_bytes(total)}"
             )
             if key not in tasks:
-                tasks[key] = bars.add_task(short(item), total=total, step=step, amount=amount)
+                title = escape(printable(item)) if step is Step.WAIT else short(item)
+                tasks[key] = bars.add_task(title, total=total, step=step, amount=amount)
             bars.update(tasks[key], completed=done, amount=amount)
             if done >= total:
                 bars.update(tasks[key], visible=False)

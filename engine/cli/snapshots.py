@@ -1,7 +1,8 @@
 """Commands on snapshots: snapshots ls|tree|usage|rm."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -15,8 +16,9 @@ from engine.cli.output import (
     print_json,
     print_table,
     resisting,
+    say,
 )
-from engine.errors import FailedPrecondition
+from engine.errors import EngineError, FailedPrecondition
 from engine.snapshots import Info, Snapshotter
 from engine.stores import Stores
 
@@ -43,15 +45,34 @@ def snapshots_group() -> None:
 @click.pass_obj
 def list_snapshots(context: Context, snapshotter: str | None, as_json: bool) -> None:
     """List the snapshots."""
-    with context.stores() as stores:
-        found = [(s.name, info) for s in _chosen(stores, snapshotter) for info in s.walk()]
+    with context.reading() as stores:
+        rows = list(_rows(stores, snapshotter))
     if as_json:
-        print_json([{"snapshotter": name, "info": info} for name, info in found])
+        print_json(rows)
         return
+    found = [(row["snapshotter"], row["info"]) for row in rows if "info" in row]
     print_table(
         ("SNAPSHOTTER", "KIND", "CREATED", "KEY", "PARENT"),
         [(name, i.kind, age(i.created), i.key, i.parent or "-") for name, i in found],
     )
+    _tell_errors(rows)
+
+
+def _tell_errors(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        if "error" in row:
+            say(f"lamina: {row['snapshotter']}: {row['error']}")
+
+
+def _rows(stores: Stores, name: str | None) -> Iterator[dict[str, Any]]:
+    """Give a row for each snapshot, and one with the error for each backend that cannot tell."""
+    for backend in _chosen(stores, name):
+        try:
+            yield from ({"snapshotter": backend.name, "info": info} for info in backend.walk())
+        except EngineError as error:
+            yield {"snapshotter": backend.name, "error": str(error)}
+    if not name:
+        yield from ({"snapshotter": broken, "error": why} for broken, why in stores.broken.items())
 
 
 @snapshots_group.command("tree")
@@ -59,11 +80,13 @@ def list_snapshots(context: Context, snapshotter: str | None, as_json: bool) -> 
 @click.pass_obj
 def tree(context: Context, snapshotter: str | None) -> None:
     """Draw what stands on what, and how much each takes up by itself."""
-    with context.stores() as stores:
+    with context.reading() as stores:
+        rows = list(_rows(stores, snapshotter))
         for backend in _chosen(stores, snapshotter):
-            infos = backend.walk()
+            infos = [row["info"] for row in rows if row["snapshotter"] == backend.name and "info" in row]
             if infos:
                 console.print(_drawing(backend, infos))
+    _tell_errors(rows)
 
 
 def _drawing(backend: Snapshotter, infos: Sequence[Info]) -> Tree:
@@ -87,18 +110,21 @@ def _drawing(backend: Snapshotter, infos: Sequence[Info]) -> Tree:
 @click.pass_obj
 def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, as_json: bool) -> None:
     """Show what snapshots take up, their parents left out; all of them by default."""
-    with context.stores() as stores:
+    with context.reading() as stores:
+        found = [] if keys else list(_rows(stores, snapshotter))
         chosen = [(_holding(stores, snapshotter, key), key) for key in keys] or [
-            (backend, info.key) for backend in _chosen(stores, snapshotter) for info in backend.walk()
+            (stores.snapshotter(row["snapshotter"]), row["info"].key) for row in found if "info" in row
         ]
         rows = [(backend.name, key, backend.usage(key)) for backend, key in chosen]
+    broken = [row for row in found if "error" in row]
     if as_json:
-        print_json([{"snapshotter": s, "key": k, "usage": u} for s, k, u in rows])
+        print_json([*({"snapshotter": s, "key": k, "usage": u} for s, k, u in rows), *broken])
         return
     print_table(
         ("SNAPSHOTTER", "SIZE", "INODES", "KEY"),
         [(name, human_bytes(use.size), str(use.inodes), key) for name, key, use in rows],
     )
+    _tell_errors(broken)
 
 
 @snapshots_group.command("rm")

@@ -15,7 +15,7 @@ __all__ = ["COMMANDS"]
 @click.pass_obj
 def gc(context: Context, dry_run: bool, as_json: bool) -> None:
     """Remove everything that no image, mount or running work holds."""
-    with context.stores() as stores:
+    with context.reading() if dry_run else context.stores() as stores:
         collected = stores.collect(dry_run=dry_run)
     if collected.left:
         say(f"lamina: {resisting(collected.left)}")
@@ -28,6 +28,8 @@ def gc(context: Context, dry_run: bool, as_json: bool) -> None:
         click.echo(f"snapshot  {node.backend} {node.key}")
     for ref in collected.ingests:
         click.echo(f"ingest    {ref}")
+    for error in collected.errors:
+        say(f"lamina: kept: {error}")
     verb = "would remove" if dry_run else "removed"
     say(
         f"{verb} {len(collected.blobs)} blobs ({human_bytes(collected.blob_bytes)}), "
@@ -41,7 +43,7 @@ def gc(context: Context, dry_run: bool, as_json: bool) -> None:
 @click.pass_obj
 def backends(context: Context, as_json: bool) -> None:
     """List the snapshotters, whether they work here, and why not."""
-    with context.stores() as stores:
+    with context.reading() as stores:
         found = plugins.backends(stores.root)
     if as_json:
         print_json(

@@ -43,7 +43,7 @@ def drop_ingest(txn: Transaction, namespace: str, ref: str) -> bool:
 def empty(meta: Environment, blobs: Environment) -> None:
     """Delete the bytes of everything dropped so far."""
     with meta.read() as txn:
-        dropped = TRASH.scan(txn, _KIND)
+        dropped = TRASH.survey(txn, _KIND)[0]
     for trash in dropped:
         extents.drop(blobs, trash.number)
         hit("trash.emptied")

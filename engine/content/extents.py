@@ -1,4 +1,4 @@
-"""The bytes of blobs: extents under (blob number, index), written in order, read without a copy.
+"""The bytes of blobs: extents under (blob number, index), written and read in order.
 
 Sync; safe from any thread. Knows nothing of digests: the record that names a blob's number is in
 `meta.lmdb` (`engine.kv.schema`).
@@ -33,11 +33,12 @@ def append(blobs: Environment, number: int, index: int, data: memoryview) -> int
     return index
 
 
-def read(blobs: Environment, number: int, size: int) -> Iterator[bytes | memoryview]:
-    """Yield a blob's extents in order; each is dead once the next is asked for.
+def read(blobs: Environment, number: int, size: int) -> Iterator[bytes]:
+    """Yield a blob's extents in order.
 
-    Each extent has a read transaction of its own: a reader that takes its time never holds back the
-    pages that others free. Raises DataLoss where an extent is missing or has the wrong length.
+    Each is copied in a transaction that ends before it is handed out: a reader that takes its time
+    never holds back the pages that others free. Raises DataLoss where an extent is missing or has
+    the wrong length.
     """
     for index, start in enumerate(range(0, size, EXTENT)):
         expected = min(EXTENT, size - start)
@@ -48,7 +49,8 @@ def read(blobs: Environment, number: int, size: int) -> Iterator[bytes | memoryv
                     f"extent {index} of blob {number} is missing or damaged: "
                     "remove the image and import it again"
                 )
-            yield extent
+            piece = bytes(extent)
+        yield piece
         if index % _RELEASE_EVERY == _RELEASE_EVERY - 1:
             blobs.release_pages()
 

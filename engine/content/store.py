@@ -4,25 +4,28 @@ Sync; safe from any thread. A blob is visible once its bytes are durable and has
 ingest is not visible as a blob, nor a blob as an ingest.
 """
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
 
 from engine import labels as label_rules
-from engine import processes
 from engine.content import discard, extents
 from engine.content.writer import Writer
 from engine.errors import AlreadyExists, DataLoss, NotFound, Refused, Unavailable
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, LeaseItem, now
+from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import leases
 from engine.oci.digest import Digest, hasher
 
-__all__ = ["ContentStore", "Status"]
+__all__ = ["BeingWritten", "ContentStore", "Status"]
+
+
+class BeingWritten(Unavailable):
+    """Someone else has the ingest open, as the message says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,6 @@ class ContentStore:
         self._meta = meta
         self._blobs = blobs
         self._namespace = namespace
-        self._writing: set[str] = set()  # refs with a writer in this process
-        self._lock = threading.Lock()
 
     def info(self, digest: Digest, *, lease: str = "") -> Blob:
         """Return a blob's record; with a lease, pin it in the same step. Raises NotFound."""
@@ -56,9 +57,14 @@ class ContentStore:
             return blob
 
     def walk(self) -> list[Blob]:
-        """Return the records of all blobs."""
+        """Return the records of all blobs that can be read."""
         with self._meta.read() as txn:
-            return BLOBS.scan(txn, self._namespace)
+            return BLOBS.survey(txn, self._namespace)[0]
+
+    def damaged(self) -> list[Damaged]:
+        """Return the digests whose records cannot be read."""
+        with self._meta.read() as txn:
+            return BLOBS.survey(txn, self._namespace)[1]
 
     def update(self, digest: Digest, labels: Labels) -> Blob:
         """Set labels on a blob, deleting those whose new value is empty. Raises NotFound."""
@@ -81,10 +87,19 @@ class ContentStore:
         """Delete the bytes of blobs and ingests that were dropped."""
         discard.empty(self._meta, self._blobs)
 
-    def read(self, digest: Digest) -> Iterator[bytes | memoryview]:
-        """Yield a blob's bytes in order; each piece is dead once the next is asked for."""
-        blob = self.info(digest)
-        return extents.read(self._blobs, blob.number, blob.size)
+    def read(self, digest: Digest) -> Iterator[bytes]:
+        """Yield a blob's bytes in order. NotFound, also when it is removed meanwhile."""
+        return self._read(self.info(digest))
+
+    def _read(self, blob: Blob) -> Iterator[bytes]:
+        try:
+            yield from extents.read(self._blobs, blob.number, blob.size)
+        except DataLoss:
+            with self._meta.read() as txn:
+                found = BLOBS.get(txn, self._namespace, blob.digest)
+            if found is None or found.number != blob.number:
+                raise NotFound(f"blob {blob.digest} was removed while it was read") from None
+            raise
 
     def read_all(self, digest: Digest, limit: int) -> bytes:
         """Return a small blob whole and verified. Raises Refused over `limit` bytes."""
@@ -93,10 +108,9 @@ class ContentStore:
         return b"".join(self.read_verified(digest))
 
     def read_verified(self, digest: Digest) -> Iterator[bytes]:
-        """Yield copies of a blob's pieces; DataLoss at the end if they are not what they were."""
+        """Yield a blob's pieces; DataLoss at the end if they are not what they were."""
         running = hasher(digest)
-        for extent in self.read(digest):
-            piece = bytes(extent)
+        for piece in self.read(digest):
             running.update(piece)
             yield piece
         if running.hexdigest() != digest.partition(":")[2]:
@@ -111,12 +125,12 @@ class ContentStore:
     ) -> Writer:
         """Open the ingest `ref`, where it stopped if an earlier writer died, and return its writer.
 
-        Raises AlreadyExists (and pins the blob) when `expected` is here already, Unavailable when
+        Raises AlreadyExists (and pins the blob) when `expected` is here already, BeingWritten when
         another writer has the ingest open.
         """
-        with self._lock:
-            if ref in self._writing:
-                raise Unavailable(f"ingest {ref} is being written")
+        if not self._meta.owners.claim(self._namespace, ref):
+            raise BeingWritten(f"this process is writing {expected or ref}")
+        try:
             with self._meta.write() as txn:
                 found = bool(expected and BLOBS.get(txn, self._namespace, expected))
                 if found:
@@ -125,8 +139,6 @@ class ContentStore:
                     record = self._begin(txn, ref, lease, expected, total)
             if found:
                 raise AlreadyExists(f"blob {expected} is in the store")
-            self._writing.add(ref)
-        try:
             hit("content.ingest.begun")
             return Writer(self._meta, self._blobs, self._namespace, record, closed=self._closed)
         except BaseException:
@@ -141,10 +153,10 @@ class ContentStore:
         expected: Digest | None,
         total: int | None,
     ) -> Ingest:
-        me = processes.myself()
+        me = self._meta.owners.me
         old = INGESTS.get(txn, self._namespace, ref)
-        if old and old.owner != me and processes.is_alive(old.owner):
-            raise Unavailable(f"ingest {ref} is being written by process {old.owner.pid}")
+        if old and old.owner != me and self._meta.owners.is_alive(old.owner.id):
+            raise BeingWritten(f"{old.owner} is writing {expected or ref}")
         if old and (old.expected, old.total) == (expected, total):
             record = msgspec.structs.replace(old, owner=me, lease=lease)
         else:
@@ -162,13 +174,12 @@ class ContentStore:
         return record
 
     def _closed(self, ref: str) -> None:
-        with self._lock:
-            self._writing.discard(ref)
+        self._meta.owners.release(self._namespace, ref)
 
     def statuses(self) -> list[Status]:
         """Return how far each ingest is."""
         with self._meta.read() as txn:
-            records = INGESTS.scan(txn, self._namespace)
+            records = INGESTS.survey(txn, self._namespace)[0]
         return [
             Status(
                 ref=record.ref,

@@ -5,17 +5,19 @@ the members of live leases, and what carries `gc.root`. Edges are containerd's l
 parent. Marking and dropping share one write transaction, so that nothing can be created, found or
 labelled in between. Bytes are deleted later (`ContentStore.cleanup`, `Snapshotter.cleanup`): the
 transaction stays short however much goes.
+
+Where a record cannot be read nobody knows what it holds: then no blob and no snapshot goes.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from engine import labels
 from engine.content import discard
-from engine.errors import FailedPrecondition, NotFound
+from engine.errors import DataLoss, FailedPrecondition, NotFound
 from engine.failpoints import hit
 from engine.gc.mark import reachable
 from engine.kv.environment import Environment, Transaction
@@ -31,9 +33,12 @@ from engine.kv.schema import (
     Snapshot,
     now,
 )
+from engine.kv.table import Record, Table
 from engine.metadata import leases, lineage
 from engine.oci.reference import familiar
 from engine.snapshots import Kind, Leftover
+
+R = TypeVar("R", bound=Record)
 
 __all__ = ["Collected", "Node", "collect", "give_up", "remove_blob"]
 
@@ -57,6 +62,8 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_bytes: int
     left: list[Leftover] = []
     """Files that could not be deleted yet."""
+    errors: list[str] = []
+    """What was kept because it, or what holds it, cannot be read or used."""
 
 
 def _blob_node(digest: str) -> Node:
@@ -68,33 +75,43 @@ def _snapshot_node(backend: str, key: str) -> Node:
 
 
 class _Graph:
-    """Everything in one namespace as one transaction sees it."""
+    """Everything in one namespace as one transaction sees it; snapshots of `kept` backends stay."""
 
     def __init__(
         self,
+        meta: Environment,
         txn: Transaction,
         namespace: str,
-        backends: list[str],
+        backends: Collection[str],
+        kept: Collection[str],
         vanished: Collection[tuple[str, str]] = (),
     ) -> None:
-        self.vanished = vanished
-        self.images = IMAGES.scan(txn, namespace)
-        self.blobs: dict[str, Blob] = {b.digest: b for b in BLOBS.scan(txn, namespace)}
+        self._txn = txn
+        self._kept = kept
+        self._vanished = vanished
+        self.damaged: list[str] = []
+        self.images = self._readable(IMAGES, namespace)
+        self.blobs: dict[str, Blob] = {b.digest: b for b in self._readable(BLOBS, namespace)}
         self.snapshots: dict[tuple[str, str], Snapshot] = {
             (backend, record.key): record
-            for backend in backends
-            for record in SNAPSHOTS.scan(txn, backend, namespace)
+            for backend in (*backends, *kept)
+            for record in self._readable(SNAPSHOTS, backend, namespace)
         }
         at = now()
-        all_leases = LEASES.scan(txn, namespace)
-        self.live = {lease.id for lease in all_leases if leases.is_live(lease, at)}
+        all_leases = self._readable(LEASES, namespace)
+        self.live = {lease.id for lease in all_leases if leases.is_live(meta.owners, lease, at)}
         self.dead = [lease.id for lease in all_leases if lease.id not in self.live]
         self.leased = [
             Node(item.kind, item.backend, item.key)
             for lease in self.live
-            for item in LEASE_ITEMS.scan(txn, namespace, lease)
+            for item in self._readable(LEASE_ITEMS, namespace, lease)
         ]
-        self.ingests = INGESTS.scan(txn, namespace)
+        self.ingests = self._readable(INGESTS, namespace)
+
+    def _readable(self, table: Table[R], *prefix: str) -> list[R]:
+        found, damaged = table.survey(self._txn, *prefix)
+        self.damaged += [f"{table.name[:-1]} {record.name}: {record.error}" for record in damaged]
+        return found
 
     def roots(self) -> Iterator[Node]:
         for image in self.images:
@@ -105,8 +122,8 @@ class _Graph:
                 yield _blob_node(digest)
         for (backend, key), record in self.snapshots.items():
             in_use = record.kind != Kind.COMMITTED and not record.lease
-            in_use = in_use and (backend, key) not in self.vanished
-            if in_use or _is_root(record.labels):
+            in_use = in_use and (backend, key) not in self._vanished
+            if in_use or backend in self._kept or _is_root(record.labels):
                 yield _snapshot_node(backend, key)
 
     def references(self, node: Node) -> Iterator[Node]:
@@ -127,6 +144,8 @@ class _Graph:
         kept = reachable(self.roots(), self.references)
         blobs = [digest for digest in self.blobs if _blob_node(digest) not in kept]
         snapshots = [key for key in self.snapshots if _snapshot_node(*key) not in kept]
+        if self.damaged:
+            blobs, snapshots = [], []
         return Collected(
             blobs=sorted(blobs),
             snapshots=[_snapshot_node(*key) for key in self._children_first(snapshots)],
@@ -134,6 +153,7 @@ class _Graph:
             leases=self.dead,
             blob_bytes=sum(self.blobs[digest].size for digest in blobs),
             snapshot_bytes=sum(self.snapshots[key].size for key in snapshots),
+            errors=self.damaged,
         )
 
     def _children_first(self, keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -160,21 +180,23 @@ def _is_root(about: labels.Labels) -> bool:
 def collect(
     meta: Environment,
     namespace: str,
-    backends: list[str],
+    backends: Collection[str],
     *,
+    kept: Collection[str] = (),
     dry_run: bool = False,
     vanished: Collection[tuple[str, str]] = (),
 ) -> Collected:
     """Drop the records of all garbage of a namespace and return what that was.
 
-    With `dry_run` only return it. `backends` are all that may have snapshots here; `vanished` are the
-    snapshots, by backend and key, of mounts that are gone: a dry run counts them as held by nobody.
+    With `dry_run` only return it. `backends` are all that may have snapshots here; those that cannot
+    be used are in `kept`, and all their snapshots stay. `vanished` are the snapshots, by backend and
+    key, of mounts that are gone: a dry run counts them as held by nobody.
     """
     if dry_run:
         with meta.read() as txn:
-            return _Graph(txn, namespace, backends, vanished).garbage()
+            return _Graph(meta, txn, namespace, backends, kept, vanished).garbage()
     with meta.write() as txn:
-        graph = _Graph(txn, namespace, backends)
+        graph = _Graph(meta, txn, namespace, backends, kept)
         garbage = graph.garbage()
         _drop(txn, namespace, graph, garbage)
     hit("gc.swept")
@@ -182,7 +204,12 @@ def collect(
 
 
 def give_up(
-    meta: Environment, namespace: str, backends: list[str], lease: str
+    meta: Environment,
+    namespace: str,
+    backends: Collection[str],
+    lease: str,
+    *,
+    kept: Collection[str] = (),
 ) -> Mapping[str, list[int]]:
     """End a lease whose work failed, and drop what it made and nothing else holds.
 
@@ -193,7 +220,7 @@ def give_up(
         items = LEASE_ITEMS.scan(txn, namespace, lease)
         mine = {Node(item.kind, item.backend, item.key) for item in items}
         leases.drop(txn, namespace, lease)
-        graph = _Graph(txn, namespace, backends)
+        graph = _Graph(meta, txn, namespace, backends, kept)
         garbage = graph.garbage()
         ours = msgspec.structs.replace(
             garbage,
@@ -223,11 +250,18 @@ def _drop(
     return numbers
 
 
-def remove_blob(meta: Environment, namespace: str, backends: list[str], digest: str) -> None:
+def remove_blob(
+    meta: Environment,
+    namespace: str,
+    backends: Collection[str],
+    digest: str,
+    *,
+    kept: Collection[str] = (),
+) -> None:
     """Drop one blob that nothing holds. NotFound, and FailedPrecondition that names a holder."""
     node = _blob_node(digest)
     with meta.write() as txn:
-        graph = _Graph(txn, namespace, backends)
+        graph = _Graph(meta, txn, namespace, backends, kept)
         if digest not in graph.blobs:
             raise NotFound(f"no blob {digest}")
         for image in graph.images:
@@ -236,6 +270,8 @@ def remove_blob(meta: Environment, namespace: str, backends: list[str], digest: 
                     f"blob {digest} belongs to image {familiar(image.name)}; remove the image, "
                     "then run `lamina gc`"
                 )
+        if graph.damaged:
+            raise DataLoss(f"blob {digest} may be held by what cannot be read: {graph.damaged[0]}")
         if node in reachable(graph.roots(), graph.references):
             raise FailedPrecondition(f"blob {digest} is held by work under way; try again later")
         discard.drop_blob(txn, namespace, digest)

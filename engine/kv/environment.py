@@ -6,40 +6,26 @@ power loss, and a full disk is an error, not a SIGBUS. A process that was forked
 environment must not touch it; lamina only starts helpers by exec.
 """
 
-import errno
-import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lmdb
 
-from engine.errors import (
-    DataLoss,
-    EngineError,
-    FailedPrecondition,
-    PermissionDenied,
-    ResourceExhausted,
-    Unavailable,
-    from_os_error,
-)
+from engine.errors import FailedPrecondition, PermissionDenied, os_errors
 from engine.fs.kernel import release_mapped
+from engine.kv import turn
+from engine.kv.faults import mapped
+from engine.kv.gate import Gate
+from engine.kv.opening import HEADROOM, allocate_lock, discard_unfinished, open_file
+from engine.kv.turn import Turn
+from engine.processes import Owners
 
 __all__ = ["Environment", "Transaction"]
 
-_ROOM = 32 << 20  # bytes free below which a failed write means that the disk is full
-_READERS = 1024  # slots of readers over all processes; LMDB's default of 126 is few for a daemon
-
-_KINDS: tuple[tuple[type[Exception], type[EngineError], str], ...] = (
-    (lmdb.MapFullError, ResourceExhausted, "the store has reached its largest size"),
-    (lmdb.ReadersFullError, Unavailable, "too many readers; try again"),
-    (lmdb.TlsFullError, Unavailable, "too many environments; try again"),
-    (lmdb.VersionMismatchError, FailedPrecondition, "written by another LMDB format"),
-    (lmdb.InvalidError, DataLoss, "not an LMDB file; restore it from a backup"),
-    (lmdb.CorruptedError, DataLoss, "a page is damaged; restore it from a backup"),
-    (lmdb.PageNotFoundError, DataLoss, "a page is missing; restore it from a backup"),
-    (lmdb.ReadonlyError, PermissionDenied, "opened read-only"),
-)
+_open: set[tuple[int, int]] = set()  # folders: LMDB must not open a file twice in a process
+_open_lock = threading.Lock()
 
 
 class Transaction:
@@ -56,79 +42,141 @@ class Environment:
     """An open LMDB file, a folder of its own at `path`."""
 
     def __init__(
-        self, path: Path, *, map_bytes: int, tables: Sequence[str] = (), readonly: bool = False
+        self,
+        path: Path,
+        *,
+        map_bytes: int,
+        tables: Sequence[str] = (),
+        readonly: bool = False,
+        owners: Owners | None = None,
     ) -> None:
-        """Open `path` and its named tables, making what is missing.
+        """Open `path` and its named tables, making what is missing unless `readonly`.
 
-        `map_bytes` is address space, not disk: the file grows as it is written.
+        `map_bytes` is address space, not disk: the file grows as it is written. Where so much cannot
+        be had the map is smaller, and grows when it must.
         """
+        self.readonly = readonly
+        self.owners = owners or Owners(path)
         self._path = path
-        with self._mapped():
-            self._env = lmdb.open(
-                os.fspath(path),
-                map_size=map_bytes,
-                max_dbs=len(tables),
-                max_readers=_READERS,
-                mode=0o600,
-                create=not readonly,
-                readonly=readonly,
-                lib_version=0,
-            )
-            self.check_readers()
-            # In one write transaction: LMDB publishes handles only when such a one commits. It writes
-            # nothing where all tables exist.
-            with self._env.begin(write=bool(tables)) as txn:
-                self._databases = {name: self._env.open_db(name.encode(), txn=txn) for name in tables}
+        self._map_bytes = map_bytes
+        self._tables = tables
+        self._gate = Gate()
+        with mapped(path), os_errors(f"store {path}"), ExitStack() as undo:
+            self._register(undo)
+            allocate_lock(path, readonly=readonly)
+            if readonly:
+                self._turn = None
+                self._open()
+                undo.callback(self._close_file)
+            else:
+                self._turn = Turn(path)
+                undo.callback(self._turn.close)
+                with self._turn.taken():
+                    discard_unfinished(path)
+                    self._open()
+                undo.callback(self._close_file)
+                self.check_readers()
+            self._close = undo.pop_all()
+
+    def _register(self, undo: ExitStack) -> None:
+        info = self._path.stat()
+        identity = (info.st_dev, info.st_ino)
+        with _open_lock:
+            if identity in _open:
+                raise FailedPrecondition(
+                    f"store {self._path}: open in this process; share one engine instead"
+                )
+            _open.add(identity)
+        undo.callback(_open.discard, identity)
+
+    def _open(self) -> None:
+        env = open_file(
+            self._path, map_bytes=self._map_bytes, tables=len(self._tables), readonly=self.readonly
+        )
+        try:
+            self._databases = dict(self._open_tables(env))
+        except BaseException:
+            env.close()
+            raise
+        self._env = env
+        self._mapped_bytes: int = env.info()["map_size"]
+        self._page: int = env.stat()["psize"]
+
+    def _open_tables(self, env: lmdb.Environment) -> Iterator[tuple[str, "lmdb._Database"]]:
+        if not self.readonly:
+            # In one write transaction: LMDB publishes handles only when such a one commits. It
+            # writes nothing where all tables exist.
+            with env.begin(write=bool(self._tables)) as txn:
+                for name in self._tables:
+                    yield name, env.open_db(name.encode(), txn=txn)
+            return
+        for name in self._tables:
+            try:
+                yield name, env.open_db(name.encode(), create=False)
+            except lmdb.NotFoundError:
+                continue  # of a later version: nothing was ever in it
 
     def close(self) -> None:
-        """Close the file; transactions of it must have ended."""
-        self._env.close()
+        """Close the file; transactions of it must have ended. May be called again."""
+        self._close.close()
+
+    def _close_file(self) -> None:
+        self._env.close()  # the one that is open by then: see `_map_anew`
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Give a consistent view. Values are memoryviews on the map, dead when the block ends."""
-        with self._mapped(), self._env.begin(buffers=True) as raw:
-            yield Transaction(raw, self._databases)
+        with mapped(self._path), self._begun(write=False) as txn:
+            yield txn
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """Give the one writer's view; commit when the block ends, undo all of it on an error."""
-        with self._mapped(), self._env.begin(write=True, buffers=True) as raw:
-            yield Transaction(raw, self._databases)
+        """Give the one writer's view; commit when the block ends, undo all of it on an error.
+
+        Raises Unavailable when another writer does not come to an end.
+        """
+        if self._turn is None:
+            raise PermissionDenied(f"store {self._path}: opened read-only")
+        with mapped(self._path), self._turn.taken():
+            if self._mapped_bytes < self._map_bytes and self._room() < HEADROOM:
+                self._map_anew()
+            with self._begun(write=True) as txn:
+                yield txn
+
+    @contextmanager
+    def _begun(self, *, write: bool) -> Iterator[Transaction]:
+        with ExitStack() as inside:
+            inside.enter_context(self._gate.inside())
+            try:
+                raw = self._env.begin(write=write, buffers=True)
+            except lmdb.MapResizedError:  # another process made the file larger
+                inside.close()
+                self._map_anew()
+                inside.enter_context(self._gate.inside())
+                raw = self._env.begin(write=write, buffers=True)
+            with raw:
+                yield Transaction(raw, self._databases)
+
+    def _room(self) -> int:
+        with self._gate.inside():
+            last: int = self._env.info()["last_pgno"]
+            return self._mapped_bytes - (last + 1) * self._page
+
+    def _map_anew(self) -> None:
+        """Map the file as large as it can be now, unless a transaction here does not end.
+
+        By opening it again: LMDB's own way leaves nothing mapped where it fails.
+        """
+        with self._gate.alone(turn.WAIT_S) as free, os_errors(f"store {self._path}"):
+            if free:
+                self._env.close()
+                self._open()
 
     def check_readers(self) -> None:
         """Free the slots of readers that died: pages that they saw could never be used again."""
-        self._env.reader_check()
+        with self._gate.inside():
+            self._env.reader_check()
 
     def release_pages(self) -> None:
         """Give back the memory of pages read so far; for readers of much."""
         release_mapped(self._path / "data.mdb")
-
-    @contextmanager
-    def _mapped(self) -> Iterator[None]:
-        try:
-            yield
-        except lmdb.Error as error:
-            raise self._from_lmdb(error) from error
-
-    def _from_lmdb(self, error: lmdb.Error) -> EngineError:
-        doing = f"store {self._path}"
-        for foreign, kind, advice in _KINDS:
-            if isinstance(error, foreign):
-                return kind(f"{doing}: {advice}")
-        # py-lmdb turns errno values into plain lmdb.Error texts: "path: No space left on device".
-        if isinstance(error, lmdb.DiskError) or str(error).endswith(os.strerror(errno.EIO)):
-            # LMDB calls a short write an I/O error; it is mostly that of a full file system.
-            disk = os.statvfs(self._path)
-            if disk.f_bavail * disk.f_frsize < _ROOM:
-                return from_os_error(OSError(errno.ENOSPC, ""), doing)
-        if "already open in this process" in str(error):
-            return FailedPrecondition(f"{doing}: open in this process; share one engine instead")
-        for number in _ERRNOS:
-            if str(error).endswith(os.strerror(number)):
-                return from_os_error(OSError(number, os.strerror(number)), doing)
-        return EngineError(f"{doing}: {error}")
-
-
-# ENOENT ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOMEM EMFILE ENFILE
-_ERRNOS = (2, 28, 122, 13, 1, 30, 5, 12, 24, 23)

@@ -8,7 +8,7 @@ carries its own names: a key finds, it does not tell.
 import hashlib
 from collections.abc import Iterable
 
-__all__ = ["Part", "encode", "number"]
+__all__ = ["Part", "encode", "name_in", "number"]
 
 Part = str | bytes | int
 
@@ -28,6 +28,19 @@ def _encode(part: Part) -> bytes:
     if len(raw) > _LONGEST:
         return _HASHED + hashlib.sha256(raw).digest()
     return len(raw).to_bytes(2, "big") + raw
+
+
+def name_in(key: bytes) -> str:
+    """Return the last part of a key of names, for the one record that cannot tell its own."""
+    name = b""
+    while key:
+        length = int.from_bytes(key[:2], "big")
+        if key[:2] == _HASHED:
+            length, name = hashlib.sha256().digest_size, b"(a long name)"
+        else:
+            name = key[2 : 2 + length]
+        key = key[2 + length :]
+    return name.decode("utf-8", "backslashreplace")
 
 
 def number(value: int) -> bytes:

@@ -5,6 +5,7 @@ several tables commit together.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from engine.kv import keys
 from engine.kv.environment import Transaction
 from engine.kv.keys import Part
 
-__all__ = ["Counter", "Record", "Table"]
+__all__ = ["Counter", "Damaged", "Record", "Table"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,6 +25,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A record that cannot be read: the last part of its key, and why."""
+
+    name: str
+    error: str
 
 
 class Table(Generic[R]):
@@ -36,6 +45,8 @@ class Table(Generic[R]):
 
     def get(self, txn: Transaction, *key: Part) -> R | None:
         """Return the record under `key`, or None."""
+        if self.name not in txn.databases:  # opened to read, and nothing was ever in it
+            return None
         raw = txn.raw.get(keys.encode(key), db=txn.databases[self.name])
         return None if raw is None else self._decode(raw)
 
@@ -52,13 +63,33 @@ class Table(Generic[R]):
         """Return all records whose keys begin with `prefix`, in key order."""
         return [self._decode(value) for _, value in self._items(txn, prefix)]
 
+    def survey(self, txn: Transaction, *prefix: Part) -> tuple[list[R], list[Damaged]]:
+        """Return what `scan` does, and beside it the records that cannot be read."""
+        found: list[R] = []
+        damaged: list[Damaged] = []
+        for key, value in self._items(txn, prefix):
+            try:
+                found.append(self._decode(value))
+            except DataLoss as error:
+                damaged.append(Damaged(keys.name_in(bytes(key)), str(error)))
+        return found, damaged
+
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
         return next(self._items(txn, prefix), None) is not None
 
+    def clear(self, txn: Transaction, *prefix: Part) -> None:
+        """Remove all records whose keys begin with `prefix`, readable or not."""
+        start = keys.encode(prefix)
+        with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
+            while cursor.set_range(start) and bytes(cursor.key()[: len(start)]) == start:
+                cursor.delete()
+
     def _items(
         self, txn: Transaction, prefix: tuple[Part, ...]
     ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
+        if self.name not in txn.databases:
+            return
         start = keys.encode(prefix)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from engine.errors import AlreadyExists, NotFound
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, IMAGES, Image, now
+from engine.kv.table import Damaged
 from engine.oci.documents import Descriptor
 from engine.oci.reference import familiar, parse_reference
 
 __all__ = ["ImageStore"]
+
+
+def _absent(full: str) -> NotFound:
+    return NotFound(f"no image {familiar(full)}; `lamina images` lists what there is")
 
 
 class ImageStore:
@@ -31,13 +36,18 @@ class ImageStore:
         full = str(parse_reference(name))
         image = IMAGES.get(txn, self._namespace, full)
         if image is None:
-            raise NotFound(f"no image {familiar(full)}; `lamina images` lists what there is")
+            raise _absent(full)
         return image
 
     def walk(self) -> list[Image]:
-        """Return all images, by name."""
+        """Return all images whose records can be read, by name."""
         with self._meta.read() as txn:
-            return sorted(IMAGES.scan(txn, self._namespace), key=lambda image: image.name)
+            return sorted(IMAGES.survey(txn, self._namespace)[0], key=lambda image: image.name)
+
+    def damaged(self) -> list[Damaged]:
+        """Return the names whose records cannot be read."""
+        with self._meta.read() as txn:
+            return IMAGES.survey(txn, self._namespace)[1]
 
     def put_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> list[Image]:
         """Name images, all or none. AlreadyExists if a name means another, unless `replace`."""
@@ -70,4 +80,6 @@ class ImageStore:
     def remove(self, name: str) -> None:
         """Take a name away; what only it kept is garbage. Raises NotFound."""
         with self._meta.write() as txn:
-            IMAGES.delete(txn, self._namespace, self._get(txn, name).name)
+            full = str(parse_reference(name))
+            if not IMAGES.delete(txn, self._namespace, full):
+                raise _absent(full)

@@ -2,17 +2,17 @@
 
 Sync. A unit of work takes a lease before it begins; whatever it makes *or finds* joins the lease in
 the same transaction, so that no collection can come between "it exists" and "it is mine". A lease
-without expiry lives as long as the process that took it.
+without expiry lives as long as its owner, the process that took it.
 """
 
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine import processes
 from engine.errors import FailedPrecondition
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import LEASE_ITEMS, LEASES, Lease, LeaseItem, now
+from engine.processes import Owners
 
 __all__ = ["CONTENT", "SNAPSHOT", "drop", "is_live", "join", "leased"]
 
@@ -23,7 +23,7 @@ SNAPSHOT = "snapshot"
 @contextmanager
 def leased(meta: Environment, namespace: str) -> Iterator[str]:
     """Hold a lease of this process for the length of a block; give its ID."""
-    lease = Lease(id=secrets.token_hex(8), created=now(), owner=processes.myself())
+    lease = Lease(id=secrets.token_hex(8), created=now(), owner=meta.owners.me)
     with meta.write() as txn:
         LEASES.put(txn, lease, namespace, lease.id)
     try:
@@ -44,13 +44,12 @@ def join(txn: Transaction, namespace: str, lease: str, item: LeaseItem) -> None:
 
 def drop(txn: Transaction, namespace: str, lease: str) -> None:
     """Remove a lease and its hold on its members."""
-    for item in LEASE_ITEMS.scan(txn, namespace, lease):
-        LEASE_ITEMS.delete(txn, namespace, lease, item.kind, item.backend, item.key)
+    LEASE_ITEMS.clear(txn, namespace, lease)
     LEASES.delete(txn, namespace, lease)
 
 
-def is_live(lease: Lease, at: int) -> bool:
+def is_live(owners: Owners, lease: Lease, at: int) -> bool:
     """Say whether a lease still holds at the time `at`."""
     if lease.expires is not None and lease.expires <= at:
         return False
-    return lease.owner is None or processes.is_alive(lease.owner)
+    return lease.owner is None or owners.is_alive(lease.owner.id)

@@ -190,7 +190,7 @@ class MetaStore:
     def trash(self) -> list[int]:
         """Return the ids whose folders wait to be deleted."""
         with self._meta.read() as txn:
-            return [trash.number for trash in TRASH.scan(txn, _KIND, self._backend)]
+            return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
 
     def forget(self, number: int) -> None:
         """Note that the folder of a removed snapshot is gone."""

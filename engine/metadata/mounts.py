@@ -55,15 +55,11 @@ class MountStore:
 
     def is_held(self, record: MountRecord) -> bool:
         """Say whether someone is changing it now."""
-        with self._meta.read() as txn:
-            return self._is_held(txn, self._namespace, record)
-
-    @staticmethod
-    def _is_held(txn: Transaction, namespace: str, record: MountRecord) -> bool:
         if record.state != MountState.CHANGING:
             return False
-        lease = LEASES.get(txn, namespace, record.lease)
-        return lease is not None and is_live(lease, now())
+        with self._meta.read() as txn:
+            lease = LEASES.get(txn, self._namespace, record.lease)
+        return lease is not None and is_live(self._meta.owners, lease, now())
 
     def has_snapshot(self, record: MountRecord) -> bool:
         """Say whether its snapshot is there and whole; one whose making a crash cut off is not."""

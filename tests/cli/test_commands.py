@@ -90,6 +90,7 @@ def test_images_as_a_table_and_as_json(stocked: Path, image: Path):
 
 
 def test_an_empty_store_lists_nothing(tmp_path: Path):
+    lamina(tmp_path / "root", "gc")
     assert lamina_json(tmp_path / "root", "images") == []
     assert lamina_json(tmp_path / "root", "content", "ls") == []
     assert lamina_json(tmp_path / "root", "snapshots", "ls") == []
@@ -254,6 +255,7 @@ def test_gc_says_what_went(stocked: Path, image: Path):
 
 
 def test_backends_says_what_works(tmp_path: Path):
+    lamina(tmp_path / "root", "gc")
     header, *rows = _table(lamina(tmp_path / "root", "backends").stdout)
     assert header == ["NAME", "UNPACKS", "MOUNTS", "WHY NOT"]
     shown = {row["name"]: row for row in lamina_json(tmp_path / "root", "backends")}

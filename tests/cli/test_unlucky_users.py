@@ -77,12 +77,13 @@ def test_what_an_image_says_cannot_write_to_the_terminal(tmp_path: Path) -> None
 
 def test_a_fresh_file_system_can_be_a_root(tmp_path: Path) -> None:
     (tmp_path / "root" / "lost+found").mkdir(parents=True)
+    lamina(tmp_path / "root", "gc")
     assert lamina_json(tmp_path / "root", "images") == []
 
 
 def test_a_root_that_someone_else_filled_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    lamina(root, "images")
+    lamina(root, "gc")
     os.chown(root / "meta.lmdb", 65534, 65534)
     lamina(root, "images", code=6)
 

@@ -35,6 +35,7 @@ KINDS = {
     errno.EMFILE: ResourceExhausted,
     errno.ENFILE: ResourceExhausted,
     errno.ENOMEM: ResourceExhausted,
+    errno.EAGAIN: ResourceExhausted,
     errno.EMLINK: ResourceExhausted,
     errno.EACCES: PermissionDenied,
     errno.EPERM: PermissionDenied,

@@ -8,19 +8,20 @@ import sys
 import msgspec
 import pytest
 
-from engine import processes
+from engine import plugins
 from engine.errors import DataLoss, EngineError, FailedPrecondition
 from engine.failpoints import armed
 from engine.gc.collect import Node, collect
 from engine.gc.mark import reachable
 from engine.kv import keys
-from engine.kv.schema import CHILDREN, EXTENT, IMAGES, LEASES, SNAPSHOTS, TRASH, Child, Lease, now
+from engine.kv.schema import BLOBS, CHILDREN, EXTENT, IMAGES, LEASES, SNAPSHOTS, TRASH, Child, Lease, now
 from engine.metadata import leases
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
-from engine.snapshots import Commit, Kind
+from engine.processes import Owner
+from engine.snapshots import Commit, Kind, Plugin, Probe
 from engine.stores import Stores
 from tests.engine.image_files import MANIFEST, Files, extents, import_image, records, state
 
@@ -115,21 +116,18 @@ def test_gc_05_a_lease_holds_what_is_found_and_what_that_refers_to(stores):
 _DAY = 86_400 * 10**9
 
 LEASES_HELD = {
-    "without end": (lambda: Lease(id="x", created=1), True),
-    "for a day": (lambda: Lease(id="x", created=1, expires=now() + _DAY), True),
-    "expired": (lambda: Lease(id="x", created=1, expires=now() - 1), False),
-    "of this process": (lambda: Lease(id="x", created=1, owner=processes.myself()), True),
-    "of an earlier boot": (
-        lambda: Lease(id="x", created=1, owner=msgspec.structs.replace(processes.myself(), boot="x")),
-        False,
-    ),
+    "without end": (lambda _: Lease(id="x", created=1), True),
+    "for a day": (lambda _: Lease(id="x", created=1, expires=now() + _DAY), True),
+    "expired": (lambda _: Lease(id="x", created=1, expires=now() - 1), False),
+    "of this process": (lambda owners: Lease(id="x", created=1, owner=owners.me), True),
+    "of a dead one": (lambda _: Lease(id="x", created=1, owner=Owner("dead", os.getpid())), False),
 }
 
 
 @pytest.mark.parametrize(("make", "holds"), LEASES_HELD.values(), ids=LEASES_HELD)
 def test_gc_05_which_leases_hold(stores, make, holds):
     digest = put(stores, b"x")
-    hold(stores, make(), digest)
+    hold(stores, make(stores.root.owners), digest)
     collected = stores.collect()
     assert (digest in blobs(stores)) == holds
     assert collected.leases == ([] if holds else ["x"])
@@ -185,18 +183,61 @@ def test_cycles_and_edges_to_nothing(stores):
     assert not blobs(stores)
 
 
-def test_gc_16_a_root_that_cannot_be_read_ends_the_collection(stores):
-    """Taking a damaged image for an absent one would delete all that it holds."""
+def damage(stores, table, *key):
+    with stores.root.meta.write() as txn:
+        txn.raw.put(keys.encode(key), b"\xc1", db=txn.databases[table.name])
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        (IMAGES, ("default", "docker.io/library/a:latest")),
+        (BLOBS, ("default", digest_of(b"x"))),
+        (SNAPSHOTS, ("copy", "default", "1")),
+        (LEASES, ("default", "broken")),
+    ],
+)
+def test_gc_16_what_a_damaged_record_may_hold_stays(stores, table, key):
+    """Taking it for absent would delete all that it holds. Ingests and leases go all the same."""
+    chain(stores, "1", "2")
     name(stores, "a", put(stores, b"x"))
     put(stores, b"garbage")
-    with stores.root.meta.write() as txn:
-        key = keys.encode(["default", "docker.io/library/a:latest"])
-        txn.raw.put(key, b"\xc1", db=txn.databases[IMAGES.name])
+    hold(stores, Lease(id="expired", created=1, expires=1))
+    damage(stores, table, *key)
     before = state(stores)
-    for dry_run in (True, False):
-        with pytest.raises(DataLoss):
-            stores.collect(dry_run=dry_run)
+    assert len(stores.collect(dry_run=True).errors) == 1
     assert state(stores) == before
+    collected = stores.collect()
+    assert (collected.blobs, collected.snapshots, collected.leases) == ([], [], ["expired"])
+    assert key[-1] in collected.errors[0]
+    assert "cannot be read" in collected.errors[0]
+    with pytest.raises(DataLoss, match="may be held"):
+        stores.remove_blob(digest_of(b"garbage"))
+    if table is IMAGES:  # the way out
+        assert [image.name for image in stores.images.damaged()] == [key[-1]]
+        stores.images.remove("a")
+        assert set(stores.collect().blobs) == {digest_of(b"x"), digest_of(b"garbage")}
+
+
+def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
+    held = put(stores, b"x")
+    chain(stores, "1", "2").update("2", {f"{CONTENT}.0": held})
+    put(stores, b"garbage")
+    MetaStore(stores.root.meta, "gone", "default").create("work", Kind.ACTIVE, "", {}, "")
+    (stores.root.snapshots / "gone").mkdir()
+
+    def create(*_):
+        raise ImportError("no module named zfs")
+
+    broken = plugins._plugins() | {"copy": Plugin("copy", create, lambda _: Probe(True, True))}
+    monkeypatch.setattr(plugins, "_plugins", lambda: broken)
+    opened = Stores(stores.root, "default", stores.platform)
+    assert "no module named zfs" in opened.broken["copy"]
+    assert "no snapshotter 'gone'" in opened.broken["gone"]
+    collected = opened.collect()
+    assert (collected.blobs, collected.snapshots) == ([digest_of(b"garbage")], [])
+    assert len(collected.errors) == 2
+    assert blobs(stores) == {held}
 
 
 # -- snapshots --------------------------------------------------------------------------------

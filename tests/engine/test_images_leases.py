@@ -3,7 +3,6 @@
 import msgspec
 import pytest
 
-from engine import processes
 from engine.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -116,7 +115,7 @@ def test_a_lease_lasts_as_long_as_its_block(stores):
         with meta.write() as txn:
             record = LEASES.get(txn, "default", first)
             assert record is not None
-            assert leases.is_live(record, now())
+            assert leases.is_live(meta.owners, record, now())
             leases.join(txn, "default", first, item("a"))
             leases.join(txn, "default", second, item("b"))
     assert not any(records(stores).values())
@@ -151,30 +150,24 @@ def test_joining(stores):
         assert not LEASE_ITEMS.any(txn)
 
 
-def owner(**changes) -> processes.Owner:
-    return msgspec.structs.replace(processes.myself(), **changes)
-
-
 HOLDING = {
-    "forever": (Lease(id="x", created=1), True),
-    "until later": (Lease(id="x", created=1, expires=1000), True),
-    "until just now": (Lease(id="x", created=1, expires=100), False),
-    "expired": (Lease(id="x", created=1, expires=99), False),
-    "of this process": (Lease(id="x", created=1, owner=owner()), True),
-    "of an earlier boot": (Lease(id="x", created=1, owner=owner(boot="earlier")), False),
-    "of a process whose pid is another's": (Lease(id="x", created=1, owner=owner(started=1)), False),
-    # It cannot be seen from here whether that process runs: nothing of it may be lost.
-    "of another pid namespace": (
-        Lease(id="x", created=1, owner=owner(namespace="pid:[1]", pid=1)),
-        True,
-    ),
-    "of this process, expired": (Lease(id="x", created=1, owner=owner(), expires=1), False),
+    "forever": ({}, None, True),
+    "until later": ({"expires": 1000}, None, True),
+    "until just now": ({"expires": 100}, None, False),
+    "expired": ({"expires": 99}, None, False),
+    "of this process": ({}, {}, True),
+    "of this process, as another pid namespace sees it": ({}, {"namespace": "pid:[1]", "pid": 1}, True),
+    "of one that is gone, whatever its pid": ({}, {"id": "0123456789abcdef"}, False),
+    "of a record from before owners had locks": ({}, {"id": ""}, False),
+    "of this process, expired": ({"expires": 1}, {}, False),
 }
 
 
-@pytest.mark.parametrize(("lease", "holds"), HOLDING.values(), ids=HOLDING)
-def test_which_leases_hold(lease, holds):
-    assert leases.is_live(lease, 100) == holds
+@pytest.mark.parametrize(("about", "changes", "holds"), HOLDING.values(), ids=HOLDING)
+def test_which_leases_hold(stores, about, changes, holds):
+    owners = stores.root.owners
+    owner = None if changes is None else msgspec.structs.replace(owners.me, **changes)
+    assert leases.is_live(owners, Lease(id="x", created=1, owner=owner, **about), 100) == holds
 
 
 # -- lineage ----------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_layout(tmp_path):
     with Root(tmp_path / "root"):
         pass
     assert set(os.listdir(tmp_path / "root")) == {
-        *("format", "lock", "meta.lmdb", "blobs.lmdb", "snapshots", "trash", "reserve")
+        *("format", "lock", "owners", "meta.lmdb", "blobs.lmdb", "snapshots", "trash", "reserve")
     }
     assert (tmp_path / "root" / "format").read_text() == f"{FORMAT}\n"
 
@@ -160,7 +160,7 @@ def test_a_link_to_an_unsafe_name(tmp_path):
         Root(tmp_path / "link")
 
 
-@pytest.mark.parametrize("inside", ["snapshots", "trash", "meta.lmdb", "blobs.lmdb"])
+@pytest.mark.parametrize("inside", ["snapshots", "trash", "owners", "meta.lmdb", "blobs.lmdb"])
 def test_links_inside_are_not_followed(tmp_path, inside):
     with Root(tmp_path / "root"):
         pass

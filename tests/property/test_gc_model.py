@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import processes
 from engine.errors import EngineError
 from engine.failpoints import armed
 from engine.gc.collect import Collected, Node, collect
@@ -19,6 +18,7 @@ from engine.metadata import leases
 from engine.metadata.lineage import MetaStore
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
+from engine.processes import Owner
 from engine.snapshots import Commit, Kind, Usage
 from engine.stores import Stores
 from tests.engine.image_files import MANIFEST, extents, records
@@ -121,15 +121,14 @@ def labels_of(graph: Graph, key: Key) -> dict[str, str]:
     return {**found, "containerd.io/gc.root": "x"} if key in graph.roots else found
 
 
-def lease_record(name: str, life: str) -> Lease:
-    me = processes.myself()
+def lease_record(me: Owner, name: str, life: str) -> Lease:
     return {
         "forever": Lease(id=name, created=1),
         "a day": Lease(id=name, created=1, expires=now() + _DAY),
         "mine": Lease(id=name, created=1, owner=me),
         "elsewhere": Lease(id=name, created=1, owner=msgspec.structs.replace(me, namespace="pid:[1]")),
         "expired": Lease(id=name, created=1, expires=now() - 1),
-        "dead": Lease(id=name, created=1, owner=msgspec.structs.replace(me, started=1)),
+        "dead": Lease(id=name, created=1, owner=msgspec.structs.replace(me, id="dead")),
     }[life]
 
 
@@ -156,7 +155,7 @@ def build(root_stores: Stores, graph: Graph) -> Stores:
     stores = Stores(root_stores.root, f"n{next(_NAMESPACES)}", root_stores.platform)
     with stores.root.meta.write() as txn:
         for name, (life, _) in graph.leases.items():
-            LEASES.put(txn, lease_record(name, life), stores.namespace, name)
+            LEASES.put(txn, lease_record(stores.root.owners.me, name, life), stores.namespace, name)
     for name in graph.blobs:
         put(stores, name, labels_of(graph, ("", name)))
     for (backend, name), (kind, parent, lease) in graph.snapshots.items():

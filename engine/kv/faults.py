@@ -1,0 +1,84 @@
+"""What LMDB's errors mean: each becomes an error of the engine that says what to do.
+
+Sync.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from engine.errors import (
+    DataLoss,
+    EngineError,
+    FailedPrecondition,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+    from_os_error,
+)
+
+__all__ = ["mapped"]
+
+_ROOM = 32 << 20  # bytes free below which a failed write means that the disk is full
+
+_KINDS: tuple[tuple[type[Exception], type[EngineError], str], ...] = (
+    (lmdb.MapFullError, ResourceExhausted, "the store has reached its largest size"),
+    (
+        lmdb.MapResizedError,
+        ResourceExhausted,
+        "it has outgrown the address space of this process; raise the limit (ulimit -v)",
+    ),
+    (lmdb.MemoryError, ResourceExhausted, "out of memory or address space (ulimit -v)"),
+    (lmdb.ReadersFullError, Unavailable, "too many readers; try again"),
+    (lmdb.TlsFullError, Unavailable, "too many environments; try again"),
+    (lmdb.VersionMismatchError, FailedPrecondition, "written by another LMDB format"),
+    (lmdb.InvalidError, DataLoss, "not an LMDB file; restore it from a backup"),
+    (lmdb.CorruptedError, DataLoss, "a page is damaged; restore it from a backup"),
+    (lmdb.PageNotFoundError, DataLoss, "a page is missing; restore it from a backup"),
+    (lmdb.ReadonlyError, PermissionDenied, "opened read-only"),
+)
+
+_ERRNOS = (
+    *(errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM),
+    *(errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[None]:
+    """Map any error of LMDB's from the block, which works on `path`."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise _from_lmdb(path, error) from error
+
+
+def _from_lmdb(path: Path, error: lmdb.Error) -> EngineError:
+    doing = f"store {path}"
+    for foreign, kind, advice in _KINDS:
+        if isinstance(error, foreign):
+            return kind(f"{doing}: {advice}")
+    # py-lmdb turns errno values into plain lmdb.Error texts: "path: No space left on device".
+    if isinstance(error, lmdb.DiskError) or _is(error, errno.EIO):
+        # LMDB calls a short write an I/O error; it is mostly that of a full file system.
+        disk = os.statvfs(path)
+        if disk.f_bavail * disk.f_frsize < _ROOM:
+            return from_os_error(OSError(errno.ENOSPC, ""), doing)
+    if _is(error, errno.EAGAIN):
+        # Readers lock the byte of their pid in lock.mdb (mdb.c, mdb_reader_pid).
+        return Unavailable(
+            f"{doing}: a process of another pid namespace has the same pid ({os.getpid()}) and reads "
+            "it; start again, or let both share one pid namespace"
+        )
+    for number in _ERRNOS:
+        if _is(error, number):
+            return from_os_error(OSError(number, os.strerror(number)), doing)
+    return EngineError(f"{doing}: {error}")
+
+
+def _is(error: lmdb.Error, number: int) -> bool:
+    return str(error).endswith(os.strerror(number))

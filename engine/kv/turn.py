@@ -1,0 +1,80 @@
+"""Whose turn it is to write: a lock taken before LMDB's own.
+
+Sync; safe from any thread. LMDB waits for the writer before it without end, also for one that was
+stopped, and nothing interrupts that wait. This one ends, and names who is waited for.
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import Unavailable
+
+__all__ = ["WAIT_S", "Turn"]
+
+WAIT_S = 30.0
+_PAUSE_S = 0.0002  # between two attempts, doubled up to
+_LONGEST_PAUSE_S = 0.005
+
+
+class Turn:
+    """The turn of one LMDB file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(folder / "writer", flags, 0o600)
+        self._thread = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have the turn for the length of a block. Unavailable if another keeps it too long."""
+        end = time.monotonic() + WAIT_S
+        if not self._thread.acquire(timeout=WAIT_S):
+            raise self._too_long("another thread of this process")
+        try:
+            self._lock(end)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        finally:
+            self._thread.release()
+
+    def _lock(self, end: float) -> None:
+        pause = _PAUSE_S
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise self._too_long(self._holder()) from None
+            else:
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _holder(self) -> str:
+        """Return who has the lock, if it can be seen from this pid namespace (proc_locks(5))."""
+        inode = os.fstat(self._file).st_ino
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            fields = line.split()
+            if fields[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and fields[5].endswith(f":{inode}"):
+                return f"process {fields[4]}"
+        return "a process that cannot be seen from here"
+
+    def _too_long(self, who: str) -> Unavailable:
+        return Unavailable(
+            f"store {self._folder}: {who} has been writing for over {WAIT_S:.0f} s; "
+            "see whether it was stopped, then try again"
+        )
+
+    def close(self) -> None:
+        """Let go of the file; may be called again."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
