@@ -25,8 +25,9 @@ from engine.oci.platform import Platform, normalise
 from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, open_stores
+from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.pool import WorkerPool, open_pool
-from engine.unpack.unpacker import Unpacked, Unpacker, held_lease
+from engine.unpack.unpacker import Unpacked, Unpacker
 
 __all__ = ["Engine", "host_platform", "open_engine"]
 
@@ -46,7 +47,7 @@ class Engine:
     def __init__(self, stores: Stores, pool: WorkerPool) -> None:
         self.stores = stores
         root = stores.root
-        self._unpacker = Unpacker(root.path, root.meta, stores.namespace, stores.content, pool)
+        self._unpacker = Unpacker(root.path, stores.content, pool)
 
     async def import_image(
         self,
@@ -74,7 +75,7 @@ class Engine:
                         self.stores.content,
                         platform=platform,
                         spool=self.stores.root.trash,
-                        lease=lease,
+                        lease=lease.id,
                         report=_cancellable(report),
                     )
                 )
@@ -85,8 +86,9 @@ class Engine:
                         await self._unpacker.unpack(imported.image, backend, lease, report)
                 return await trio.to_thread.run_sync(self._put, targets, replace)
             except BaseException:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._give_up, lease)
+                if lease.is_last:  # else another caller works with what this one began
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(self._give_up, lease.id)
                 raise
 
     def _put(self, targets: Mapping[str, Descriptor], replace: bool) -> list[Image]:
@@ -143,8 +145,8 @@ class Engine:
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)
 
-    def _lease(self) -> AbstractAsyncContextManager[str]:
-        return held_lease(self.stores.root.meta, self.stores.namespace)
+    def _lease(self) -> AbstractAsyncContextManager[HeldLease]:
+        return begun_lease(self.stores.root.meta, self.stores.namespace)
 
 
 def _named(found: Sequence[Imported], name: str | None) -> dict[str, Descriptor]:

@@ -167,15 +167,21 @@ class BaseSnapshotter(ABC):
             _, failure = sealer(sealing.argument)
             if failure:
                 break
-        for step, record, _ in self._checked(steps):
-            sealed = load_sealed(self._place(record))
-            if sealed is None:
-                break
-            if sealed.parent != (step.parent or record.parent):
-                raise FailedPrecondition(f"snapshot {step.key} is settled on another parent; remove it")
-            usage = Usage(sealed.size, sealed.inodes)
-            self._store.commit(step, usage)
-            hit("snapshot.commit.recorded")
+        sealed: list[tuple[Commit, Usage]] = []
+        try:
+            for step, record, _ in self._checked(steps):
+                settled = load_sealed(self._place(record))
+                if settled is None:
+                    break
+                if settled.parent != (step.parent or record.parent):
+                    raise FailedPrecondition(
+                        f"snapshot {step.key} is settled on another parent; remove it"
+                    )
+                sealed.append((step, Usage(settled.size, settled.inodes)))
+        except EngineError as error:
+            failure = failure or error
+        self._store.commit(*sealed)
+        hit("snapshot.commit.recorded")
         if failure:
             raise failure
 

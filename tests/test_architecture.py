@@ -60,7 +60,7 @@ LAYERS = {
 }
 
 ASYNC = {"engine.app", "engine.cli.context", "engine.cli.demo"}
-ASYNC |= {f"engine.unpack.{room}" for room in ("flights", "pool", "sealer", "unpacker")}
+ASYNC |= {f"engine.unpack.{room}" for room in ("flights", "lease", "pool", "committer", "unpacker")}
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",

@@ -4,7 +4,7 @@ Sync; safe from any thread. A blob is visible once its bytes are durable and has
 ingest is not visible as a blob, nor a blob as an ingest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -50,11 +50,13 @@ class ContentStore:
     def info(self, digest: Digest, *, lease: str = "") -> Blob:
         """Return a blob's record; with a lease, pin it in the same step. Raises NotFound."""
         with self._meta.write() if lease else self._meta.read() as txn:
-            blob = BLOBS.get(txn, self._namespace, digest)
-            if blob is None:
-                raise NotFound(f"no blob {digest}")
-            self._pin(txn, digest, lease)
-            return blob
+            return self._pinned(txn, digest, lease)
+
+    def _get(self, txn: Transaction, digest: Digest) -> Blob:
+        blob = BLOBS.get(txn, self._namespace, digest)
+        if blob is None:
+            raise NotFound(f"no blob {digest}")
+        return blob
 
     def walk(self) -> list[Blob]:
         """Return the records of all blobs that can be read."""
@@ -66,16 +68,31 @@ class ContentStore:
         with self._meta.read() as txn:
             return BLOBS.survey(txn, self._namespace)[1]
 
+    def pin(self, digests: Sequence[Digest], lease: str) -> list[Blob]:
+        """Pin blobs in one step and return their records. Raises NotFound, and pins none then."""
+        with self._meta.write() as txn:
+            return [self._pinned(txn, digest, lease) for digest in digests]
+
+    def _pinned(self, txn: Transaction, digest: Digest, lease: str) -> Blob:
+        blob = self._get(txn, digest)
+        self._pin(txn, digest, lease)
+        return blob
+
     def update(self, digest: Digest, labels: Labels) -> Blob:
         """Set labels on a blob, deleting those whose new value is empty. Raises NotFound."""
+        return self.update_all({digest: labels})[0]
+
+    def update_all(self, changes: Mapping[Digest, Labels]) -> list[Blob]:
+        """Set labels on several blobs, all or none, as `update` does on one."""
         with self._meta.write() as txn:
-            blob = BLOBS.get(txn, self._namespace, digest)
-            if blob is None:
-                raise NotFound(f"no blob {digest}")
-            merged = label_rules.merge(blob.labels, labels)
-            blob = msgspec.structs.replace(blob, labels=merged, updated=now())
-            BLOBS.put(txn, blob, self._namespace, digest)
-            return blob
+            return [self._update(txn, digest, labels) for digest, labels in changes.items()]
+
+    def _update(self, txn: Transaction, digest: Digest, labels: Labels) -> Blob:
+        blob = self._get(txn, digest)
+        merged = label_rules.merge(blob.labels, labels)
+        blob = msgspec.structs.replace(blob, labels=merged, updated=now())
+        BLOBS.put(txn, blob, self._namespace, digest)
+        return blob
 
     def delete(self, digest: Digest) -> None:
         """Make a blob unreachable; `cleanup` deletes its bytes. Raises NotFound."""

@@ -14,7 +14,7 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import LEASE_ITEMS, LEASES, Lease, LeaseItem, now
 from engine.processes import Owners
 
-__all__ = ["CONTENT", "SNAPSHOT", "drop", "is_live", "join", "leased"]
+__all__ = ["CONTENT", "SNAPSHOT", "check", "drop", "is_live", "join", "leased"]
 
 CONTENT = "content"
 SNAPSHOT = "snapshot"
@@ -37,9 +37,14 @@ def join(txn: Transaction, namespace: str, lease: str, item: LeaseItem) -> None:
     """Add an object to a lease; an empty lease ID means that the caller needs no pin."""
     if not lease:
         return
-    if LEASES.get(txn, namespace, lease) is None:
-        raise FailedPrecondition(f"lease {lease} has ended; start the operation again")
+    check(txn, namespace, lease)
     LEASE_ITEMS.put(txn, item, namespace, lease, item.kind, item.backend, item.key)
+
+
+def check(txn: Transaction, namespace: str, lease: str) -> None:
+    """Raise FailedPrecondition if a lease has ended."""
+    if lease and LEASES.get(txn, namespace, lease) is None:
+        raise FailedPrecondition(f"lease {lease} has ended; start the operation again")
 
 
 def drop(txn: Transaction, namespace: str, lease: str) -> None:

@@ -8,7 +8,13 @@ given out once and never again; a snapshot keeps its id from prepare through com
 import msgspec
 
 from engine import labels as label_rules
-from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     CHILDREN,
@@ -148,27 +154,43 @@ class MetaStore:
             raise FailedPrecondition(f"parent {below} is not committed")
         return record, below
 
-    def commit(self, step: Commit, usage: Usage) -> None:
-        """Turn an active snapshot, whose data is durable, into a committed one."""
-        label_rules.check(step.labels)
+    def commit(self, *steps: tuple[Commit, Usage]) -> None:
+        """Turn active snapshots, whose data is durable, into committed ones, in one transaction.
+
+        When a step fails, those before it are committed.
+        """
+        failure: EngineError | None = None
         with self._meta.write() as txn:
-            record, below = self._check_commit(txn, step.name, step.key, step.parent)
-            at = now()
-            committed = Snapshot(
-                key=step.name,
-                id=record.id,
-                kind=Kind.COMMITTED,
-                parent=below,
-                created=at,
-                updated=at,
-                size=usage.size,
-                inodes=usage.inodes,
-                labels=dict(step.labels),
-            )
-            _unlink(txn, self._backend, self._namespace, record)
-            self._put(txn, committed)
-            self._link(txn, committed)
-            self._pin(txn, step.name, step.lease)
+            for step, usage in steps:
+                try:
+                    self._commit(txn, step, usage)
+                except EngineError as error:
+                    failure = error
+                    break
+        if failure is not None:
+            raise failure
+
+    def _commit(self, txn: Transaction, step: Commit, usage: Usage) -> None:
+        """Commit one step; all that can be wrong with it is found out before anything is written."""
+        label_rules.check(step.labels)
+        leases.check(txn, self._namespace, step.lease)
+        record, below = self._check_commit(txn, step.name, step.key, step.parent)
+        at = now()
+        committed = Snapshot(
+            key=step.name,
+            id=record.id,
+            kind=Kind.COMMITTED,
+            parent=below,
+            created=at,
+            updated=at,
+            size=usage.size,
+            inodes=usage.inodes,
+            labels=dict(step.labels),
+        )
+        _unlink(txn, self._backend, self._namespace, record)
+        self._put(txn, committed)
+        self._link(txn, committed)
+        self._pin(txn, step.name, step.lease)
 
     def update(self, key: str, labels: Labels) -> Snapshot:
         """Set labels on a snapshot, deleting those whose new value is empty."""

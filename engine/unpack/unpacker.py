@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,18 +21,19 @@ from engine.content.image import Layer, ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused
-from engine.kv.environment import Environment
-from engine.metadata.leases import leased
+from engine.kv.schema import Blob
+from engine.oci.digest import Digest
 from engine.oci.identity import ChainID
 from engine.progress import Report, Step
 from engine.snapshots import Commit, Snapshotter
+from engine.unpack.committer import Committer, has
 from engine.unpack.flights import Flight, Flights
 from engine.unpack.jobs import ApplyJob
+from engine.unpack.lease import HeldLease
 from engine.unpack.plan import missing_from
 from engine.unpack.pool import WorkerPool
-from engine.unpack.sealer import Sealer, has
 
-__all__ = ["Unpacked", "Unpacker", "held_lease"]
+__all__ = ["Unpacked", "Unpacker"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +55,14 @@ class _Work:
     """One layer to be made a committed snapshot."""
 
     layer: Layer
+    blob: Blob
     chain_id: ChainID
     parent: str
     snapshotter: Snapshotter
     below: "_LayerFlight | None"
+    lease: HeldLease
 
-    def commit(self, key: str, lease: str) -> Commit:
+    def commit(self, key: str) -> Commit:
         about = {
             labels.SNAPSHOT_REF: str(self.chain_id),
             labels.DIFF_ID: str(self.layer.diff_id),
@@ -67,47 +70,32 @@ class _Work:
         if self.parent:
             about[labels.PARENT_CHAIN_ID] = self.parent
         parent = self.parent or None
-        return Commit(name=self.chain_id, key=key, parent=parent, lease=lease, labels=about)
+        return Commit(name=self.chain_id, key=key, parent=parent, lease=self.lease.id, labels=about)
 
 
 class _LayerFlight(Flight[Applied]):
     """A layer under way. The one above waits for both events: so layers are queued bottom first, as
-    what is committed first should not be applied last, and reach the sealer in chain order."""
+    what is committed first should not be applied last, and reach the committer in chain order."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.lease: HeldLease | None = None
         self.is_queued = trio.Event()
         self.is_ready = trio.Event()
-
-
-@asynccontextmanager
-async def held_lease(meta: Environment, namespace: str) -> AsyncIterator[str]:
-    """Hold a lease of this process for the length of a block; give its ID."""
-    held = leased(meta, namespace)
-    lease = await trio.to_thread.run_sync(held.__enter__)
-    try:
-        yield lease
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(held.__exit__, None, None, None)
 
 
 class Unpacker:
     """Unpacks images of one namespace; each layer once, however many ask for it."""
 
-    def __init__(
-        self, root: Path, meta: Environment, namespace: str, content: ContentStore, pool: WorkerPool
-    ) -> None:
+    def __init__(self, root: Path, content: ContentStore, pool: WorkerPool) -> None:
         self._root = root
-        self._meta = meta
-        self._namespace = namespace
         self._content = content
         self._pool = pool
         self._flights = Flights(_LayerFlight)
-        self._sealers: dict[str, Sealer] = {}
+        self._committers: dict[str, Committer] = {}
 
     async def unpack(
-        self, image: ResolvedImage, snapshotter: Snapshotter, lease: str, report: Report
+        self, image: ResolvedImage, snapshotter: Snapshotter, lease: HeldLease, report: Report
     ) -> Unpacked:
         """Unpack what is missing of `image` and anchor it to the image's config.
 
@@ -115,22 +103,22 @@ class Unpacker:
         blob is missing, ResourceExhausted and others.
         """
         chain = image.chain
-        config = image.manifest.config.key
-        # It gets the anchor in the end, so it must still be there then.
-        await trio.to_thread.run_sync(partial(self._content.info, config, lease=lease))
-        first = await trio.to_thread.run_sync(missing_from, chain, partial(has, snapshotter, lease))
+        pinned = partial(has, snapshotter, lease.id)
+        first = await trio.to_thread.run_sync(missing_from, chain, pinned)
+        # The config gets the anchor in the end, so it must still be there then.
+        parts = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
+        _, *blobs = await trio.to_thread.run_sync(self._content.pin, parts, lease.id)
         applied: list[Applied] = []
         async with AsyncExitStack() as joined:
-            flights = await self._join(joined, image, first, snapshotter, report)
-            for flight, name in zip(flights, chain[first:], strict=True):
+            works = self._works(image, first, blobs, snapshotter, lease)
+            for flight, name in zip(await self._join(joined, works, report), chain[first:], strict=True):
                 applied.append(await flight.result())
-                await trio.to_thread.run_sync(has, snapshotter, lease, name)
+                if flight.lease is not lease:
+                    await trio.to_thread.run_sync(pinned, name)
                 _check_image(applied)
         top = chain[-1] if chain else ""
         if top:
-            anchor = {labels.snapshot_ref(snapshotter.name): top}
-            await trio.to_thread.run_sync(self._content.update, config, anchor)
-            failpoints.hit("unpack.anchored")
+            await trio.to_thread.run_sync(self._anchor, image, first, snapshotter, top)
         return Unpacked(
             chain_id=top,
             layers=len(chain),
@@ -140,26 +128,46 @@ class Unpacker:
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
         )
 
-    async def _join(
-        self,
-        joined: AsyncExitStack,
+    def _anchor(self, image: ResolvedImage, first: int, snapshotter: Snapshotter, top: str) -> None:
+        changes: dict[Digest, labels.Labels] = {
+            layer.descriptor.key: {labels.UNCOMPRESSED: layer.diff_id}
+            for layer in image.layers[first:]
+            if layer.diff_id != layer.descriptor.key
+        }
+        changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
+        self._content.update_all(changes)
+        failpoints.hit("unpack.anchored")
+
+    @staticmethod
+    def _works(
         image: ResolvedImage,
         first: int,
+        blobs: Sequence[Blob],
         snapshotter: Snapshotter,
-        report: Report,
-    ) -> list[_LayerFlight]:
-        """Join the flights of the missing layers, bottom first: who joins one has joined all below."""
-        flights: list[_LayerFlight] = []
+        lease: HeldLease,
+    ) -> list[_Work]:
         chain = image.chain
-        for position, layer in list(enumerate(image.layers))[first:]:
-            work = _Work(
-                layer=layer,
+        return [
+            _Work(
+                layer=image.layers[position],
+                blob=blob,
                 chain_id=chain[position],
                 parent=chain[position - 1] if position else "",
                 snapshotter=snapshotter,
-                below=flights[-1] if flights else None,
+                below=None,
+                lease=lease,
             )
-            key = (snapshotter.name, work.chain_id)
+            for position, blob in enumerate(blobs, first)
+        ]
+
+    async def _join(
+        self, joined: AsyncExitStack, works: Sequence[_Work], report: Report
+    ) -> list[_LayerFlight]:
+        """Join the flights of the missing layers, bottom first: who joins one has joined all below."""
+        flights: list[_LayerFlight] = []
+        for work in works:
+            work = replace(work, below=flights[-1] if flights else None)
+            key = (work.snapshotter.name, work.chain_id)
             flight = self._flights.joined(key, partial(self._layer, work), report)
             flights.append(await joined.enter_async_context(flight))
         return flights
@@ -167,26 +175,26 @@ class Unpacker:
     @asynccontextmanager
     async def _layer(self, work: _Work, flight: _LayerFlight) -> AsyncIterator[Applied]:
         """Make a layer's snapshot, and keep it as long as the block lasts."""
+        flight.lease = work.lease
         try:
-            async with held_lease(self._meta, self._namespace) as lease:
-                yield await self._make(work, flight, lease)
+            async with work.lease:
+                yield await self._make(work, flight)
         finally:
             flight.is_queued.set()
             flight.is_ready.set()
 
-    async def _make(self, work: _Work, flight: _LayerFlight, lease: str) -> Applied:
+    async def _make(self, work: _Work, flight: _LayerFlight) -> Applied:
         key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
         try:
-            applied = await self._apply(work, flight, key, lease)
+            applied = await self._apply(work, flight, key)
             if work.below is not None:
                 await work.below.is_ready.wait()
                 if work.below.error is not None:
                     raise work.below.error
             flight.is_ready.set()
-            sealer = self._sealer(work.snapshotter)
-            if not await sealer.commit(work.commit(key, lease), flight.report):
+            committer = self._committer(work.snapshotter)
+            if not await committer.commit(work.commit(key), flight.report):
                 await self._discard(work.snapshotter, key)
-            await trio.to_thread.run_sync(self._label_blob, work)
         except EngineError:
             await self._discard(work.snapshotter, key)
             if work.below is not None:
@@ -197,14 +205,14 @@ class Unpacker:
             raise
         return applied
 
-    async def _apply(self, work: _Work, flight: _LayerFlight, key: str, lease: str) -> Applied:
+    async def _apply(self, work: _Work, flight: _LayerFlight, key: str) -> Applied:
         below = work.below
         parent = ""
         if below is not None and not work.snapshotter.capabilities.rebase:
             await below.result()
             parent = work.parent
         digest = work.layer.descriptor.digest
-        job = await trio.to_thread.run_sync(self._begin, work, key, parent, lease)
+        job = await trio.to_thread.run_sync(self._begin, work, key, parent)
         show = partial(flight.report, Step.UNPACK, digest, job.size)
         if below is not None:
             await below.is_queued.wait()
@@ -219,27 +227,21 @@ class Unpacker:
             raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
         return applied
 
-    def _begin(self, work: _Work, key: str, parent: str, lease: str) -> ApplyJob:
-        blob = self._content.info(work.layer.descriptor.key, lease=lease)
+    def _begin(self, work: _Work, key: str, parent: str) -> ApplyJob:
         about = {labels.SNAPSHOT_REF: str(work.chain_id)}
-        work.snapshotter.prepare(key, parent, labels=about, lease=lease)
+        work.snapshotter.prepare(key, parent, labels=about, lease=work.lease.id)
         return ApplyJob(
             root=str(self._root),
-            number=blob.number,
-            size=blob.size,
+            number=work.blob.number,
+            size=work.blob.size,
             compression=work.layer.compression,
             diff_id=work.layer.diff_id,
             target=work.snapshotter.sink(key),
             failpoints=failpoints.terms(),
         )
 
-    def _sealer(self, snapshotter: Snapshotter) -> Sealer:
-        return self._sealers.setdefault(snapshotter.name, Sealer(snapshotter, self._pool))
-
-    def _label_blob(self, work: _Work) -> None:
-        digest = work.layer.descriptor.key
-        if work.layer.diff_id != digest:
-            self._content.update(digest, {labels.UNCOMPRESSED: work.layer.diff_id})
+    def _committer(self, snapshotter: Snapshotter) -> Committer:
+        return self._committers.setdefault(snapshotter.name, Committer(snapshotter, self._pool))
 
     @staticmethod
     async def _discard(snapshotter: Snapshotter, key: str) -> None:

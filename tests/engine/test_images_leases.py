@@ -180,13 +180,13 @@ def lineage(stores):
 
 def commit(lineage, name, parent="", lease=""):
     lineage.create(f"{name} active", Kind.ACTIVE, parent, {}, lease)
-    lineage.commit(Commit(name=name, key=f"{name} active", lease=lease), Usage(1, 1))
+    lineage.commit((Commit(name=name, key=f"{name} active", lease=lease), Usage(1, 1)))
     return lineage.get(name)
 
 
 def test_a_snapshot_keeps_its_id_and_no_id_comes_back(lineage):
     record, _ = lineage.create("a", Kind.ACTIVE, "", {}, "")
-    lineage.commit(Commit(name="A", key="a", labels={"k": "v"}), Usage(5, 2))
+    lineage.commit((Commit(name="A", key="a", labels={"k": "v"}), Usage(5, 2)))
     committed = lineage.get("A")
     assert (committed.id, committed.kind, committed.size, committed.inodes) == (
         record.id,
@@ -224,7 +224,7 @@ def test_gc_03_a_parent_outlives_its_children(lineage):
 def test_a_parent_given_at_commit(lineage):
     commit(lineage, "1")
     lineage.create("a", Kind.ACTIVE, "", {}, "")
-    lineage.commit(Commit(name="2", key="a", parent="1"), Usage(0, 0))
+    lineage.commit((Commit(name="2", key="a", parent="1"), Usage(0, 0)))
     assert lineage.get("2").parent == "1"
     with pytest.raises(FailedPrecondition):
         lineage.remove("1")

@@ -163,7 +163,7 @@ def build(root_stores: Stores, graph: Graph) -> Stores:
         about = labels_of(graph, (backend, name))
         if kind == "committed":
             store.create("making", Kind.ACTIVE, parent, {}, "")
-            store.commit(Commit(name=name, key="making", labels=about), Usage(10, 1))
+            store.commit((Commit(name=name, key="making", labels=about), Usage(10, 1)))
         else:
             store.create(name, Kind(kind), parent, about, lease)
     for name in graph.images:

@@ -15,7 +15,7 @@ from engine.snapshots import Commit, Snapshotter
 from engine.unpack.jobs import SealJob
 from engine.unpack.pool import WorkerPool
 
-__all__ = ["Sealer", "has"]
+__all__ = ["Committer", "has"]
 
 
 class _Ready:
@@ -41,7 +41,7 @@ class _Batch:
             layer.batch = self
 
 
-class Sealer:
+class Committer:
     """Commits the layers of one backend."""
 
     def __init__(self, snapshotter: Snapshotter, pool: WorkerPool) -> None:
