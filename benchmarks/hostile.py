@@ -239,7 +239,8 @@ def _measure(case: Case, folder: Path) -> dict[str, object]:
 
 def _apart(case: Case) -> dict[str, object]:
     """Make a case's input and run it in another process."""
-    with tempfile.TemporaryDirectory(prefix="lamina-hostile-") as holder:
+    # In memory, because the speed of a shared disk is not ours to measure.
+    with tempfile.TemporaryDirectory(prefix="lamina-hostile-", dir="/dev/shm") as holder:
         case.make(Path(holder))
         command = [sys.executable, "-m", __spec__.name, case.name, holder]
         try:

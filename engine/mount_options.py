@@ -99,21 +99,27 @@ def parse_options(texts: Sequence[str]) -> list[str]:
     return options
 
 
+_AUFS_BRANCHES = 64  # in one call: some 84 options fill aufs's page
+
+
 def aufs_pieces(data: Sequence[str], limit: int) -> list[str]:
     """Return what to mount with, then what to remount with, each of at most `limit` bytes.
 
     Branches keep their order: `br:` names the first of them, and `append:` adds one at the end
-    (aufs(5)). mount(2) reads a page at a time.
+    (aufs(5)). mount(2) reads a page at a time, and aufs parses options into one page of its own.
     """
     fixed = [option for option in data if not option.startswith("br:")]
     branches = [b for option in data if option.startswith("br:") for b in option[3:].split(":")]
     pieces = [",".join([*fixed, f"br:{branches[0]}"])] if branches else [",".join(fixed)]
+    held = 1
     for branch in branches[1:]:
         more = f":{branch}" if len(pieces) == 1 else f",append:{branch}"
-        if _size(pieces[-1] + more) <= limit:
+        if held < _AUFS_BRANCHES and _size(pieces[-1] + more) <= limit:
             pieces[-1] += more
+            held += 1
         else:
             pieces.append(f"append:{branch}")
+            held = 1
     if any(_size(piece) > limit for piece in pieces):
         raise ResourceExhausted("a branch of this aufs mount has a path of over a page")
     return pieces

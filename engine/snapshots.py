@@ -16,6 +16,7 @@ a backend against them.
 A snapshot made under a lease is work in progress: only the lease keeps it, until it is committed.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,6 +25,7 @@ from typing import Protocol
 
 import msgspec
 
+from engine.errors import FailedPrecondition
 from engine.kv.environment import Environment
 from engine.labels import Labels
 from engine.mount import Mount
@@ -90,6 +92,14 @@ class Capabilities:
     """The longest file name."""
     whiteout_names: bool
     """Whether a folder may have a name that begins with `.wh.`."""
+
+    def check_layers(self, name: str, layers: int) -> None:
+        """Raise FailedPrecondition if the backend `name` cannot stack so many."""
+        if layers > self.layers:
+            raise FailedPrecondition(
+                f"{name} stacks at most {self.layers} layers, this image has {layers}; "
+                "use another snapshotter for it"
+            )
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,9 +200,16 @@ class Snapshotter(Protocol):
         """
 
     def cleanup(
-        self, *, only: Collection[int] | None = None, table: MountTable | None = None
+        self,
+        *,
+        only: Collection[int] | None = None,
+        table: MountTable | None = None,
+        seconds: float = math.inf,
     ) -> list[Leftover]:
-        """Delete the files of all removed snapshots, or of some; return what resisted, for next time."""
+        """Delete the files of all removed snapshots, or of some; return what is left for next time.
+
+        That is what resists, and what `seconds` do not suffice for.
+        """
 
     def close(self) -> None:
         """Let go of what the backend holds; may be called again."""

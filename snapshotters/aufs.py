@@ -3,6 +3,8 @@
 Sync. A layer's folder is the layer as the archive has it; it can be made and read anywhere.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -16,19 +18,21 @@ from snapshotters.union import SettleUnion, UnionSnapshotter
 
 __all__ = ["AufsSnapshotter", "plugin"]
 
-_XINO = "xino=/dev/shm/aufs.xino"  # off the branches, where docker and containerd put it too
+_XINO = "/dev/shm"  # off the branches, where docker and containerd put it too
 
 
-def aufs_mount(layers: Sequence[Path], upper: Path | None = None) -> Mount:
-    """Return the union of `layers`, nearest first, writable where there is an upper folder.
+def aufs_mount(layers: Sequence[Path], tree: Path, *, writable: bool) -> Mount:
+    """Return the union of `layers`, nearest first, below the folder `tree` of a snapshot if writable.
 
     `+wh` makes aufs look for whiteouts on a read-only branch; `dirperm1` keeps the permissions of a
     lower folder from showing through.
     """
-    branches = [f"{upper}=rw"] if upper else []
+    branches = [f"{tree}=rw"] if writable else []
     branches += [f"{layer}=ro+wh" for layer in layers]
-    options = ["dio", _XINO, "dirperm1", "br:" + ":".join(branches)]
-    return Mount(type="aufs", source="none", options=options if upper else ["ro", *options])
+    # aufs makes its inode table with O_EXCL and unlinks it: two mounts at once need two names.
+    mark = hashlib.sha256(os.fsencode(tree)).hexdigest()[:16]
+    options = ["dio", f"xino={_XINO}/aufs-{mark}.xino", "dirperm1", "br:" + ":".join(branches)]
+    return Mount(type="aufs", source="none", options=options if writable else ["ro", *options])
 
 
 def make_settle() -> Settle:
@@ -46,8 +50,8 @@ class AufsSnapshotter(UnionSnapshotter):
     # `.wh.` and a suffix.
     capabilities = Capabilities(rebase=True, layers=126, name_bytes=242, whiteout_names=False)
 
-    def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
-        return aufs_mount(layers, upper)
+    def _union(self, layers: Sequence[Path], tree: Path, *, writable: bool) -> Mount:
+        return aufs_mount(layers, tree, writable=writable)
 
 
 def _probe(folder: Path) -> Probe:

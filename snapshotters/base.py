@@ -8,7 +8,9 @@ is whole; a folder is renamed to trash and deleted only after its record went. S
 without a record, and nobody has to guess which folders are dead.
 """
 
+import math
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -196,11 +198,7 @@ class BaseSnapshotter(ABC):
             )
             if under is None:
                 under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
-            if len(under) >= self.capabilities.layers:
-                raise FailedPrecondition(
-                    f"{self.name} stacks at most {self.capabilities.layers} layers; "
-                    "use another snapshotter for this image"
-                )
+            self.capabilities.check_layers(self.name, len(under) + 1)
             chains[step.name] = [record, *under]
             yield step, record, under
 
@@ -241,9 +239,14 @@ class BaseSnapshotter(ABC):
         return record.id
 
     def cleanup(
-        self, *, only: Collection[int] | None = None, table: MountTable | None = None
+        self,
+        *,
+        only: Collection[int] | None = None,
+        table: MountTable | None = None,
+        seconds: float = math.inf,
     ) -> list[Leftover]:
-        """Delete the files of all removed snapshots, or of some; return what resisted, for next time."""
+        """Delete the files of all removed snapshots, or of some; return what is left for next time."""
+        until = time.monotonic() + seconds
         trash = self._folder.parent.parent / "trash"
         left = []
         for number in self._store.trash():
@@ -251,7 +254,7 @@ class BaseSnapshotter(ABC):
                 continue
             table = table or MountTable.read()
             try:
-                self._discard(number, trash, table)
+                self._discard(number, trash, table, until)
             except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
                 left.append(self._leftover(number, trash, error))
                 continue
@@ -264,7 +267,7 @@ class BaseSnapshotter(ABC):
         reason = error.strerror or "" if isinstance(error, OSError) else str(error)
         return Leftover(str(place), reason)
 
-    def _discard(self, number: int, trash: Path, table: MountTable) -> None:
+    def _discard(self, number: int, trash: Path, table: MountTable, until: float) -> None:
         folder = self._folder / str(number)
         if table.uses(folder):
             raise FailedPrecondition("it is mounted")
@@ -274,7 +277,7 @@ class BaseSnapshotter(ABC):
                 folder.rename(away)
         hit("trash.moved")
         with folder_descriptor(trash) as parent:
-            remove_tree(parent, os.fsencode(away.name))
+            remove_tree(parent, os.fsencode(away.name), until=until)
 
     def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""

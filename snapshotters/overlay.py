@@ -61,8 +61,8 @@ class OverlaySnapshotter(UnionSnapshotter):
             work.mkdir(mode=0o711)
             work.chmod(0o711)
 
-    def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
-        return overlay_mount(layers, upper)
+    def _union(self, layers: Sequence[Path], tree: Path, *, writable: bool) -> Mount:
+        return overlay_mount(layers, tree if writable else None)
 
 
 def _try_mount(folder: Path) -> None:

@@ -178,13 +178,13 @@ class UnionSnapshotter(BaseSnapshotter):
     """A snapshotter whose snapshots are layers; subclasses say how they are marked and mounted."""
 
     @abstractmethod
-    def _union(self, layers: Sequence[Path], upper: Path | None) -> Mount:
-        """Return the mount of `layers`, nearest first, writable where there is an upper folder."""
+    def _union(self, layers: Sequence[Path], tree: Path, *, writable: bool) -> Mount:
+        """Return the mount of `layers`, nearest first, below a snapshot's own `tree` if writable."""
 
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         tree = self._tree(record)
         is_active = record.kind == Kind.ACTIVE
         if below and (is_active or len(below) > 1):
-            return [self._union(below, tree if is_active else None)]
+            return [self._union(below, tree, writable=is_active)]
         options = ["rbind", "rw" if is_active else "ro"]
         return [Mount(type="bind", source=str(below[0] if below else tree), options=options)]

@@ -6,7 +6,7 @@ are. All is pinned by the caller's lease; naming the images is the caller's last
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -81,10 +81,19 @@ class _Import:
     platform: Platform
     lease: str
     report: Report
+    brought: dict[tuple[object, ...], ResolvedImage] = field(default_factory=dict)
 
     # -- OCI ----------------------------------------------------------------------------------
 
     def oci(self, found: OciImage) -> Imported:
+        # An index may give one image 10,000 names: it is read once.
+        key = (found.target.digest, found.target.media_type, found.target.size, found.chosen)
+        image = self.brought.get(key)
+        if image is None:
+            image = self.brought[key] = self._bring(found)
+        return Imported((found.name,), found.target, image)
+
+    def _bring(self, found: OciImage) -> ResolvedImage:
         image = resolve(found.target, self.platform, self._document, chosen=found.chosen)
         for descriptor in (image.manifest.config, *image.manifest.layers):
             self._store(descriptor)
@@ -95,7 +104,7 @@ class _Import:
             key = f"{labels.GC_REF_CONTENT}.m.{below.digest[-12:]}"
             self._store(above, {key: below.digest})
         hit("import.labelled")
-        return Imported((found.name,), found.target, image)
+        return image
 
     def _document(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return a manifest, index or config from the source, verified."""

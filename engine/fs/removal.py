@@ -4,13 +4,16 @@ Sync. Everything goes by descriptor and name; a folder is opened only if it is n
 mount point, so that a forgotten mount is an error (EXDEV) and never loses what is mounted.
 """
 
+import math
 import os
 import threading
+import time
 from contextlib import suppress
 
+from engine.errors import EngineError
 from engine.fs.kernel import open_beneath
 
-__all__ = ["remove_entry", "remove_tree"]
+__all__ = ["Unfinished", "remove_entry", "remove_tree"]
 
 _FAILURES = 1000  # after so many nothing will go: a disk that fails, a file system that is read-only
 
@@ -25,18 +28,22 @@ def remove_entry(folder: int, name: bytes) -> bool:
     return False
 
 
-def remove_tree(folder: int, name: bytes) -> None:
+class Unfinished(EngineError):
+    """The time given for a removal is over; the next one goes on where it stopped."""
+
+
+def remove_tree(folder: int, name: bytes, *, until: float = math.inf) -> None:
     """Remove the directory `name` in `folder` and all below it; nothing if it is not there.
 
     What resists (an immutable file, a mount) does not keep the rest: the first such error comes last.
-    Another process may be removing the same tree.
+    Another process may be removing the same tree. Raises Unfinished at `until`, in monotonic seconds.
     """
     try:
         top = open_beneath(folder, name, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return
     try:
-        failures = _empty(top)
+        failures = _empty(top, until)
     finally:
         os.close(top)
     if failures:
@@ -45,7 +52,7 @@ def remove_tree(folder: int, name: bytes) -> None:
         os.rmdir(name, dir_fd=folder)
 
 
-def _empty(top: int) -> list[OSError]:
+def _empty(top: int, until: float) -> list[OSError]:
     """Remove all below the open directory `top`, level by level; return what went wrong.
 
     No recursion: the depth is the image's choice. Instead, what lies two levels down is moved up.
@@ -54,14 +61,14 @@ def _empty(top: int) -> list[OSError]:
     failures: list[OSError] = []
     stuck: set[bytes] = set()
     while True:
-        folders = [name for name in _unlink_files(top, failures) if name not in stuck]
+        folders = [name for name in _unlink_files(top, failures, until) if name not in stuck]
         if not folders or len(failures) > _FAILURES:
             return failures
         for name in folders:
             try:
                 child = open_beneath(top, name, os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    for below in _unlink_files(child, failures):
+                    for below in _unlink_files(child, failures, until):
                         fresh += 1
                         _hoist(child, below, top, fresh)
                 finally:
@@ -86,7 +93,7 @@ def _hoist(source: int, name: bytes, top: int, number: int) -> None:
         number += 1_000_000_007
 
 
-def _unlink_files(folder: int, failures: list[OSError]) -> list[bytes]:
+def _unlink_files(folder: int, failures: list[OSError], until: float) -> list[bytes]:
     """Remove all but directories from `folder`; return the names of those."""
     folders: list[bytes] = []
     with os.scandir(folder) as entries:
@@ -95,6 +102,8 @@ def _unlink_files(folder: int, failures: list[OSError]) -> list[bytes]:
         if is_folder:
             folders.append(name)
             continue
+        if time.monotonic() > until:
+            raise Unfinished("not finished yet")
         try:
             os.unlink(name, dir_fd=folder)
         except FileNotFoundError:

@@ -36,6 +36,7 @@ from engine.unpack.pool import WorkerPool
 __all__ = ["Unpacked", "Unpacker"]
 
 _log = logging.getLogger(__name__)
+_CLEANUP_S = 0.5  # for a layer that is given up: who cancels wants to go; `gc` deletes the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Unpacker:
         blob is missing, ResourceExhausted and others.
         """
         chain = image.chain
+        snapshotter.capabilities.check_layers(snapshotter.name, len(chain))
         pinned = partial(has, snapshotter, lease.id)
         first = await trio.to_thread.run_sync(missing_from, chain, pinned)
         # The config gets the anchor in the end, so it must still be there then.
@@ -258,7 +260,7 @@ def _remove(snapshotter: Snapshotter, key: str) -> None:
     except EngineError as error:  # the lease ends, so that a collection takes it
         _log.warning("snapshot %s stays for now: %s", key, error)
         return
-    snapshotter.cleanup(only={number})
+    snapshotter.cleanup(only={number}, seconds=_CLEANUP_S)
 
 
 def _check_image(applied: Sequence[Applied]) -> None:

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import zstandard
 
+from engine.archive import importer
 from engine.errors import AlreadyExists, EngineError, NotFound, Refused
 from engine.oci.digest import digest_of
 from engine.oci.platform import Platform
@@ -455,3 +456,21 @@ def test_empty_archive_of_the_right_kind(stores, tmp_path):
     (image,) = import_image(stores, files.tar(tmp_path / "image.tar"))
     assert stores.resolve(image.target).chain == []
     assert image.target.media_type == MANIFEST
+
+
+def test_an_image_of_many_names_is_read_once(tmp_path, stores, monkeypatch):
+    # An index of 4 MiB can name one manifest 10,000 times.
+    image = layout(tmp_path / "image", [HELLO])
+    index = json.loads((image / "index.json").read_text())
+    (entry,) = index["manifests"]
+    index["manifests"] = [
+        {**entry, "annotations": {"io.containerd.image.name": f"docker.io/x/y:{number}"}}
+        for number in range(300)
+    ]
+    (image / "index.json").write_text(json.dumps(index))
+    read = []
+    real = importer.resolve
+    monkeypatch.setattr(importer, "resolve", lambda *a, **k: read.append(1) or real(*a, **k))
+    import_image(stores, image)
+    assert len(names(stores)) == 300
+    assert len(read) == 1

@@ -10,11 +10,14 @@ import trio
 
 from engine import failpoints, limits
 from engine.app import Engine, open_engine
-from engine.errors import EngineError, Refused
+from engine.errors import EngineError, FailedPrecondition, Refused
 from engine.progress import Step
 from engine.testing.archives import archive, layout, member
+from engine.unpack import unpacker
 from snapshotters.overlay import OverlaySnapshotter
+from tests.command import lamina, lamina_json
 from tests.conftest import AMD64, children
+from tests.processes import Victim, until
 
 pytestmark = pytest.mark.root
 
@@ -164,5 +167,57 @@ def test_a_failure_below_is_the_error_of_all(tmp_path: Path) -> None:
         keys = {info.key for info in engine.stores.snapshotter("overlay").walk()}
         assert keys == {chain_of(engine, names[0])[0]}
         assert len(os.listdir(engine.stores.root.snapshots / "overlay")) == 1
+
+    run(tmp_path, work)
+
+
+def test_an_interrupted_command_ends_soon_and_leaves_nothing(tmp_path: Path) -> None:
+    # Ctrl-C while the worker is at a step that never ends.
+    root, image = tmp_path / "root", layout(tmp_path / "image", BASE)
+    lamina(root, "import", "--no-unpack", "--name", "x:1", image)
+    victim = Victim(root, ["unpack", "x:1"], "snapshot.commit.settled=stop")
+    until(lambda: victim.process.poll() is not None or any(map(is_stopped, below(victim.process.pid))))
+    victim.interrupt()
+    assert victim.wait() == (130, "lamina: interrupted\n")
+    kinds = {entry["info"]["kind"] for entry in lamina_json(root, "snapshots", "ls")}
+    assert kinds <= {"committed"}
+    assert list((root / "trash").iterdir()) == []
+
+
+def below(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return []
+    return list(map(int, text.split()))
+
+
+def test_cleaning_up_is_bounded_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacker, "_CLEANUP_S", 0.0)
+    bad = archive(*(member(f"{n}") for n in range(50)), member("h", "1", link="nowhere"))
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", [bad]))
+        with pytest.raises(Refused):
+            await engine.unpack(image.name, snapshotter="overlay")
+        (left,) = engine.stores.root.trash.iterdir()
+        assert left.name == "overlay-1"
+        assert engine.stores.snapshotter("overlay").walk() == []
+        await engine.collect()
+        assert list(engine.stores.root.trash.iterdir()) == []
+
+    run(tmp_path, work)
+
+
+def test_a_chain_that_is_too_long_is_refused_before_any_work(tmp_path: Path, prepared: object) -> None:
+    layers = [archive(member(str(number))) for number in range(127)]
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", layers))
+        with pytest.raises(FailedPrecondition, match="at most 126 layers, this image has 127"):
+            await engine.unpack(image.name, snapshotter="aufs")
+        assert list((engine.stores.root.snapshots / "aufs").iterdir()) == []
 
     run(tmp_path, work)
