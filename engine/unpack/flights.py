@@ -63,21 +63,19 @@ class Flight(Generic[T]):
         """Add a caller."""
         self._reports.append(report)
 
-    @property
-    def is_last(self) -> bool:
-        """Whether there is one caller left."""
-        return len(self._reports) == 1
-
-    async def leave(self, report: Report) -> None:
-        """Take a caller away; after the last one, end the work and wait until it has."""
+    def leave(self, report: Report) -> bool:
+        """Take a caller away; say whether it was the last one, which ends the work."""
         self._reports.remove(report)
         if self._reports:
-            return
+            return False
         self._left.set()
         if not self.done.is_set():
             self._scope.cancel()
-        with trio.CancelScope(shield=True):
-            await self._ended.wait()
+        return True
+
+    async def ended(self) -> None:
+        """Wait until the work, whose last caller left, holds nothing any more."""
+        await self._ended.wait()
 
 
 class Flights(Generic[F]):
@@ -88,22 +86,32 @@ class Flights(Generic[F]):
         self._flights: dict[Hashable, F] = {}
 
     @asynccontextmanager
-    async def joined(
-        self,
-        key: Hashable,
-        work: Callable[[F], AbstractAsyncContextManager[Any]],
-        report: Report,
-    ) -> AsyncIterator[F]:
-        """Give the flight of `key` for the length of a block, started with `work` if there is none."""
-        flight = self._flights.get(key)
-        if flight is None or flight.error is not None:
-            flight = self._flights[key] = self._make()
-            # Of the whole run, not of this caller: any of them may be the first to leave.
-            trio.lowlevel.spawn_system_task(flight.run, work(flight))
-        flight.join(report)
+    async def caller(
+        self, report: Report
+    ) -> AsyncIterator[Callable[[Hashable, Callable[[F], AbstractAsyncContextManager[Any]]], F]]:
+        """Give what joins the flight of a key, started with the work given if there is none.
+
+        At the end of the block the caller leaves all that it joined, the last one first.
+        """
+        joined: list[tuple[Hashable, F]] = []
+
+        def join(key: Hashable, work: Callable[[F], AbstractAsyncContextManager[Any]]) -> F:
+            flight = self._flights.get(key)
+            if flight is None or flight.error is not None:
+                flight = self._flights[key] = self._make()
+                # Of the whole run, not of this caller: any of them may be the first to leave.
+                trio.lowlevel.spawn_system_task(flight.run, work(flight))
+            flight.join(report)
+            joined.append((key, flight))
+            return flight
+
         try:
-            yield flight
+            yield join
         finally:
-            if flight.is_last and self._flights.get(key) is flight:
-                del self._flights[key]
-            await flight.leave(report)
+            ending = [(key, flight) for key, flight in reversed(joined) if flight.leave(report)]
+            for key, flight in ending:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+            with trio.CancelScope(shield=True):
+                for _, flight in ending:
+                    await flight.ended()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
@@ -114,10 +114,13 @@ class WorkerPool:
         self._idle: dict[type[Job], list[_Worker]] = {ApplyJob: [], SealJob: []}
         self._all: set[_Worker] = set()
 
+    def slot(self) -> AbstractAsyncContextManager[None]:
+        """Wait for one of the places at which layers are applied, first come first served."""
+        return self._applying
+
     async def apply(self, job: ApplyJob, progress: Callable[[int], None]) -> Applied:
-        """Apply a layer and return what came of it, or raise the error that it failed with."""
-        async with self._applying:
-            reply = await self._run(job, progress)
+        """Apply a layer, in a `slot`; return what came of it, or raise the error that it failed with."""
+        reply = await self._run(job, progress)
         assert isinstance(reply, Done)
         return reply.applied
 

@@ -9,7 +9,7 @@ Whatever happens, no active snapshot stays.
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,9 +111,14 @@ class Unpacker:
         parts = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
         _, *blobs = await trio.to_thread.run_sync(self._content.pin, parts, lease.id)
         applied: list[Applied] = []
-        async with AsyncExitStack() as joined:
-            works = self._works(image, first, blobs, snapshotter, lease)
-            for flight, name in zip(await self._join(joined, works, report), chain[first:], strict=True):
+        async with self._flights.caller(report) as join:
+            # Bottom first: whoever joins one has joined all below.
+            flights: list[_LayerFlight] = []
+            for work in self._works(image, first, blobs, snapshotter, lease):
+                work = replace(work, below=flights[-1] if flights else None)
+                key = (snapshotter.name, work.chain_id)
+                flights.append(join(key, partial(self._layer, work)))
+            for flight, name in zip(flights, chain[first:], strict=True):
                 applied.append(await flight.result())
                 if flight.lease is not lease:
                     await trio.to_thread.run_sync(pinned, name)
@@ -162,18 +167,6 @@ class Unpacker:
             for position, blob in enumerate(blobs, first)
         ]
 
-    async def _join(
-        self, joined: AsyncExitStack, works: Sequence[_Work], report: Report
-    ) -> list[_LayerFlight]:
-        """Join the flights of the missing layers, bottom first: who joins one has joined all below."""
-        flights: list[_LayerFlight] = []
-        for work in works:
-            work = replace(work, below=flights[-1] if flights else None)
-            key = (work.snapshotter.name, work.chain_id)
-            flight = self._flights.joined(key, partial(self._layer, work), report)
-            flights.append(await joined.enter_async_context(flight))
-        return flights
-
     @asynccontextmanager
     async def _layer(self, work: _Work, flight: _LayerFlight) -> AsyncIterator[Applied]:
         """Make a layer's snapshot, and keep it as long as the block lasts."""
@@ -213,18 +206,19 @@ class Unpacker:
         if below is not None and not work.snapshotter.capabilities.rebase:
             await below.result()
             parent = work.parent
-        digest = work.layer.descriptor.digest
-        job = await trio.to_thread.run_sync(self._begin, work, key, parent)
-        show = partial(flight.report, Step.UNPACK, digest, job.size)
-        if below is not None:
+        elif below is not None:
             await below.is_queued.wait()
         flight.is_queued.set()
-        show(0)
-        try:
-            applied = await self._pool.apply(job, show)
-        except Refused as error:
-            raise Refused(f"layer {digest}: {error}") from None
-        show(job.size)
+        digest = work.layer.descriptor.digest
+        show = partial(flight.report, Step.UNPACK, digest, work.blob.size)
+        async with self._pool.slot():
+            job = await trio.to_thread.run_sync(self._begin, work, key, parent)
+            show(0)
+            try:
+                applied = await self._pool.apply(job, show)
+            except Refused as error:
+                raise Refused(f"layer {digest}: {error}") from None
+        show(work.blob.size)
         if applied.diff_id != work.layer.diff_id:
             raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
         return applied

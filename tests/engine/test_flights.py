@@ -45,7 +45,8 @@ def flown(test: Callable[[Flights[Flight[int]], Work], object]) -> None:
 
 
 async def call(flights: Flights[Flight[int]], work: Work, results: list[int]) -> None:
-    async with flights.joined("key", work, silent) as flight:
+    async with flights.caller(silent) as join:
+        flight = join("key", work)
         results.append(await flight.result())
 
 
@@ -67,13 +68,16 @@ def test_callers_share_one_run() -> None:
 def test_what_is_held_is_held_until_the_last_caller_left() -> None:
     async def test(flights: Flights[Flight[int]], work: Work) -> None:
         work.go.set()
-        async with flights.joined("key", work, silent) as first:
-            async with flights.joined("key", work, silent) as second:
+        async with flights.caller(silent) as join:
+            first = join("key", work)
+            async with flights.caller(silent) as join:
+                second = join("key", work)
                 assert first is second
                 await second.result()
             assert work.log == ["started", "done"]
             # One that comes now has the same result, and no second run.
-            async with flights.joined("key", work, silent) as third:
+            async with flights.caller(silent) as join:
+                third = join("key", work)
                 assert await third.result() == 7
             assert work.log == ["started", "done"]
         assert work.log == ["started", "done", "let go"]
@@ -108,14 +112,16 @@ def test_a_failure_reaches_all_and_is_not_joined_again() -> None:
         errors: list[Exception] = []
 
         async def one() -> None:
-            async with flights.joined("key", work, silent) as flight:
+            async with flights.caller(silent) as join:
+                flight = join("key", work)
                 try:
                     await flight.result()
                 except Refused as error:
                     errors.append(error)
                     # While this caller still holds the failed one, another starts afresh.
                     work.error = None
-                    async with flights.joined("key", work, silent) as second:
+                    async with flights.caller(silent) as join:
+                        second = join("key", work)
                         assert second is not flight
                         assert await second.result() == 7
                     assert flights._flights.get("key") is not flight
@@ -147,7 +153,8 @@ def test_one_that_is_being_cancelled_is_not_joined_nor_taken_for_the_new_one() -
 
         async def leaves() -> None:
             with trio.CancelScope() as scope:
-                async with flights.joined("key", slow, silent):
+                async with flights.caller(silent) as join:
+                    join("key", slow)
                     await trio.testing.wait_all_tasks_blocked()
                     scope.cancel()
 
@@ -155,7 +162,8 @@ def test_one_that_is_being_cancelled_is_not_joined_nor_taken_for_the_new_one() -
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaves)
             await ending.wait()
-            async with flights.joined("key", work, silent) as second:
+            async with flights.caller(silent) as join:
+                second = join("key", work)
                 assert await second.result() == 7
                 may_end.set()
                 await trio.testing.wait_all_tasks_blocked()
@@ -173,7 +181,8 @@ def test_every_caller_is_told_of_progress(callers: int) -> None:
             told.append(done)
 
         async def one() -> None:
-            async with flights.joined("key", work, report) as flight:
+            async with flights.caller(report) as join:
+                flight = join("key", work)
                 await flight.result()
 
         async with trio.open_nursery() as nursery:
