@@ -113,20 +113,18 @@ class Committer:
             layer.report(Step.FLUSH, name, len(layers), len(layers))
 
     async def _commit_some(self, layers: list[_Ready]) -> list[_Ready]:
-        """Commit what can be; return what is to be tried again. Raises what stopped it."""
+        """Commit what can be; return what is to be tried again."""
         steps = [layer.step for layer in layers]
         count, failed = await self._seal(steps)
         try:
             await trio.to_thread.run_sync(self._snapshotter.commit, *steps[:count])
-        except AlreadyExists:
-            # Another process was first with some of them: theirs are as good as ours.
-            left = await trio.to_thread.run_sync(self._without_others, layers)
-            if len(left) == len(layers):
-                raise
-            return left
-        if failed is not None:
-            for layer in layers[count:]:
-                layer.error = failed
+        except EngineError as error:
+            missing = await trio.to_thread.run_sync(self._without_committed, layers)
+            if isinstance(error, AlreadyExists) and len(missing) < len(layers):
+                return missing  # another process was first with some of them: theirs are as good as ours
+            layers, count, failed = missing, 0, error
+        for layer in layers[count:]:
+            layer.error = failed
         return []
 
     async def _seal(self, steps: Sequence[Commit]) -> tuple[int, EngineError | None]:
@@ -140,8 +138,8 @@ class Committer:
                 return sealed, failed
         return len(steps), None
 
-    def _without_others(self, layers: Sequence[_Ready]) -> list[_Ready]:
-        """Return `layers` without those that another process committed, and pin those."""
+    def _without_committed(self, layers: Sequence[_Ready]) -> list[_Ready]:
+        """Return `layers` without those that are committed, by whomever, and pin those."""
         left = []
         for layer in layers:
             if has(self._snapshotter, layer.step.lease, layer.step.name):
