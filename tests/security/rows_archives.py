@@ -393,6 +393,24 @@ ARCHIVES = (
                 Fails("over 50 folders deep"),
                 limits={"PATH_DEPTH": 50},
             ),
+            "steps-by-links": Input(
+                # Each entry alone is within its bound.
+                [[D("d"), S("l", "d/../" * 20 + "d"), *(F(f"{n}/x") for n in ("l", "m", "l") * 4)]],
+                Fails("links of over 100 steps, all together"),
+                limits={"LAYER_LINK_STEPS": 100},
+            ),
+            "a-link-replaced-and-followed": Input(
+                [[D("a"), D("b"), *(e for n in range(50) for e in (S("l", "ab"[n % 2]), F("l/x")))]],
+                {"a": folder(), "b": folder(), "a/x": file(), "b/x": file(), "l": link("b")},
+            ),
+            "whiteouts-deep-in-many-layers": Input(
+                [
+                    [F("d/" * 40 + "f")],
+                    *([F(f"{'d/' * 40}.wh.{n}") for n in range(20)] for _ in range(20)),
+                    [F("d/" * 40 + ".wh.f")],
+                ],
+                {"/".join("d" * end): folder() for end in range(1, 41)},
+            ),
             "names": Input(
                 [[F("n" * 200), F("m" * 200)]],
                 Fails("over 300 bytes of names"),
