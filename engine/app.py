@@ -26,8 +26,8 @@ from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, open_stores
 from engine.unpack.lease import HeldLease, begun_lease
-from engine.unpack.pool import WorkerPool, open_pool
 from engine.unpack.unpacker import Unpacked, Unpacker
+from engine.unpack.workshop import Workshop, open_workshop
 
 __all__ = ["Engine", "host_platform", "open_engine"]
 
@@ -44,10 +44,9 @@ def host_platform() -> Platform:
 class Engine:
     """An open engine; get one from `open_engine`. Its methods may run concurrently."""
 
-    def __init__(self, stores: Stores, pool: WorkerPool) -> None:
+    def __init__(self, stores: Stores, workshop: Workshop) -> None:
         self.stores = stores
-        root = stores.root
-        self._unpacker = Unpacker(root.path, stores.content, pool)
+        self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
 
     async def import_image(
         self,
@@ -182,8 +181,8 @@ async def open_engine(
     opened = open_stores(Path(root), namespace, platform or host_platform())
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
-        async with open_pool() as pool:
-            yield Engine(stores, pool)
+        async with open_workshop(stores.root) as workshop:
+            yield Engine(stores, workshop)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(opened.__exit__, None, None, None)

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import msgspec
 
+from engine import labels as label_rules
 from engine.errors import EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
@@ -130,7 +131,7 @@ class BaseSnapshotter(ABC):
         seals: list[Seal] = []
         with suppress(EngineError):  # `commit` says what is wrong with a step
             for step, record, below in self._checked(steps):
-                if load_sealed(self._place(record)) is None:
+                if load_sealed(self._place(record)) is None or self._is_whole(record, below):
                     self._plan(seals, step, record, below)
         return [
             Sealing(
@@ -141,10 +142,14 @@ class BaseSnapshotter(ABC):
             for plan in seals
         ]
 
+    def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
+        """Say whether a snapshot was written through a mount, on top of `below`."""
+        has_outline = (self._place(record) / OUTLINE).exists()
+        return not has_outline and bool(record.parent or not below)
+
     def _plan(self, seals: list[Seal], step: Commit, record: Snapshot, below: list[Snapshot]) -> None:
         """Add a step to the last of `seals` if it stands on that, else to a new one."""
-        has_outline = (self._place(record) / OUTLINE).exists()
-        is_whole = not has_outline and bool(record.parent or not below)
+        is_whole = self._is_whole(record, below)
         parent = below[0].id if below else 0
         if seals and not is_whole and not seals[-1].is_whole and seals[-1].layers[-1] == parent:
             seals[-1].layers.append(record.id)
@@ -169,7 +174,8 @@ class BaseSnapshotter(ABC):
             _, failure = sealer(sealing.argument)
             if failure:
                 break
-        sealed: list[tuple[Commit, Usage]] = []
+        ready: list[tuple[Commit, Usage]] = []
+        outlines: list[Path] = []
         try:
             for step, record, _ in self._checked(steps):
                 settled = load_sealed(self._place(record))
@@ -179,11 +185,15 @@ class BaseSnapshotter(ABC):
                     raise FailedPrecondition(
                         f"snapshot {step.key} is settled on another parent; remove it"
                     )
-                sealed.append((step, Usage(settled.size, settled.inodes)))
+                ready.append((step, Usage(settled.size, settled.inodes)))
+                outlines.append(self._place(record) / OUTLINE)
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*sealed)
+        self._store.commit(*ready)
         hit("snapshot.commit.recorded")
+        with os_errors(f"snapshots of {self.name}"):
+            for outline in outlines:
+                outline.unlink(missing_ok=True)
         if failure:
             raise failure
 
@@ -192,6 +202,7 @@ class BaseSnapshotter(ABC):
         chains: dict[str, list[Snapshot]] = {}
         for step in steps:
             # The parent may be a step before this one, which the store does not know yet.
+            label_rules.check(step.labels)
             under = chains.get(step.parent or "")
             record, parent = self._store.check_commit(
                 step.name, step.key, None if under else step.parent

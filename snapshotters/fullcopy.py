@@ -3,7 +3,7 @@
 Sync. Needs nothing of the kernel but bind mounts; shares blocks where the file system can (reflink).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import final
 
@@ -21,7 +21,7 @@ from snapshotters.sealing import Settle
 __all__ = ["CopySnapshotter", "plugin"]
 
 
-def _settle(below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Iterator[Usage]:
+def _settle(below: Sequence[Path], layers: Iterable[tuple[Path, Outline]]) -> Iterator[Usage]:
     """Fill each layer from the one before it, the first from the nearest of `below`."""
     parent = below[0] if below else None
     for tree, outline in layers:

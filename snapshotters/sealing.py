@@ -4,12 +4,14 @@ Sync. The slow half of a commit, as a value that a worker process can carry out 
 is left for `commit` is a record. Nothing here knows a key or a parent's name: a snapshot is a folder
 
     <id>/fs         the tree, or the layer of it
-    <id>/outline    the layer's tree as a value, until it is sealed
+    <id>/outline    an applied layer's tree as a value, until it is committed
     <id>/settling   there while, or since, the layer was settled only in part
     <id>/sealed     on what it was settled, and what it takes up; its data is durable when this is there
+
+Of a snapshot that was written through a mount nothing on disk says so: that may go on at any time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,9 +38,12 @@ class Settle(Protocol):
     """What a backend does to layers with outlines, on what is below them (nearest first)."""
 
     def __call__(
-        self, below: Sequence[Path], layers: Sequence[tuple[Path, Outline]], /
+        self, below: Sequence[Path], layers: Iterable[tuple[Path, Outline]], /
     ) -> Iterator[Usage]:
-        """Settle each on the one before it, in order, and yield what it takes up by itself."""
+        """Settle each on the one before it, in order, and yield what it takes up by itself.
+
+        A layer is asked for when its turn comes: it may have been given up by then.
+        """
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +76,7 @@ def load_sealed(snapshot: Path) -> Settled | None:
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        raise DataLoss(f"{snapshot / _SEALED} cannot be read: {error}") from error
+        raise DataLoss(f"{snapshot / _SEALED} cannot be read: {error}; remove the snapshot") from error
 
 
 class Sealer:
@@ -107,23 +112,29 @@ class Sealer:
             self._settles[work.settle] = named(work.settle)()
         below = [folder / str(number) / TREE for number in work.below]
         snapshots = [folder / str(number) for number in work.layers]
-        layers = [(snapshot / TREE, _outline(snapshot)) for snapshot in snapshots]
-        settling = self._settles[work.settle](below, layers)
-        for snapshot in snapshots:
-            mark = snapshot / _SETTLING
-            if mark.exists():
-                raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
-            mark.touch()
-            yield next(settling)
-            mark.unlink()
-        for _ in settling:  # let it end
-            pass
+        settling = self._settles[work.settle](below, map(_begun, snapshots))
+        try:
+            yield from settling
+        except BaseException:
+            del self._settles[work.settle]  # what it remembers may be half of something
+            raise
+
+
+def _begun(snapshot: Path) -> tuple[Path, Outline]:
+    mark = snapshot / _SETTLING
+    if mark.exists():
+        raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
+    outline = _outline(snapshot)
+    mark.touch()
+    return snapshot / TREE, outline
 
 
 def _mark(snapshot: Path, settled: Settled) -> None:
     with os_errors(f"snapshot {snapshot}"):
-        (snapshot / _SEALED).write_bytes(msgspec.msgpack.encode(settled))
-        (snapshot / OUTLINE).unlink(missing_ok=True)
+        fresh = snapshot / f"{_SEALED}.new"
+        fresh.write_bytes(msgspec.msgpack.encode(settled))
+        fresh.replace(snapshot / _SEALED)
+        (snapshot / _SETTLING).unlink(missing_ok=True)
 
 
 def _whole(work: Seal, folder: Path) -> Iterator[Usage]:

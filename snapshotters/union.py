@@ -6,7 +6,7 @@ bind-mounted.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,9 @@ class _Settling:
             self._combined.list(below)
         if not is_seen:
             below.shows = {}
+            if not self._markers.lowest_opaque_counts:
+                # What is hidden has no say any more, also if a folder stands there again later.
+                below.parts, below.folders = [], {}
 
     def _mark(self, step: _Step) -> None:
         if step.is_covered:
@@ -158,20 +161,20 @@ class SettleUnion:
 
     def __init__(self, markers: Markers) -> None:
         self._markers = markers
-        self._below: tuple[Path, ...] = ()
-        self._combined = Combined((), markers)
+        self._known: tuple[tuple[Path, ...], Combined] | None = None
 
-    def __call__(self, below: Sequence[Path], layers: Sequence[tuple[Path, Outline]]) -> Iterator[Usage]:
+    def __call__(self, below: Sequence[Path], layers: Iterable[tuple[Path, Outline]]) -> Iterator[Usage]:
         """Settle layers, each on the one before it, the first on `below`; yield their use."""
-        if tuple(below) != self._below:
-            self._combined = Combined(below, self._markers)
-        self._below = ()  # until all went well
+        known, self._known = self._known, None  # until all went well
+        chain = tuple(below)
+        combined = known[1] if known and known[0] == chain else Combined(chain, self._markers)
         for layer, outline in layers:
             with folder_descriptor(layer) as root, OpenFolders(root) as opened:
-                settling = _Settling(opened, self._combined, self._markers)
+                settling = _Settling(opened, combined, self._markers)
                 settling.run(outline.root)
+            chain = (layer, *chain)
             yield Usage(outline.size, outline.inodes + settling.made)
-        self._below = (*(layer for layer, _ in reversed(layers)), *below)
+        self._known = (chain, combined)
 
 
 class UnionSnapshotter(BaseSnapshotter):

@@ -60,7 +60,10 @@ LAYERS = {
 }
 
 ASYNC = {"engine.app", "engine.cli.context", "engine.cli.demo"}
-ASYNC |= {f"engine.unpack.{room}" for room in ("flights", "lease", "pool", "committer", "unpacker")}
+ASYNC |= {
+    f"engine.unpack.{room}"
+    for room in ("flights", "lease", "pool", "committer", "unpacker", "workshop", "layer_flight")
+}
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",

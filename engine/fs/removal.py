@@ -65,10 +65,12 @@ def _empty(top: int, until: float) -> list[OSError]:
         if not folders or len(failures) > _FAILURES:
             return failures
         for name in folders:
+            _check_time(until)
             try:
                 child = open_beneath(top, name, os.O_RDONLY | os.O_DIRECTORY)
                 try:
                     for below in _unlink_files(child, failures, until):
+                        _check_time(until)
                         fresh += 1
                         _hoist(child, below, top, fresh)
                 finally:
@@ -79,6 +81,11 @@ def _empty(top: int, until: float) -> list[OSError]:
             except OSError as error:
                 failures.append(error)
                 stuck.add(name)
+
+
+def _check_time(until: float) -> None:
+    if time.monotonic() > until:
+        raise Unfinished("not finished yet")
 
 
 def _hoist(source: int, name: bytes, top: int, number: int) -> None:
@@ -102,8 +109,7 @@ def _unlink_files(folder: int, failures: list[OSError], until: float) -> list[by
         if is_folder:
             folders.append(name)
             continue
-        if time.monotonic() > until:
-            raise Unfinished("not finished yet")
+        _check_time(until)
         try:
             os.unlink(name, dir_fd=folder)
         except FileNotFoundError:

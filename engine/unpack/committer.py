@@ -48,7 +48,8 @@ class Committer:
         self._snapshotter = snapshotter
         self._pool = pool
         self._ready: list[_Ready] = []
-        self._is_running = False
+        self._idle = trio.Event()
+        self._idle.set()
 
     async def commit(self, step: Commit, report: Report) -> bool:
         """Commit a layer, whose parent is committed or was given here before it.
@@ -57,8 +58,8 @@ class Committer:
         """
         layer = _Ready(step, report)
         self._ready.append(layer)
-        if not self._is_running:
-            self._is_running = True
+        if self._idle.is_set():
+            self._idle = trio.Event()
             trio.lowlevel.spawn_system_task(self._run)
         try:
             await layer.done.wait()
@@ -86,7 +87,11 @@ class Committer:
                 for layer in batch.layers:
                     layer.done.set()
         finally:
-            self._is_running = False
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing is being committed: a thread may be at it when all callers have left."""
+        await self._idle.wait()
 
     def _next_chain(self) -> list[_Ready]:
         """Take the first layer that waits, and those that stand on it."""

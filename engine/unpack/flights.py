@@ -6,6 +6,7 @@ so that each can pin the result. A flight is compared by identity: one that fail
 is never joined, nor taken away for another that has its key by now.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,7 @@ from engine.progress import Report, Step
 
 __all__ = ["Flight", "Flights"]
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 F = TypeVar("F", bound="Flight[Any]")
 
@@ -33,9 +35,12 @@ class Flight(Generic[T]):
         self._ended = trio.Event()
 
     def report(self, step: Step, item: str, total: int, done: int, /) -> None:
-        """Tell all callers."""
+        """Tell all callers; one whose report fails does not spoil it for the others."""
         for report in self._reports:
-            report(step, item, total, done)
+            try:
+                report(step, item, total, done)
+            except Exception:  # noqa: BLE001  anyone's function
+                _log.exception("a report of progress failed")
 
     async def result(self) -> T:
         """Wait for the result, or raise the error."""

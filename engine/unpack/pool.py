@@ -4,11 +4,10 @@ Async. A job is a value, and so is its result; cancelling a job kills its worker
 dies is an ordinary error of its job alone. One that was dead already when a job came is replaced.
 """
 
-import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
@@ -29,7 +28,7 @@ from engine.unpack.jobs import (
     frame,
 )
 
-__all__ = ["WorkerPool", "open_pool"]
+__all__ = ["WorkerPool"]
 
 _COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
 _PATIENCE_S = 0.5  # with a killed worker: one within a system call ends when that does
@@ -185,13 +184,3 @@ class WorkerPool:
             async with trio.open_nursery() as nursery:
                 for worker in self._all:
                     nursery.start_soon(worker.stop)
-
-
-@asynccontextmanager
-async def open_pool() -> AsyncIterator[WorkerPool]:
-    """Give a pool with a worker for each processor that this process may use."""
-    pool = WorkerPool(len(os.sched_getaffinity(0)))
-    try:
-        yield pool
-    finally:
-        await pool.aclose()

@@ -25,13 +25,13 @@ from engine.kv.schema import Blob
 from engine.oci.digest import Digest
 from engine.oci.identity import ChainID
 from engine.progress import Report, Step
-from engine.snapshots import Commit, Snapshotter
-from engine.unpack.committer import Committer, has
-from engine.unpack.flights import Flight, Flights
+from engine.snapshots import Commit, Snapshotter, Usage
+from engine.unpack.committer import has
 from engine.unpack.jobs import ApplyJob
+from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.lease import HeldLease
 from engine.unpack.plan import missing_from
-from engine.unpack.pool import WorkerPool
+from engine.unpack.workshop import Workshop
 
 __all__ = ["Unpacked", "Unpacker"]
 
@@ -60,7 +60,9 @@ class _Work:
     chain_id: ChainID
     parent: str
     snapshotter: Snapshotter
-    below: "_LayerFlight | None"
+    below: LayerFlight | None
+    standing: Usage
+    """What the layers take up that are there already."""
     lease: HeldLease
 
     def commit(self, key: str) -> Commit:
@@ -74,26 +76,14 @@ class _Work:
         return Commit(name=self.chain_id, key=key, parent=parent, lease=self.lease.id, labels=about)
 
 
-class _LayerFlight(Flight[Applied]):
-    """A layer under way. The one above waits for both events: so layers are queued bottom first, as
-    what is committed first should not be applied last, and reach the committer in chain order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lease: HeldLease | None = None
-        self.is_queued = trio.Event()
-        self.is_ready = trio.Event()
-
-
 class Unpacker:
     """Unpacks images of one namespace; each layer once, however many ask for it."""
 
-    def __init__(self, root: Path, content: ContentStore, pool: WorkerPool) -> None:
+    def __init__(self, root: Path, namespace: str, content: ContentStore, workshop: Workshop) -> None:
         self._root = root
+        self._namespace = namespace
         self._content = content
-        self._pool = pool
-        self._flights = Flights(_LayerFlight)
-        self._committers: dict[str, Committer] = {}
+        self._shop = workshop
 
     async def unpack(
         self, image: ResolvedImage, snapshotter: Snapshotter, lease: HeldLease, report: Report
@@ -110,19 +100,19 @@ class Unpacker:
         # The config gets the anchor in the end, so it must still be there then.
         parts = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
         _, *blobs = await trio.to_thread.run_sync(self._content.pin, parts, lease.id)
+        standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
         applied: list[Applied] = []
-        async with self._flights.caller(report) as join:
+        async with self._shop.flights.caller(report) as join:
             # Bottom first: whoever joins one has joined all below.
-            flights: list[_LayerFlight] = []
-            for work in self._works(image, first, blobs, snapshotter, lease):
+            flights: list[LayerFlight] = []
+            for work in self._works(image, first, blobs, snapshotter, standing, lease):
                 work = replace(work, below=flights[-1] if flights else None)
-                key = (snapshotter.name, work.chain_id)
+                key = (self._namespace, snapshotter.name, work.chain_id)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
                 applied.append(await flight.result())
                 if flight.lease is not lease:
                     await trio.to_thread.run_sync(pinned, name)
-                _check_image(applied)
         top = chain[-1] if chain else ""
         if top:
             await trio.to_thread.run_sync(self._anchor, image, first, snapshotter, top)
@@ -151,6 +141,7 @@ class Unpacker:
         first: int,
         blobs: Sequence[Blob],
         snapshotter: Snapshotter,
+        standing: Usage,
         lease: HeldLease,
     ) -> list[_Work]:
         chain = image.chain
@@ -162,13 +153,14 @@ class Unpacker:
                 parent=chain[position - 1] if position else "",
                 snapshotter=snapshotter,
                 below=None,
+                standing=standing,
                 lease=lease,
             )
             for position, blob in enumerate(blobs, first)
         ]
 
     @asynccontextmanager
-    async def _layer(self, work: _Work, flight: _LayerFlight) -> AsyncIterator[Applied]:
+    async def _layer(self, work: _Work, flight: LayerFlight) -> AsyncIterator[Applied]:
         """Make a layer's snapshot, and keep it as long as the block lasts."""
         flight.lease = work.lease
         try:
@@ -178,7 +170,7 @@ class Unpacker:
             flight.is_queued.set()
             flight.is_ready.set()
 
-    async def _make(self, work: _Work, flight: _LayerFlight) -> Applied:
+    async def _make(self, work: _Work, flight: LayerFlight) -> Applied:
         key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
         try:
             applied = await self._apply(work, flight, key)
@@ -186,8 +178,9 @@ class Unpacker:
                 await work.below.is_ready.wait()
                 if work.below.error is not None:
                     raise work.below.error
+            _count(work, flight, applied)
             flight.is_ready.set()
-            committer = self._committer(work.snapshotter)
+            committer = self._shop.committer(self._namespace, work.snapshotter)
             if not await committer.commit(work.commit(key), flight.report):
                 await self._discard(work.snapshotter, key)
         except EngineError:
@@ -200,7 +193,7 @@ class Unpacker:
             raise
         return applied
 
-    async def _apply(self, work: _Work, flight: _LayerFlight, key: str) -> Applied:
+    async def _apply(self, work: _Work, flight: LayerFlight, key: str) -> Applied:
         below = work.below
         parent = ""
         if below is not None and not work.snapshotter.capabilities.rebase:
@@ -211,11 +204,11 @@ class Unpacker:
         flight.is_queued.set()
         digest = work.layer.descriptor.digest
         show = partial(flight.report, Step.UNPACK, digest, work.blob.size)
-        async with self._pool.slot():
+        async with self._shop.pool.slot():
             job = await trio.to_thread.run_sync(self._begin, work, key, parent)
             show(0)
             try:
-                applied = await self._pool.apply(job, show)
+                applied = await self._shop.pool.apply(job, show)
             except Refused as error:
                 raise Refused(f"layer {digest}: {error}") from None
         show(work.blob.size)
@@ -236,9 +229,6 @@ class Unpacker:
             failpoints=failpoints.terms(),
         )
 
-    def _committer(self, snapshotter: Snapshotter) -> Committer:
-        return self._committers.setdefault(snapshotter.name, Committer(snapshotter, self._pool))
-
     @staticmethod
     async def _discard(snapshotter: Snapshotter, key: str) -> None:
         """Remove an active snapshot that was not committed."""
@@ -257,9 +247,18 @@ def _remove(snapshotter: Snapshotter, key: str) -> None:
     snapshotter.cleanup(only={number}, seconds=_CLEANUP_S)
 
 
-def _check_image(applied: Sequence[Applied]) -> None:
-    """Refuse an image whose layers are within the bounds one by one, but not together."""
-    if sum(one.entries for one in applied) > limits.IMAGE_ENTRIES:
+def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:
+    parts = [snapshotter.usage(name) for name in chain]
+    return Usage(sum(part.size for part in parts), sum(part.inodes for part in parts))
+
+
+def _count(work: _Work, flight: LayerFlight, applied: Applied) -> None:
+    """Add a layer to those below it; Refused, before it is committed, if that is too much."""
+    below = work.below
+    entries, size = (below.entries, below.size) if below else (work.standing.inodes, work.standing.size)
+    flight.entries = entries + applied.entries
+    flight.size = size + applied.bytes_unpacked
+    if flight.entries > limits.IMAGE_ENTRIES:
         raise Refused(f"image has over {limits.IMAGE_ENTRIES} entries in its layers")
-    if sum(one.bytes_unpacked for one in applied) > limits.IMAGE:
+    if flight.size > limits.IMAGE:
         raise Refused(f"image has over {limits.IMAGE} bytes in its layers, unpacked")

@@ -12,7 +12,7 @@ from engine.kv.schema import COUNTERS, TABLES, Image
 from engine.oci.digest import digest_of
 from engine.stores import Stores
 from engine.testing.archives import archive, member, pack
-from engine.unpack.pool import open_pool
+from engine.unpack.workshop import open_workshop
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -124,8 +124,8 @@ def import_image(stores: Stores, path: Path, **options: Any) -> list[Image]:
     """Import as the engine does, into stores that the test has open."""
 
     async def run() -> list[Image]:
-        async with open_pool() as pool:
-            return await Engine(stores, pool).import_image(path, **options)
+        async with open_workshop(stores.root) as workshop:
+            return await Engine(stores, workshop).import_image(path, **options)
 
     return trio.run(run)
 

@@ -79,8 +79,8 @@ def no_descriptors_left() -> Iterator[None]:
 
 def test_no_descriptors_for_a_worker_is_a_typed_error(tmp_path: Path) -> None:
     async def work(_engine: Engine, _names: list[str]) -> None:
-        async with pool.open_pool() as fresh:
-            with no_descriptors_left(), pytest.raises(ResourceExhausted, match="open files"):
-                await fresh._start()
+        fresh = pool.WorkerPool(1)
+        with no_descriptors_left(), pytest.raises(ResourceExhausted, match="open files"):
+            await fresh._start()
 
     run(tmp_path, work)

@@ -1,0 +1,59 @@
+"""What all engines share that one event loop has open on one root: workers, and the work under way.
+
+Async.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from engine.root import Root
+from engine.snapshots import Snapshotter
+from engine.unpack.committer import Committer
+from engine.unpack.flights import Flights
+from engine.unpack.layer_flight import LayerFlight
+from engine.unpack.pool import WorkerPool
+
+__all__ = ["Workshop", "open_workshop"]
+
+
+class Workshop:
+    """Workers, one for each processor that this process may use; flights and committers."""
+
+    def __init__(self) -> None:
+        self.pool = WorkerPool(len(os.sched_getaffinity(0)))
+        self.flights = Flights(LayerFlight)
+        self.users = 0
+        self._committers: dict[tuple[str, str], Committer] = {}
+
+    def committer(self, namespace: str, snapshotter: Snapshotter) -> Committer:
+        """Return what commits the layers of a backend in a namespace."""
+        made = Committer(snapshotter, self.pool)
+        return self._committers.setdefault((namespace, snapshotter.name), made)
+
+    async def aclose(self) -> None:
+        """End all workers, after what is being written to the store is written."""
+        with trio.CancelScope(shield=True):
+            for committer in self._committers.values():
+                await committer.idle()
+            await self.pool.aclose()
+
+
+_open: dict[tuple[int, trio.lowlevel.TrioToken], Workshop] = {}
+
+
+@asynccontextmanager
+async def open_workshop(root: Root) -> AsyncIterator[Workshop]:
+    """Give the workshop of an open root for the length of a block, the same to all who ask."""
+    key = (id(root), trio.lowlevel.current_trio_token())
+    workshop = _open.setdefault(key, Workshop())
+    workshop.users += 1
+    try:
+        yield workshop
+    finally:
+        workshop.users -= 1
+        if not workshop.users:
+            del _open[key]
+            await workshop.aclose()
