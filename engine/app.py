@@ -26,7 +26,7 @@ from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, open_stores
 from engine.unpack.lease import HeldLease, begun_lease
-from engine.unpack.unpacker import Unpacked, Unpacker
+from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
 __all__ = ["Engine", "host_platform", "open_engine"]
@@ -97,7 +97,7 @@ class Engine:
 
     def _give_up(self, lease: str) -> None:
         try:
-            self.stores.give_up(lease)
+            self.stores.give_up(lease, seconds=CLEANUP_S)
         except EngineError as error:  # what failed first says more; a collection takes the rest
             _log.warning("what a failed import brought in stays for now: %s", error)
 

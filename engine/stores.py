@@ -199,18 +199,19 @@ class Stores:
         plugins.sweep(self.root)
         return left
 
-    def give_up(self, lease: str) -> None:
-        """End a lease whose work failed, with what only it held."""
+    def give_up(self, lease: str, *, seconds: float) -> None:
+        """End a lease whose work failed, with what only it held; delete files for so long at most."""
         with self._freeing_space():
             dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
-            for name, numbers in dropped.items():
-                self.snapshotter(name).cleanup(only=numbers)
-            self.content.cleanup()
+            for name, numbers in dropped.snapshots.items():
+                self.snapshotter(name).cleanup(only=numbers, seconds=seconds)
+            self.content.cleanup(dropped.blobs)
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
-        remove_blob(self.root.meta, self.namespace, self._backends(), digest, kept=self.broken)
-        self.content.cleanup()
+        backends = self._backends()
+        number = remove_blob(self.root.meta, self.namespace, backends, digest, kept=self.broken)
+        self.content.cleanup([number])
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""

@@ -92,9 +92,18 @@ def _run() -> int:
     return code
 
 
+class _Waiting(logging.Handler):
+    """Shows that the store is being waited for: nothing else would tell."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say(f"lamina: {record.getMessage()}")
+
+
 def _guarded(run: Callable[[], int]) -> int:
     try:
         logging.getLogger().addHandler(logging.NullHandler())  # stderr is for one line, the error
+        logging.getLogger("engine.kv.turn").addHandler(_Waiting())
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         return run()
     except BaseException as error:  # noqa: BLE001  the one place that turns errors into codes

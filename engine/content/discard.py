@@ -5,6 +5,8 @@ afterwards, in any process, as often as it is called. A blob number is never use
 deleted late can only be dead.
 """
 
+from collections.abc import Collection
+
 from engine.content import extents
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
@@ -20,31 +22,33 @@ def drop_bytes(txn: Transaction, number: int) -> None:
     TRASH.put(txn, Trash(kind=_KIND, backend="", number=number), _KIND, "", number)
 
 
-def drop_blob(txn: Transaction, namespace: str, digest: str) -> bool:
-    """Drop a blob; say whether there was one."""
+def drop_blob(txn: Transaction, namespace: str, digest: str) -> int | None:
+    """Drop a blob; return the number of its bytes, None if there was none."""
     blob = BLOBS.get(txn, namespace, digest)
     if blob is None:
-        return False
+        return None
     BLOBS.delete(txn, namespace, digest)
     drop_bytes(txn, blob.number)
-    return True
+    return blob.number
 
 
-def drop_ingest(txn: Transaction, namespace: str, ref: str) -> bool:
-    """Drop an ingest; say whether there was one."""
+def drop_ingest(txn: Transaction, namespace: str, ref: str) -> int | None:
+    """Drop an ingest; return the number of its bytes, None if there was none."""
     ingest = INGESTS.get(txn, namespace, ref)
     if ingest is None:
-        return False
+        return None
     INGESTS.delete(txn, namespace, ref)
     drop_bytes(txn, ingest.number)
-    return True
+    return ingest.number
 
 
-def empty(meta: Environment, blobs: Environment) -> None:
-    """Delete the bytes of everything dropped so far."""
+def empty(meta: Environment, blobs: Environment, only: Collection[int] | None = None) -> None:
+    """Delete the bytes of everything dropped so far, or of some numbers."""
     with meta.read() as txn:
         dropped = TRASH.survey(txn, _KIND)[0]
     for trash in dropped:
+        if only is not None and trash.number not in only:
+            continue
         extents.drop(blobs, trash.number)
         hit("trash.emptied")
         with meta.write() as txn:

@@ -4,7 +4,7 @@ Sync; safe from any thread. A blob is visible once its bytes are durable and has
 ingest is not visible as a blob, nor a blob as an ingest.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -97,12 +97,12 @@ class ContentStore:
     def delete(self, digest: Digest) -> None:
         """Make a blob unreachable; `cleanup` deletes its bytes. Raises NotFound."""
         with self._meta.write() as txn:
-            if not discard.drop_blob(txn, self._namespace, digest):
+            if discard.drop_blob(txn, self._namespace, digest) is None:
                 raise NotFound(f"no blob {digest}")
 
-    def cleanup(self) -> None:
-        """Delete the bytes of blobs and ingests that were dropped."""
-        discard.empty(self._meta, self._blobs)
+    def cleanup(self, only: Collection[int] | None = None) -> None:
+        """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number."""
+        discard.empty(self._meta, self._blobs, only)
 
     def read(self, digest: Digest) -> Iterator[bytes]:
         """Yield a blob's bytes in order. NotFound, also when it is removed meanwhile."""
@@ -211,7 +211,7 @@ class ContentStore:
     def abort(self, ref: str) -> None:
         """Drop an ingest and its bytes. Raises NotFound."""
         with self._meta.write() as txn:
-            if not discard.drop_ingest(txn, self._namespace, ref):
+            if discard.drop_ingest(txn, self._namespace, ref) is None:
                 raise NotFound(f"no ingest {ref}")
 
     def _pin(self, txn: Transaction, digest: str, lease: str) -> None:

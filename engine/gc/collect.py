@@ -9,8 +9,7 @@ transaction stays short however much goes.
 Where a record cannot be read nobody knows what it holds: then no blob and no snapshot goes.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -40,7 +39,7 @@ from engine.snapshots import Kind, Leftover
 
 R = TypeVar("R", bound=Record)
 
-__all__ = ["Collected", "Node", "collect", "give_up", "remove_blob"]
+__all__ = ["Collected", "Dropped", "Node", "collect", "give_up", "remove_blob"]
 
 
 class Node(NamedTuple):
@@ -64,6 +63,13 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     """Files that could not be deleted yet."""
     errors: list[str] = []
     """What was kept because it, or what holds it, cannot be read or used."""
+
+
+class Dropped(NamedTuple):
+    """What was dropped, by the numbers of its files and bytes: snapshots by backend, and blobs."""
+
+    snapshots: dict[str, list[int]]
+    blobs: list[int]
 
 
 def _blob_node(digest: str) -> Node:
@@ -210,11 +216,10 @@ def give_up(
     lease: str,
     *,
     kept: Collection[str] = (),
-) -> Mapping[str, list[int]]:
-    """End a lease whose work failed, and drop what it made and nothing else holds.
+) -> Dropped:
+    """End a lease whose work failed, drop what it made and nothing else holds, and return that.
 
-    Return the numbers of the snapshots dropped, by backend. Other garbage stays for a collection:
-    failing is no reason to take what someone may still want.
+    Other garbage stays for a collection: failing is no reason to take what someone may still want.
     """
     with meta.write() as txn:
         items = LEASE_ITEMS.scan(txn, namespace, lease)
@@ -232,22 +237,19 @@ def give_up(
         return _drop(txn, namespace, graph, ours)
 
 
-def _drop(
-    txn: Transaction, namespace: str, graph: _Graph, garbage: Collected
-) -> Mapping[str, list[int]]:
-    numbers: defaultdict[str, list[int]] = defaultdict(list)
+def _drop(txn: Transaction, namespace: str, graph: _Graph, garbage: Collected) -> Dropped:
+    dropped = Dropped({}, [])
     for node in garbage.snapshots:
         if not CHILDREN.any(txn, node.backend, namespace, node.key):
             record = graph.snapshots[node.backend, node.key]
             lineage.drop(txn, node.backend, namespace, record)
-            numbers[node.backend].append(record.id)
-    for digest in garbage.blobs:
-        discard.drop_blob(txn, namespace, digest)
-    for ref in garbage.ingests:
-        discard.drop_ingest(txn, namespace, ref)
+            dropped.snapshots.setdefault(node.backend, []).append(record.id)
+    numbers = [discard.drop_blob(txn, namespace, digest) for digest in garbage.blobs]
+    numbers += [discard.drop_ingest(txn, namespace, ref) for ref in garbage.ingests]
+    dropped.blobs.extend(number for number in numbers if number is not None)
     for lease in garbage.leases:
         leases.drop(txn, namespace, lease)
-    return numbers
+    return dropped
 
 
 def remove_blob(
@@ -257,8 +259,11 @@ def remove_blob(
     digest: str,
     *,
     kept: Collection[str] = (),
-) -> None:
-    """Drop one blob that nothing holds. NotFound, and FailedPrecondition that names a holder."""
+) -> int:
+    """Drop one blob that nothing holds; return the number of its bytes.
+
+    Raises NotFound, and FailedPrecondition that names a holder.
+    """
     node = _blob_node(digest)
     with meta.write() as txn:
         graph = _Graph(meta, txn, namespace, backends, kept)
@@ -275,3 +280,4 @@ def remove_blob(
         if node in reachable(graph.roots(), graph.references):
             raise FailedPrecondition(f"blob {digest} is held by work under way; try again later")
         discard.drop_blob(txn, namespace, digest)
+        return graph.blobs[digest].number

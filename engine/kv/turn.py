@@ -5,6 +5,7 @@ stopped, and nothing interrupts that wait. This one ends, and names who is waite
 """
 
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -17,8 +18,12 @@ from engine.errors import Unavailable
 __all__ = ["WAIT_S", "Turn"]
 
 WAIT_S = 30.0
+_TELL_S = 1.0  # after which the wait is told of
 _PAUSE_S = 0.0002  # between two attempts, doubled up to
 _LONGEST_PAUSE_S = 0.005
+
+
+_log = logging.getLogger(__name__)
 
 
 class Turn:
@@ -47,12 +52,16 @@ class Turn:
 
     def _lock(self, end: float) -> None:
         pause = _PAUSE_S
+        told = end - WAIT_S + _TELL_S
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise self._too_long(self._holder()) from None
+                if time.monotonic() > told:
+                    told = end
+                    _log.warning("waiting for %s, which is writing to the store", self._holder())
             else:
                 return
             time.sleep(pause)

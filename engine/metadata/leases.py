@@ -5,16 +5,19 @@ the same transaction, so that no collection can come between "it exists" and "it
 without expiry lives as long as its owner, the process that took it.
 """
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import FailedPrecondition
+from engine.errors import EngineError, FailedPrecondition
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import LEASE_ITEMS, LEASES, Lease, LeaseItem, now
 from engine.processes import Owners
 
 __all__ = ["CONTENT", "SNAPSHOT", "check", "drop", "is_live", "join", "leased"]
+
+_log = logging.getLogger(__name__)
 
 CONTENT = "content"
 SNAPSHOT = "snapshot"
@@ -29,8 +32,11 @@ def leased(meta: Environment, namespace: str) -> Iterator[str]:
     try:
         yield lease.id
     finally:
-        with meta.write() as txn:
-            drop(txn, namespace, lease.id)
+        try:
+            with meta.write() as txn:
+                drop(txn, namespace, lease.id)
+        except EngineError as error:  # what was done is done; the lease ends with this process
+            _log.warning("lease %s stays for now: %s", lease.id, error)
 
 
 def join(txn: Transaction, namespace: str, lease: str, item: LeaseItem) -> None:

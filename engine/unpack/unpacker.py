@@ -33,10 +33,11 @@ from engine.unpack.lease import HeldLease
 from engine.unpack.plan import missing_from
 from engine.unpack.workshop import Workshop
 
-__all__ = ["Unpacked", "Unpacker"]
+__all__ = ["CLEANUP_S", "Unpacked", "Unpacker"]
 
 _log = logging.getLogger(__name__)
-_CLEANUP_S = 0.5  # for a layer that is given up: who cancels wants to go; `gc` deletes the rest
+CLEANUP_S = 0.5
+"""How long files of work that is given up are deleted: who cancels wants to go. `gc` does the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ def _remove(snapshotter: Snapshotter, key: str) -> None:
     except EngineError as error:  # the lease ends, so that a collection takes it
         _log.warning("snapshot %s stays for now: %s", key, error)
         return
-    snapshotter.cleanup(only={number}, seconds=_CLEANUP_S)
+    snapshotter.cleanup(only={number}, seconds=CLEANUP_S)
 
 
 def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:

@@ -405,7 +405,7 @@ def test_what_fails_takes_only_its_own(stores):
         kept = put(stores, b"named meanwhile", lease=lease)
         stores.content.ingest("half", lease=lease).close()
         name(stores, "a", kept)
-        stores.give_up(lease)
+        stores.give_up(lease, seconds=10)
     assert blobs(stores) == {other, kept}
     assert stores.content.statuses() == []
 

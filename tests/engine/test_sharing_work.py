@@ -77,10 +77,14 @@ def test_one_leaves_and_the_others_have_their_layers(tmp_path: Path, prepared: C
     async def work(engine: Engine) -> None:
         names = await two_images(engine, tmp_path)
         scope = trio.CancelScope()
+        both: list[Step] = []  # what the other one was told: it shares the layers by then
 
         def cancel(step: Step, _item: str, _total: int, _done: int, /) -> None:
-            if step is Step.UNPACK:
+            if step is Step.UNPACK and both:
                 scope.cancel()
+
+        def stays(step: Step, _item: str, _total: int, _done: int, /) -> None:
+            both.append(step)
 
         async def leaves() -> None:
             with scope:
@@ -88,7 +92,7 @@ def test_one_leaves_and_the_others_have_their_layers(tmp_path: Path, prepared: C
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaves)
-            nursery.start_soon(lambda: engine.unpack(names[1], snapshotter="overlay"))
+            nursery.start_soon(lambda: engine.unpack(names[1], snapshotter="overlay", report=stays))
         assert scope.cancelled_caught
         kept = {info.key for info in engine.stores.snapshotter("overlay").walk()}
         assert kept >= set(chain_of(engine, names[1]))
@@ -139,6 +143,42 @@ def test_layers_within_the_bounds_one_by_one_but_not_together(
         (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
         with pytest.raises(Refused, match="image has over 50 entries"):
             await engine.unpack(image.name, snapshotter="overlay")
+        # Before it is committed, and those that were there before count too.
+        assert len(engine.stores.snapshotter("overlay").walk()) == 2
+        with pytest.raises(Refused, match="image has over 50 entries"):
+            await engine.unpack(image.name, snapshotter="overlay")
+        assert len(engine.stores.snapshotter("overlay").walk()) == 2
+
+    run(tmp_path, work)
+
+
+def test_engines_of_one_root_share_workers_and_layers(tmp_path: Path, prepared: Counter[str]) -> None:
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        async with (
+            open_engine(tmp_path / "root", platform=AMD64) as second,
+            trio.open_nursery() as nursery,
+        ):
+            for each in (engine, second) * 2:
+                nursery.start_soon(lambda e=each: e.unpack(image.name, snapshotter="overlay"))
+        assert set(prepared.values()) == {1}
+        assert len(prepared) == len(BASE)
+        # The pool is still there for the first one.
+        assert (await engine.unpack(image.name, snapshotter="overlay")).applied == 0
+
+    run(tmp_path, work)
+
+
+def test_a_report_that_fails_harms_nobody(tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    async def work(engine: Engine) -> None:
+        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay", report=broken))
+            nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay"))
+        assert len(engine.stores.snapshotter("overlay").walk()) == len(BASE)
 
     run(tmp_path, work)
 
@@ -195,7 +235,7 @@ def below(pid: int) -> list[int]:
 def test_cleaning_up_is_bounded_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacker, "_CLEANUP_S", 0.0)
+    monkeypatch.setattr(unpacker, "CLEANUP_S", 0.0)
     bad = archive(*(member(f"{n}") for n in range(50)), member("h", "1", link="nowhere"))
 
     async def work(engine: Engine) -> None:

@@ -5,6 +5,7 @@ import resource
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.diff.apply import apply_layer
+from engine.errors import FailedPrecondition, InvalidArgument, NotFound
 from engine.oci.digest import digest_of
 from engine.oci.mediatypes import Compression
 from engine.root import Root
@@ -21,9 +23,10 @@ from engine.testing.archives import archive, member
 from engine.testing.trees import differences
 from snapshotters import filling
 from snapshotters.markers import AufsMarkers, Listing, OverlayMarkers
+from snapshotters.sealing import Sealer
 from tests.conftest import AMD64
 from tests.property.layer_model import Member, describe
-from tests.property.test_layer_stacks import ROUNDS, expected_tree, packed
+from tests.property.test_layer_stacks import OWNERS, ROUNDS, expected_tree, packed
 from tests.support import BACKENDS, apply_stack, branches, tree_of
 from tests.union_reader import OPAQUE
 
@@ -143,6 +146,90 @@ def test_a_copy_walks_its_parent_once(stores: Stores, monkeypatch: pytest.Monkey
     assert filled["folders"] == 41 * 3
 
 
+def seal(backend: Snapshotter, sealer: Sealer, *steps: Commit) -> object:
+    """Seal as a worker does, which keeps what it sealed with."""
+    (sealing,) = backend.sealing(*steps)
+    return sealer(sealing.argument)
+
+
+def applied(backend: Snapshotter, key: str, *members: bytes) -> Commit:
+    layer = archive(*members)
+    backend.prepare(key)
+    apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+    return Commit(name=f"done {key}", key=key)
+
+
+@pytest.mark.parametrize("name", UNIONS)
+def test_a_failed_settle_leaves_nothing_to_the_next(name: str, stores: Stores) -> None:
+    backend, sealer = stores.snapshotter(name), Sealer()
+    one = applied(backend, "one", member("etc/", "5", mode=0o777, uid=1234))
+    two = replace(applied(backend, "two", member("x")), parent=one.name)
+    (stores.root.snapshots / name / "2" / "settling").touch()
+    count, failed = seal(backend, sealer, one, two)  # type: ignore[misc]
+    assert (count, type(failed)) == (1, FailedPrecondition)
+    other = applied(backend, "other", member("etc/implied"))
+    assert seal(backend, sealer, other) == (1, None)
+    backend.commit(other)
+    found = (stores.root.snapshots / name / "3" / "fs" / "etc").stat()
+    assert (found.st_mode & 0o7777, found.st_uid) == (0o755, 0)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_that_was_hidden_stays_hidden(name: str, at_once: bool, stores: Stores) -> None:
+    # On disk below: a/ with x. Then a is a file, then a folder again, then only implied.
+    backend = stores.snapshotter(name)
+    base = apply_stack(backend, [archive(member("a/", "5", mode=0o700, uid=77), member("a/x"))])
+    layers = [
+        archive(member("a")),
+        archive(member("a/", "5", mode=0o755, uid=5)),
+        archive(member("a/z"), member("a/.wh.x")),
+    ]
+    if at_once:
+        top = commit_chain(backend, layers, "upper ", base)
+    else:
+        top = base
+        for number, layer in enumerate(layers):
+            top = commit_chain(backend, [layer], f"{number} ", top)
+    tree = tree_of(stores, name, top, stores.root.path.parent / "mnt")
+    assert {path: (entry.mode & 0o7777, entry.owner) for path, entry in tree.items()} == {
+        b"a": (0o755, (5, 0)),
+        b"a/z": (0o644, (0, 0)),
+    }
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_layer_that_is_given_up_takes_only_those_above(name: str, stores: Stores) -> None:
+    # Another caller's layers are sealed in the same job: two below are there, one is gone.
+    backend = stores.snapshotter(name)
+    steps = [applied(backend, key, member(key)) for key in ("a", "b", "c")]
+    steps = [
+        replace(step, parent=below)
+        for step, below in zip(steps, (None, "done a", "done b"), strict=True)
+    ]
+    (sealing,) = backend.sealing(*steps)
+    backend.cleanup(only={backend.remove("c")})
+    count, failed = Sealer()(sealing.argument)
+    assert (count, type(failed)) == (2, NotFound)
+    backend.commit(*steps[:2])
+    assert {info.key for info in backend.walk()} == {"done a", "done b"}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_commit_that_was_refused_measures_again(name: str, stores: Stores) -> None:
+    # What is written through a mount after a refusal counts, and is flushed, like all the rest.
+    backend = stores.snapshotter(name)
+    (mount,) = backend.prepare("key")
+    with pytest.raises(InvalidArgument):
+        backend.commit(Commit(name="done", key="key", labels={"l": "x" * 5000}))
+    with pytest.raises(FailedPrecondition):
+        backend.commit(Commit(name="done", key="key", lease="no such lease"))
+    (Path(mount.source) / "file").write_bytes(b"x" * 100_000)
+    backend.commit(Commit(name="done", key="key"))
+    assert backend.usage("done").size >= 100_000
+    assert backend.usage("done").inodes == 1
+
+
 # -- aufs, as a real kernel has it ------------------------------------------------------------
 
 
@@ -178,7 +265,7 @@ def test_a_folder_over_a_file_over_a_folder(stores: Stores) -> None:
 FEW = st.sampled_from([b"a", b"b"])
 PATHS = st.lists(FEW, min_size=1, max_size=3).map(tuple)
 ENTRIES = st.one_of(
-    st.builds(Member, PATHS, st.just("5"), st.just(0o755)),
+    st.builds(Member, PATHS, st.just("5"), st.sampled_from([0o755, 0o700]), OWNERS, st.just(7)),
     st.builds(Member, PATHS, st.just("0")),
     PATHS.map(lambda path: Member((*path, b".wh..wh..opq"), "0")),
     PATHS.map(lambda path: Member((*path[:-1], b".wh." + path[-1]), "0")),
