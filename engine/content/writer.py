@@ -116,6 +116,8 @@ class Writer:
             extents.append(self._blobs, self._record.number, self._index, memoryview(self._tail))
         hit("content.commit.before")
         blob = self._publish(digest, size, labels or {})
+        if blob.number != self._record.number:
+            self._delete_bytes()
         hit("content.commit.after")
         self.close()
         return blob
@@ -126,6 +128,7 @@ class Writer:
                 return self._replace(txn, digest, size, labels)
             # The bytes may be deleted already: a record of them would name nothing.
             discard.drop_bytes(txn, self._record.number)
+        self._delete_bytes()
         self.close()
         raise FailedPrecondition(f"ingest {self.ref} was aborted; start it again")
 
@@ -163,7 +166,11 @@ class Writer:
                 discard.drop_ingest(txn, self._namespace, self.ref)
             else:  # what was written since it was dropped
                 discard.drop_bytes(txn, self._record.number)
+        self._delete_bytes()
         self.close()
+
+    def _delete_bytes(self) -> None:
+        discard.empty(self._meta, self._blobs, [self._record.number])
 
     def close(self) -> None:
         """Let go of the ingest; may be called again."""

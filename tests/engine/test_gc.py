@@ -25,6 +25,8 @@ from engine.snapshots import Commit, Kind, Plugin, Probe
 from engine.stores import Stores
 from tests.engine.image_files import MANIFEST, Files, extents, import_image, records, state
 
+pytestmark = pytest.mark.root  # a snapshot's tree belongs to root
+
 ROOT = {"containerd.io/gc.root": "2020-01-01T00:00:00Z"}
 CONTENT = "containerd.io/gc.ref.content"
 SNAPSHOT = "containerd.io/gc.ref.snapshot"
@@ -564,6 +566,8 @@ from engine.metadata.leases import leased
 from engine.oci.platform import Platform
 from engine.progress import silent
 from engine.stores import open_stores
+
+pytestmark = pytest.mark.root  # snapshots are folders of root
 folder = Path(sys.argv[2])
 platform = Platform(os="linux", architecture="amd64")
 with open_stores(Path(sys.argv[1]), "default", platform) as stores:
