@@ -567,7 +567,6 @@ from engine.oci.platform import Platform
 from engine.progress import silent
 from engine.stores import open_stores
 
-pytestmark = pytest.mark.root  # snapshots are folders of root
 folder = Path(sys.argv[2])
 platform = Platform(os="linux", architecture="amd64")
 with open_stores(Path(sys.argv[1]), "default", platform) as stores:
