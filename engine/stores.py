@@ -220,13 +220,20 @@ class Stores:
 
 @contextmanager
 def open_stores(
-    path: Path, namespace: str, platform: Platform, *, readonly: bool = False
+    path: Path,
+    namespace: str,
+    platform: Platform,
+    *,
+    readonly: bool = False,
+    create: bool = True,
 ) -> Iterator[Stores]:
-    """Open the stores at `path` for the length of a block, made if need be unless `readonly`.
+    """Open the stores at `path` for the length of a block.
+
+    With `create` they are made if need be, with `readonly` nothing is. NotFound where there are none.
 
     All in this process who open a root share it, whatever their namespaces.
     """
-    with open_root(path, readonly=readonly) as root:
+    with open_root(path, readonly=readonly, create=create) as root:
         stores = Stores(root, namespace, platform)
         try:
             yield stores
