@@ -131,11 +131,7 @@ class Engine:
 
     async def release(self, key: str, *, snapshotter: str | None = None) -> None:
         """Remove what `prepare` made. Raises NotFound, and FailedPrecondition while it is mounted."""
-        await trio.to_thread.run_sync(self._release, key, snapshotter)
-
-    def _release(self, key: str, name: str | None) -> None:
-        backend = self.stores.snapshotter(name) if name else self.stores.holder(key)
-        backend.cleanup(only={backend.remove(key)})
+        await trio.to_thread.run_sync(self.stores.release, key, snapshotter)
 
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""

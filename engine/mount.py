@@ -246,7 +246,7 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
 
 def deactivate_below(folder: Path) -> None:
     """Take everything mounted below `folder` out of sight, the newest first."""
-    for entry in reversed(MountTable.read().own.entries):
+    for entry in reversed(MountTable.read_own().own.entries):
         if entry.point.startswith(f"{folder}/"):
             deactivate(Path(entry.point), lazy=True)
 

@@ -3,6 +3,7 @@
 Sync; safe from any thread. The command line uses it without an event loop, `engine.app` on threads.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from engine.root import Root, open_root
 from engine.snapshots import Leftover, Snapshotter
 
 __all__ = ["Stores", "open_stores"]
+
+_log = logging.getLogger(__name__)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
 _NAMESPACE_LIMIT = 76
@@ -138,18 +141,28 @@ class Stores:
 
         NotFound, FailedPrecondition with children or while mounted; those before it are gone then.
         """
-        table = MountTable.read()
         removed: list[tuple[Snapshotter, int]] = []
         left: list[Leftover] = []
         with self._freeing_space():
+            seen = _, table = self.mounting.seen_for_removing([key for _, key in chosen])
             try:
                 for snapshotter, key in chosen:
-                    with self.mounting.removing(snapshotter.name, key, table):
+                    with self.mounting.removing(snapshotter.name, key, seen):
                         removed.append((snapshotter, snapshotter.remove(key, table=table)))
             finally:
                 for snapshotter, number in removed:
                     left += snapshotter.cleanup(only={number}, table=table)
         return left
+
+    def release(self, key: str, name: str | None = None) -> None:
+        """Remove a snapshot of the backend `name`, or of the one that has it, with its files.
+
+        NotFound, FailedPrecondition while it is mounted.
+        """
+        backend = self.snapshotter(name) if name else self.holder(key)
+        table = MountTable.read()
+        number = backend.remove(key, table=table)
+        _tell(backend.cleanup(only={number}, table=table))
 
     # -- collection ---------------------------------------------------------------------------
 
@@ -161,9 +174,10 @@ class Stores:
             environment.check_readers()
         self.root.owners.sweep()
         with self._freeing_space():
-            healed = [Node(SNAPSHOT, backend, key) for backend, key in self.mounting.claims.heal()]
+            seen = _, table = self.mounting.claims.read()
+            healed = [Node(SNAPSHOT, *snapshot) for snapshot in self.mounting.claims.heal(seen)]
             collected = self._collect()
-            left = self.cleanup()
+            left = self.cleanup(table)
         snapshots = [*healed, *collected.snapshots]
         return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
 
@@ -178,6 +192,7 @@ class Stores:
             vanished=self.mounting.claims.stale() if dry_run else (),
         )
         reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
+        reasons += [f"mount {record.name}: {record.error}" for record in self.mounting.damaged()]
         return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
 
     @contextmanager
@@ -192,9 +207,13 @@ class Stores:
     def _backends(self) -> list[str]:
         return [snapshotter.name for snapshotter in self.snapshotters()]
 
-    def cleanup(self) -> list[Leftover]:
+    def cleanup(self, table: MountTable) -> list[Leftover]:
         """Delete the bytes and folders of everything dropped so far; return what resisted."""
-        left = [leftover for snapshotter in self.snapshotters() for leftover in snapshotter.cleanup()]
+        left = [
+            leftover
+            for snapshotter in self.snapshotters()
+            for leftover in snapshotter.cleanup(table=table)
+        ]
         self.content.cleanup()
         plugins.sweep(self.root)
         return left
@@ -204,7 +223,7 @@ class Stores:
         with self._freeing_space():
             dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
             for name, numbers in dropped.items():
-                self.snapshotter(name).cleanup(only=numbers)
+                _tell(self.snapshotter(name).cleanup(only=numbers))
             self.content.cleanup()
 
     def remove_blob(self, digest: Digest) -> None:
@@ -216,6 +235,11 @@ class Stores:
         """Let go of the backends; the root is the caller's to close."""
         for snapshotter in self._snapshotters.values():
             snapshotter.close()
+
+
+def _tell(left: Sequence[Leftover]) -> None:
+    for leftover in left:
+        _log.warning("files of a snapshot stay in %s: %s", leftover.path, leftover.reason)
 
 
 @contextmanager
