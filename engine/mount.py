@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import ResourceExhausted, from_os_error, os_errors
 from engine.fs.kernel import syscall
-from engine.mount_options import (
+from engine.mounts.options import (
     BIND,
     BIND_FLAGS,
     KEPT_BY_BINDS,
@@ -25,7 +25,7 @@ from engine.mount_options import (
     aufs_pieces,
     flags_and_data,
 )
-from engine.mount_table import MountTable
+from engine.mounts.table import MountTable
 
 __all__ = [
     "Mount",

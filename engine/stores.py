@@ -19,8 +19,8 @@ from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import SNAPSHOT
-from engine.mount_table import MountTable
-from engine.mounting import Mounting
+from engine.mounts.mounting import Mounting
+from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform

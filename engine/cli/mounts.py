@@ -10,8 +10,8 @@ from engine.cli.output import age, print_json, print_table, progress, say
 from engine.errors import InvalidArgument, NotFound
 from engine.kv.schema import Image
 from engine.metadata.mounts import MountRecord, MountState
-from engine.mount_options import parse_options
-from engine.mounting import Order
+from engine.mounts.mounting import Order
+from engine.mounts.options import parse_options
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.stores import Stores

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import mount_holders
 from engine.app import host_platform
 from engine.errors import FailedPrecondition, Unavailable
 from engine.kv import keys
 from engine.kv.schema import MOUNTS, MountRecord
-from engine.mount_table import MountTable
+from engine.mounts import holders
+from engine.mounts.table import MountTable
 from engine.root import Root
 from engine.stores import Stores, open_stores
 from tests.cli.failing import assert_fails, assert_one_line
@@ -147,7 +147,7 @@ def test_what_happens_to_a_namespace_is_not_another_s(stocked: Path, target: Pat
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(mount_holders, "_SECONDS", -1.0)
+    monkeypatch.setattr(holders, "_SECONDS", -1.0)
     return monkeypatch
 
 

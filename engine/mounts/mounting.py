@@ -2,7 +2,7 @@
 
 Sync; safe from any thread and process. Order: the record claims the target, the snapshot is made, the
 kernel mounts it, the record is completed; and backwards. What a crash leaves in between is cleared by
-the next `mount` and by a collection (`engine.mount_claims`).
+the next `mount` and by a collection (`engine.mounts.claims`).
 """
 
 import os
@@ -27,9 +27,9 @@ from engine.kv.schema import now
 from engine.kv.table import Damaged
 from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, with_options, writes_to
-from engine.mount_claims import Claims, Seen, discard, id_of, pid_namespace
-from engine.mount_holders import describe, holders
-from engine.mount_table import MountTable, boot_id, here, is_mounted, mount_id
+from engine.mounts.claims import Claims, Seen, discard, id_of, pid_namespace
+from engine.mounts.holders import describe, holders
+from engine.mounts.table import MountTable, boot_id, here, is_mounted, mount_id
 from engine.root import Root
 from engine.snapshots import Snapshotter
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import Unavailable
-from engine.mount_table import MountID, mount_id
+from engine.mounts.table import MountID, mount_id
 
 __all__ = ["Holder", "describe", "held", "holders"]
 

@@ -14,8 +14,8 @@ import msgspec
 from engine.errors import EngineError, FailedPrecondition, NotFound, Unavailable
 from engine.metadata.mounts import MountRecord, MountState, MountStore, same_place
 from engine.mount import deactivate
-from engine.mount_holders import held
-from engine.mount_table import MountID, MountTable, boot_id, mount_id
+from engine.mounts.holders import held
+from engine.mounts.table import MountID, MountTable, boot_id, mount_id
 from engine.snapshots import Snapshotter
 
 __all__ = ["Claims", "Released", "Seen", "discard", "id_of", "pid_namespace"]
