@@ -131,11 +131,7 @@ class Engine:
 
     async def release(self, key: str, *, snapshotter: str | None = None) -> None:
         """Remove what `prepare` made. Raises NotFound, and FailedPrecondition while it is mounted."""
-        await trio.to_thread.run_sync(self._release, key, snapshotter)
-
-    def _release(self, key: str, name: str | None) -> None:
-        backend = self.stores.snapshotter(name) if name else self.stores.holder(key)
-        backend.cleanup(only={backend.remove(key)})
+        await trio.to_thread.run_sync(self.stores.release, key, snapshotter)
 
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""
@@ -172,13 +168,18 @@ def _cancellable(report: Report) -> Report:
 
 @asynccontextmanager
 async def open_engine(
-    root: Path | str, *, namespace: str = "default", platform: Platform | None = None
+    root: Path | str,
+    *,
+    namespace: str = "default",
+    platform: Platform | None = None,
+    create: bool = True,
 ) -> AsyncIterator[Engine]:
     """Open the store at `root`, made if need be, and close it after the block.
 
-    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root.
+    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root,
+    and without `create` NotFound where there is none.
     """
-    opened = open_stores(Path(root), namespace, platform or host_platform())
+    opened = open_stores(Path(root), namespace, platform or host_platform(), create=create)
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
         async with open_workshop(stores.root) as workshop:

@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import ResourceExhausted, from_os_error, os_errors
 from engine.fs.kernel import syscall
-from engine.mount_options import (
+from engine.mounts.options import (
     BIND,
     BIND_FLAGS,
     KEPT_BY_BINDS,
@@ -25,7 +25,7 @@ from engine.mount_options import (
     aufs_pieces,
     flags_and_data,
 )
-from engine.mount_table import MountTable
+from engine.mounts.table import MountTable
 
 __all__ = [
     "Mount",
@@ -246,7 +246,7 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
 
 def deactivate_below(folder: Path) -> None:
     """Take everything mounted below `folder` out of sight, the newest first."""
-    for entry in reversed(MountTable.read().own.entries):
+    for entry in reversed(MountTable.read_own().own.entries):
         if entry.point.startswith(f"{folder}/"):
             deactivate(Path(entry.point), lazy=True)
 

@@ -50,14 +50,15 @@ _OURS = re.compile(r"lock|format(\.[0-9]+)?")  # what there is before a root is 
 class Root:
     """An open root; a context manager. One process opens a root once: see `open_root`."""
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, create: bool = True) -> None:
         """Open `path`, making it if need be; with `readonly` nothing is made or changed in it.
 
         Raises PermissionDenied, InvalidArgument for a path that mount options cannot hold,
         FailedPrecondition for a root of a newer format or of another user, and NotFound where there
-        is none to read.
+        is none and it is to be read, or not to be made.
         """
         self.readonly = readonly
+        self._creates = create and not readonly
         self._held: list[int] = []
         self._environments: list[Environment] = []
         # Symlinks are resolved once, here: mountinfo shows real paths.
@@ -66,7 +67,7 @@ class Root:
         try:
             with os_errors(f"root {path}"):
                 self._check_name()
-                if not readonly and not self.path.exists():
+                if self._creates and not self.path.exists():
                     self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._check_folder()
                 self._share_lock()
@@ -120,8 +121,11 @@ class Root:
         # Another process may be making the root just now: lock first, format next, then the rest.
         names = [path.name for path in self.path.iterdir()]
         foreign = [name for name in names if not _OURS.fullmatch(name) and name != "lost+found"]
-        if foreign and not (self.path / "format").exists():
+        is_known = (self.path / "format").exists()
+        if foreign and not is_known:
             raise InvalidArgument(f"root {self.path} is in use for something else; name an empty folder")
+        if not is_known and not self._creates:
+            raise self._none()
         if stat.S_IMODE(info.st_mode) & 0o077 and not self.readonly:
             self.path.chmod(0o700)
 
@@ -130,7 +134,7 @@ class Root:
         try:
             lock = os.open(self.path / "lock", os.O_RDONLY | make | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
-            return  # to read; the format tells whether there is a store at all
+            return  # to read a store without one, as where it cannot be written
         self._held.append(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -144,8 +148,6 @@ class Root:
         try:
             found = int(file.read_text(encoding="ascii"))
         except FileNotFoundError:
-            if self.readonly:
-                raise self._none() from None
             fresh = self.path / f"format.{os.getpid()}"
             self._write_format(fresh)
             fresh.replace(file)
@@ -221,13 +223,13 @@ _sharing = threading.Lock()
 
 
 @contextmanager
-def open_root(path: Path, *, readonly: bool = False) -> Iterator[Root]:
+def open_root(path: Path, *, readonly: bool = False, create: bool = True) -> Iterator[Root]:
     """Open a root for the length of a block; all in this process who open it share one.
 
     Raises what `Root` does, and FailedPrecondition to write where it is open read-only.
     """
     with _sharing:
-        root = _shared.get(_identity(path)) or Root(path, readonly=readonly)
+        root = _shared.get(_identity(path)) or Root(path, readonly=readonly, create=create)
         if root.readonly and not readonly:
             raise FailedPrecondition(f"root {path} is open read-only in this process; close that first")
         identity = _identity(root.path)

@@ -29,7 +29,7 @@ from engine.errors import FailedPrecondition
 from engine.kv.environment import Environment
 from engine.labels import Labels
 from engine.mount import Mount
-from engine.mount_table import MountTable
+from engine.mounts.table import MountTable
 
 __all__ = [
     "Capabilities",

@@ -3,6 +3,7 @@
 Sync; safe from any thread. The command line uses it without an event loop, `engine.app` on threads.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import SNAPSHOT
-from engine.mount_table import MountTable
-from engine.mounting import Mounting
+from engine.mounts.mounting import Mounting
+from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -27,6 +28,8 @@ from engine.root import Root, open_root
 from engine.snapshots import Leftover, Snapshotter
 
 __all__ = ["Stores", "open_stores"]
+
+_log = logging.getLogger(__name__)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
 _NAMESPACE_LIMIT = 76
@@ -138,18 +141,28 @@ class Stores:
 
         NotFound, FailedPrecondition with children or while mounted; those before it are gone then.
         """
-        table = MountTable.read()
         removed: list[tuple[Snapshotter, int]] = []
         left: list[Leftover] = []
         with self._freeing_space():
+            seen = _, table = self.mounting.seen_for_removing([key for _, key in chosen])
             try:
                 for snapshotter, key in chosen:
-                    with self.mounting.removing(snapshotter.name, key, table):
+                    with self.mounting.removing(snapshotter.name, key, seen):
                         removed.append((snapshotter, snapshotter.remove(key, table=table)))
             finally:
                 for snapshotter, number in removed:
                     left += snapshotter.cleanup(only={number}, table=table)
         return left
+
+    def release(self, key: str, name: str | None = None) -> None:
+        """Remove a snapshot of the backend `name`, or of the one that has it, with its files.
+
+        NotFound, FailedPrecondition while it is mounted.
+        """
+        backend = self.snapshotter(name) if name else self.holder(key)
+        table = MountTable.read()
+        number = backend.remove(key, table=table)
+        _tell(backend.cleanup(only={number}, table=table))
 
     # -- collection ---------------------------------------------------------------------------
 
@@ -161,9 +174,10 @@ class Stores:
             environment.check_readers()
         self.root.owners.sweep()
         with self._freeing_space():
-            healed = [Node(SNAPSHOT, backend, key) for backend, key in self.mounting.claims.heal()]
+            seen = _, table = self.mounting.claims.read()
+            healed = [Node(SNAPSHOT, *snapshot) for snapshot in self.mounting.claims.heal(seen)]
             collected = self._collect()
-            left = self.cleanup()
+            left = self.cleanup(table)
         snapshots = [*healed, *collected.snapshots]
         return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
 
@@ -178,6 +192,7 @@ class Stores:
             vanished=self.mounting.claims.stale() if dry_run else (),
         )
         reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
+        reasons += [f"mount {record.name}: {record.error}" for record in self.mounting.damaged()]
         return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
 
     @contextmanager
@@ -192,9 +207,13 @@ class Stores:
     def _backends(self) -> list[str]:
         return [snapshotter.name for snapshotter in self.snapshotters()]
 
-    def cleanup(self) -> list[Leftover]:
+    def cleanup(self, table: MountTable) -> list[Leftover]:
         """Delete the bytes and folders of everything dropped so far; return what resisted."""
-        left = [leftover for snapshotter in self.snapshotters() for leftover in snapshotter.cleanup()]
+        left = [
+            leftover
+            for snapshotter in self.snapshotters()
+            for leftover in snapshotter.cleanup(table=table)
+        ]
         self.content.cleanup()
         plugins.sweep(self.root)
         return left
@@ -204,7 +223,7 @@ class Stores:
         with self._freeing_space():
             dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
             for name, numbers in dropped.snapshots.items():
-                self.snapshotter(name).cleanup(only=numbers, seconds=seconds)
+                _tell(self.snapshotter(name).cleanup(only=numbers, seconds=seconds))
             self.content.cleanup(dropped.blobs)
 
     def remove_blob(self, digest: Digest) -> None:
@@ -219,15 +238,27 @@ class Stores:
             snapshotter.close()
 
 
+def _tell(left: Sequence[Leftover]) -> None:
+    for leftover in left:
+        _log.warning("files of a snapshot stay in %s: %s", leftover.path, leftover.reason)
+
+
 @contextmanager
 def open_stores(
-    path: Path, namespace: str, platform: Platform, *, readonly: bool = False
+    path: Path,
+    namespace: str,
+    platform: Platform,
+    *,
+    readonly: bool = False,
+    create: bool = True,
 ) -> Iterator[Stores]:
-    """Open the stores at `path` for the length of a block, made if need be unless `readonly`.
+    """Open the stores at `path` for the length of a block.
+
+    With `create` they are made if need be, with `readonly` nothing is. NotFound where there are none.
 
     All in this process who open a root share it, whatever their namespaces.
     """
-    with open_root(path, readonly=readonly) as root:
+    with open_root(path, readonly=readonly, create=create) as root:
         stores = Stores(root, namespace, platform)
         try:
             yield stores

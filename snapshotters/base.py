@@ -31,7 +31,7 @@ from engine.labels import Labels
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount
-from engine.mount_table import MountTable
+from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.sealing import Seal, Sealer, load_sealed

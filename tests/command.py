@@ -18,7 +18,7 @@ from engine.kv.environment import Environment
 from engine.kv.schema import COUNTERS, TABLES
 from engine.root import Root
 
-__all__ = ["LAMINA", "Dump", "dump", "environment", "lamina", "lamina_json"]
+__all__ = ["LAMINA", "Dump", "dump", "empty_store", "environment", "lamina", "lamina_json"]
 
 LAMINA = (sys.executable, "-P", "-m", "engine")
 _TIMEOUT_S = 120
@@ -53,6 +53,12 @@ def lamina(
 def lamina_json(root: Path, *args: object) -> Any:
     """Run a command with --json and return the one document that it wrote."""
     return json.loads(lamina(root, *args, "--json").stdout)
+
+
+def empty_store(root: Path) -> Path:
+    """Make a store that holds nothing; the one command that makes one also fills it."""
+    with Root(root):
+        return root
 
 
 def dump(root: Path) -> Dump:

@@ -26,18 +26,18 @@ class Context:
     namespace: str
 
     def stores(self) -> AbstractContextManager[Stores]:
-        """Open the stores, for commands that do one quick thing."""
-        return open_stores(self.root, self.namespace, host_platform())
+        """Open the stores, which must exist, for commands that do one quick thing."""
+        return open_stores(self.root, self.namespace, host_platform(), create=False)
 
     def reading(self) -> AbstractContextManager[Stores]:
         """Open the stores, which must exist, for commands that change nothing."""
         return open_stores(self.root, self.namespace, host_platform(), readonly=True)
 
-    def run(self, work: Callable[[Engine], Awaitable[T]]) -> T:
-        """Run `work` on an open engine, for commands that take long."""
+    def run(self, work: Callable[[Engine], Awaitable[T]], *, create: bool = False) -> T:
+        """Run `work` on an open engine, for commands that take long; only `create` makes a store."""
 
         async def opened() -> T:
-            async with open_engine(self.root, namespace=self.namespace) as engine:
+            async with open_engine(self.root, namespace=self.namespace, create=create) as engine:
                 return await work(engine)
 
         return trio.run(opened)

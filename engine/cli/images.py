@@ -56,7 +56,7 @@ def import_(
                 report=report,
             )
 
-    images = context.run(work)
+    images = context.run(work, create=True)
     if as_json:
         print_json([{"name": image.name, "digest": image.target.digest} for image in images])
     else:

@@ -10,8 +10,8 @@ from engine.cli.output import age, print_json, print_table, progress, say
 from engine.errors import InvalidArgument, NotFound
 from engine.kv.schema import Image
 from engine.metadata.mounts import MountRecord, MountState
-from engine.mount_options import parse_options
-from engine.mounting import Order
+from engine.mounts.mounting import Order
+from engine.mounts.options import parse_options
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.stores import Stores
@@ -119,6 +119,11 @@ def umount(context: Context, target: Path, lazy: bool) -> None:
     """Unmount what `lamina mount` mounted; a writable snapshot stays."""
     with context.stores() as stores:
         record = stores.umount(target, lazy=lazy)
+        if record.state == MountState.MOUNTED:
+            why = stores.broken.get(
+                record.backend, "its files are in use, as in another mount namespace"
+            )
+            say(f"unmounted; its snapshot {record.key} stays for a later `lamina gc`: {why}")
     if record.state == MountState.LAZY:
         say(
             f"out of sight, but whoever is in it goes on; its files stay until the next boot, or until: "
@@ -132,26 +137,29 @@ def umount(context: Context, target: Path, lazy: bool) -> None:
 @as_json
 @click.pass_obj
 def mounts(context: Context, as_json: bool) -> None:
-    """List what is mounted, and the writable mounts that are kept."""
+    """List what is mounted, and the writable mounts that are kept; a damaged record with its error."""
     with context.reading() as stores:
-        records = stores.mounting.walk()
+        records, damaged = stores.mounting.walk(), stores.mounting.damaged()
     if as_json:
-        print_json([_row(record) for record in records])
+        errors = [{"name": lost.name, "error": lost.error} for lost in damaged]
+        print_json([*(_row(record) for record in records), *errors])
         return
+    rows = [
+        (
+            record.target,
+            familiar(record.image),
+            record.backend,
+            "rw" if record.rw else "ro",
+            record.state,
+            age(record.created),
+            record.key,
+        )
+        for record in records
+    ]
+    rows += [("-", "-", "-", "-", lost.error, "-", lost.name) for lost in damaged]
     print_table(
         ("TARGET", "IMAGE", "SNAPSHOTTER", "MODE", "STATE", "CREATED", "NAME"),
-        [
-            (
-                record.target,
-                familiar(record.image),
-                record.backend,
-                "rw" if record.rw else "ro",
-                record.state,
-                age(record.created),
-                record.key,
-            )
-            for record in records
-        ],
+        rows,
     )
 
 

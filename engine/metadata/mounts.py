@@ -16,12 +16,13 @@ from enum import StrEnum
 
 import msgspec
 
-from engine.errors import AlreadyExists, FailedPrecondition
+from engine.errors import AlreadyExists, DataLoss, FailedPrecondition
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import LEASES, MOUNTS, SNAPSHOTS, MountRecord, now
+from engine.kv.table import Damaged
 from engine.metadata.leases import is_live, leased
 
-__all__ = ["MountRecord", "MountState", "MountStore"]
+__all__ = ["MountRecord", "MountState", "MountStore", "same_place"]
 
 
 class MountState(StrEnum):
@@ -33,7 +34,9 @@ class MountState(StrEnum):
     LAZY = "lazy"
 
 
-_AT_TARGET = {MountState.CHANGING, MountState.MOUNTED}
+def same_place(one: MountRecord, other: MountRecord) -> bool:
+    """Say whether two records claim one target of one mount namespace."""
+    return (one.target, one.space, one.boot) == (other.target, other.space, other.boot)
 
 
 class MountStore:
@@ -44,9 +47,20 @@ class MountStore:
         self._namespace = namespace
 
     def walk(self) -> list[MountRecord]:
-        """Return all records, by target."""
+        """Return all records that can be read, by target."""
         with self._meta.read() as txn:
-            return sorted(MOUNTS.scan(txn, self._namespace), key=lambda r: (r.target, r.created))
+            found, _ = MOUNTS.survey(txn, self._namespace)
+        return sorted(found, key=lambda record: (record.target, record.created))
+
+    def damaged(self) -> list[Damaged]:
+        """Return the keys whose records cannot be read: what those claim, nobody knows."""
+        with self._meta.read() as txn:
+            return MOUNTS.survey(txn, self._namespace)[1]
+
+    def everywhere(self) -> list[MountRecord]:
+        """Return the records of all namespaces: they share the machine's folders."""
+        with self._meta.read() as txn:
+            return MOUNTS.survey(txn)[0]
 
     def get(self, key: str) -> MountRecord | None:
         """Return the record of a snapshot key."""
@@ -55,16 +69,26 @@ class MountStore:
 
     def is_held(self, record: MountRecord) -> bool:
         """Say whether someone is changing it now."""
+        with self._meta.read() as txn:
+            return self._is_held(txn, record)
+
+    def _is_held(self, txn: Transaction, record: MountRecord) -> bool:
         if record.state != MountState.CHANGING:
             return False
-        with self._meta.read() as txn:
-            lease = LEASES.get(txn, self._namespace, record.lease)
-        return lease is not None and is_live(self._meta.owners, lease, now())
+        # The lease of any namespace, as the record may be another's; its ID is random.
+        found, damaged = LEASES.survey(txn)
+        held = [lease for lease in found if lease.id == record.lease]
+        if not held:
+            return record.lease in {lease.name for lease in damaged}
+        return any(is_live(self._meta.owners, lease, now()) for lease in held)
 
     def has_snapshot(self, record: MountRecord) -> bool:
         """Say whether its snapshot is there and whole; one whose making a crash cut off is not."""
         with self._meta.read() as txn:
-            snapshot = SNAPSHOTS.get(txn, record.backend, self._namespace, record.key)
+            try:
+                snapshot = SNAPSHOTS.get(txn, record.backend, self._namespace, record.key)
+            except DataLoss:
+                return True  # what it says is lost, its files are not
             return snapshot is not None and not snapshot.lease
 
     @contextmanager
@@ -74,8 +98,8 @@ class MountStore:
         """Hold a record for the length of a block; the block says what becomes of it.
 
         `over` is what stands in its place, if anything does. FailedPrecondition if that was changed by
-        someone else, or if the target is to be taken and another record has it; AlreadyExists if the
-        key is taken.
+        someone else, or if the target is to be taken and someone works on it; AlreadyExists if the key
+        is taken. Whether anything is mounted at the target is the kernel's to say, once it is held.
         """
         with leased(self._meta, self._namespace) as lease:
             mine = msgspec.structs.replace(record, state=MountState.CHANGING, lease=lease)
@@ -93,10 +117,8 @@ class MountStore:
             yield mine
 
     def _check_free(self, txn: Transaction, mine: MountRecord) -> None:
-        # Over all namespaces: they share the machine's folders.
-        for other in MOUNTS.scan(txn):
-            same = (other.target, other.space, other.boot) == (mine.target, mine.space, mine.boot)
-            if same and other.state in _AT_TARGET:
+        for other in MOUNTS.survey(txn)[0]:
+            if same_place(other, mine) and self._is_held(txn, other):
                 raise FailedPrecondition(
                     f"{mine.target} is being mounted or unmounted by another process "
                     "or namespace; try again once that is done"
@@ -116,3 +138,8 @@ class MountStore:
             if MOUNTS.get(txn, self._namespace, old.key) != old:
                 return False
             return MOUNTS.delete(txn, self._namespace, old.key)
+
+    def forget(self, key: str) -> None:
+        """Remove the record of a snapshot key, whether or not it can be read."""
+        with self._meta.write() as txn:
+            MOUNTS.delete(txn, self._namespace, key)

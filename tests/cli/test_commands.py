@@ -11,7 +11,7 @@ from engine.oci.digest import digest_of
 from engine.oci.identity import chain_ids
 from engine.testing.archives import archive, docker_archive, layout, member, tar_layout
 from tests.cli.conftest import BASE, CHANGES
-from tests.command import LAMINA, dump, lamina, lamina_json
+from tests.command import LAMINA, dump, empty_store, lamina, lamina_json
 
 pytestmark = pytest.mark.root
 
@@ -90,7 +90,7 @@ def test_images_as_a_table_and_as_json(stocked: Path, image: Path):
 
 
 def test_an_empty_store_lists_nothing(tmp_path: Path):
-    lamina(tmp_path / "root", "gc")
+    empty_store(tmp_path / "root")
     assert lamina_json(tmp_path / "root", "images") == []
     assert lamina_json(tmp_path / "root", "content", "ls") == []
     assert lamina_json(tmp_path / "root", "snapshots", "ls") == []
@@ -255,7 +255,7 @@ def test_gc_says_what_went(stocked: Path, image: Path):
 
 
 def test_backends_says_what_works(tmp_path: Path):
-    lamina(tmp_path / "root", "gc")
+    empty_store(tmp_path / "root")
     header, *rows = _table(lamina(tmp_path / "root", "backends").stdout)
     assert header == ["NAME", "UNPACKS", "MOUNTS", "WHY NOT"]
     shown = {row["name"]: row for row in lamina_json(tmp_path / "root", "backends")}

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 
+from engine.cli import main
 from engine.kv import keys
 from engine.kv.schema import IMAGES
 from engine.mount import Mount, activate, deactivate, mounted
 from engine.root import Root
 from tests.cli.failing import assert_one_line
-from tests.command import LAMINA, dump, environment, lamina, lamina_json
+from tests.command import LAMINA, dump, empty_store, environment, lamina, lamina_json
 from tests.processes import Victim, kill
 
 pytestmark = pytest.mark.root
@@ -34,6 +36,7 @@ _LISTINGS = (
     ("snapshots", "usage"),
     ("gc", "--dry-run"),
     ("backends",),
+    ("mounts",),
 )
 
 
@@ -117,6 +120,47 @@ def test_listings_beside_a_stopped_writer(stocked: Path):
     expected = _shown(stocked)
     with _process(_STOPPED, stocked):
         assert _shown(stocked) == expected
+
+
+_WORKING = (
+    ("gc",),
+    ("image", "rm", "app:1"),
+    ("image", "tag", "app:1", "app:2"),
+    ("content", "rm", "sha256:" + "0" * 64),
+    ("snapshots", "rm", "key"),
+    ("unpack", "app:1"),
+    ("mount", "app:1", "/mnt"),
+    ("umount", "/mnt"),
+)
+_MAKING = (("import",), ("demo",))
+
+
+@pytest.mark.parametrize("words", _WORKING)
+def test_only_import_makes_a_store(tmp_path: Path, words: tuple[str, ...]):
+    nothing = tmp_path / "nothing"
+    nothing.mkdir(mode=0o755)
+    for root in (tmp_path / "typo", nothing):
+        done = lamina(root, *words, code=3)
+        assert_one_line(done.stderr, f"no store at {root}; `lamina import` makes one")
+    assert (os.listdir(tmp_path), os.listdir(nothing)) == (["nothing"], [])
+    assert nothing.stat().st_mode & 0o777 == 0o755
+
+
+def _names(group: click.Group) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((name, *rest) for rest in _names(command))
+        else:
+            yield (name,)
+
+
+def test_no_command_is_left_out():
+    known = {
+        words[:length]
+        for words in (*_LISTINGS, *_WORKING, *_MAKING, ("content", "get"))
+        for length in (1, 2)
+    }
+    assert set(_names(main.lamina)) <= known
 
 
 # -- what is broken is a row ------------------------------------------------------------------
@@ -257,8 +301,7 @@ with open_stores(Path(sys.argv[1]), "default", Platform()) as stores:
 @pytest.mark.parametrize("ending", ["interrupt", "owner dies"])
 def test_waiting_for_another_import_is_shown_and_ends(tmp_path: Path, image: Path, ending: str):
     subprocess.run(["cp", "-a", image, tmp_path / "image"], check=True)
-    root = tmp_path / "root"
-    lamina(root, "gc")
+    root = empty_store(tmp_path / "root")
     with _process(_WRITING, root) as writer:
         victim = Victim(root, ["import", "--no-unpack", str(image)])
         assert victim.process.stderr is not None
@@ -283,8 +326,8 @@ def _fill(disk: Path, left: int) -> None:
 
 
 _LEFT = {
-    "gc": (0, 4, 8, 16, 32, 64, 72, 96, 128, 136, 144, 148, 152, 156, 160, 192, 224, 256),
-    "import": (128, 152, 160, 192, 224, 256),
+    "gc": (0, 4, 8, 32, 128),
+    "import": (0, 4, 8, 16, 32, 64, 72, 96, 128, 136, 144, 148, 152, 156, 160, 192, 224, 256),
     "images": (0, 8, 64, 128),
 }
 
@@ -297,8 +340,9 @@ def test_a_store_on_a_nearly_full_disk(tmp_path: Path, image: Path, left: int, c
     disk.mkdir()
     with mounted([Mount(type="tmpfs", source="tmpfs", options=["size=1m"])], disk):
         root = disk / "root"
+        if command != "import":
+            empty_store(root)
         if command == "images":
-            lamina(root, "gc")
             for file in root.glob("*/lock.mdb"):
                 file.unlink()
         _fill(disk, left << 10)

@@ -15,7 +15,7 @@ from engine.mount import Mount, activate, deactivate, mounted
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_fails, assert_one_line
 from tests.cli.test_commands import CHAIN
-from tests.command import dump, environment, lamina, lamina_json
+from tests.command import dump, empty_store, environment, lamina, lamina_json
 from tests.processes import Victim, until
 
 pytestmark = pytest.mark.root
@@ -27,10 +27,13 @@ _MIB = 1 << 20
 # when the rights go: an interpreter in somebody's home is for its owner only.
 _AS_NOBODY = f"""
 import contextlib, io, os, sys, tempfile
+from pathlib import Path
 from engine.cli.main import main
+from engine.root import Root
 root = sys.argv[2]
 with tempfile.TemporaryDirectory() as folder:
     sys.argv[2] = os.path.join(folder, "root")
+    Root(Path(sys.argv[2])).close()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         words = sys.argv[3:]
         for sys.argv[3:] in (["gc"], words, words):
@@ -133,8 +136,7 @@ def test_a_disk_that_blobs_do_not_fit_on(tmp_path: Path):
     content = os.urandom(12 * _MIB)
     image = layout(tmp_path / "image", [archive(member("big", data=content))], compression="none")
     with _tmpfs(tmp_path / "small", 8) as folder:
-        root = folder / "root"
-        lamina(root, "gc")
+        root = empty_store(folder / "root")
         assert_fails(root, "import", image, code=8, says="no space left on the device")
         assert lamina_json(root, "images") == []
         fitting = layout(tmp_path / "fitting", [archive(member("small", data=content[:_MIB]))])

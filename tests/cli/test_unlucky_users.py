@@ -8,7 +8,7 @@ import pytest
 
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import read_tree
-from tests.command import LAMINA, environment, lamina, lamina_json
+from tests.command import LAMINA, empty_store, environment, lamina, lamina_json
 
 pytestmark = pytest.mark.root
 
@@ -77,13 +77,12 @@ def test_what_an_image_says_cannot_write_to_the_terminal(tmp_path: Path) -> None
 
 def test_a_fresh_file_system_can_be_a_root(tmp_path: Path) -> None:
     (tmp_path / "root" / "lost+found").mkdir(parents=True)
-    lamina(tmp_path / "root", "gc")
+    empty_store(tmp_path / "root")
     assert lamina_json(tmp_path / "root", "images") == []
 
 
 def test_a_root_that_someone_else_filled_is_refused(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    lamina(root, "gc")
+    root = empty_store(tmp_path / "root")
     os.chown(root / "meta.lmdb", 65534, 65534)
     lamina(root, "images", code=6)
 

@@ -8,7 +8,7 @@ import pytest
 from engine import mount as mounting
 from engine.errors import EngineError, FailedPrecondition, NotFound, ResourceExhausted
 from engine.mount import Mount, activate, deactivate, mounted, with_options
-from engine.mount_table import MountTable, is_mounted
+from engine.mounts.table import MountTable, is_mounted
 
 pytestmark = pytest.mark.root
 

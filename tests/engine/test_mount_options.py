@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import InvalidArgument, ResourceExhausted
-from engine.mount_options import attributes, aufs_pieces, flags_and_data, parse_options
+from engine.mounts.options import attributes, aufs_pieces, flags_and_data, parse_options
 
 _NOSUID, _NODEV, _RDONLY = 0x2, 0x4, 0x1
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import mount_table
 from engine.mount import Mount, mounted
-from engine.mount_table import MountTable, Space, is_mounted, mount_id, parse
+from engine.mounts import table as mount_table
+from engine.mounts.table import MountTable, Space, is_mounted, mount_id, parse
 from tests.filesystems import formatted
 from tests.processes import until
 
@@ -118,7 +118,7 @@ def test_another_store_of_the_same_numbers_is_another(tmp_path: Path):
 _IN_CHROOT = """
 import os, subprocess, sys
 from pathlib import Path
-from engine.mount_table import MountTable
+from engine.mounts.table import MountTable
 jail, kind = sys.argv[1:]
 os.makedirs(f"{jail}/proc"); os.makedirs(f"{jail}/mnt")
 for number in (1, 2, 3):

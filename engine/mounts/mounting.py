@@ -2,13 +2,13 @@
 
 Sync; safe from any thread and process. Order: the record claims the target, the snapshot is made, the
 kernel mounts it, the record is completed; and backwards. What a crash leaves in between is cleared by
-the next `mount` and by a collection (`engine.mount_claims`).
+the next `mount` and by a collection (`engine.mounts.claims`).
 """
 
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,16 @@ from engine.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
 )
 from engine.failpoints import hit
 from engine.kv.schema import now
+from engine.kv.table import Damaged
 from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, with_options, writes_to
-from engine.mount_claims import Claims, discard, id_of, pid_namespace
-from engine.mount_holders import describe, held, holders
-from engine.mount_table import MountTable, boot_id, here, is_mounted, mount_id
+from engine.mounts.claims import Claims, Seen, discard, id_of, pid_namespace
+from engine.mounts.holders import describe, holders
+from engine.mounts.table import MountTable, boot_id, here, is_mounted, mount_id
 from engine.root import Root
 from engine.snapshots import Snapshotter
 
@@ -76,6 +78,10 @@ class Mounting:
             if state:
                 shown.append(msgspec.structs.replace(record, state=state))
         return shown
+
+    def damaged(self) -> list[Damaged]:
+        """Return the names whose records cannot be read; their snapshots stay until removed by name."""
+        return self._records.damaged()
 
     def kept(self, name: str) -> MountRecord | None:
         """Return the writable mount of that name that is not mounted now."""
@@ -227,10 +233,11 @@ class Mounting:
         """Undo `mount`; a writable snapshot stays, a read-only one goes. NotFound if there is none.
 
         FailedPrecondition, with who is in it, for a busy one. A lazy one is taken out of sight at once;
-        its snapshot stays until this boot ends, as nobody can tell who is still in it.
+        its snapshot stays until this boot ends, as nobody can tell who is still in it. A view whose
+        snapshot cannot go now, as its backend cannot be loaded, is returned as `mounted`: it vanished.
         """
         target = target.absolute()
-        records, table = self.claims.read()
+        records, table = self._records.walk(), MountTable.read_own()
         places = {os.path.realpath(target), str(target)}
         states = {MountState.MOUNTED, MountState.CHANGING, None}
         at_target = [r for r in records if r.target in places and r.space == here()]
@@ -241,8 +248,8 @@ class Mounting:
         if state is MountState.CHANGING:
             raise FailedPrecondition(f"{target} is being mounted or unmounted; try again")
         if state is None:
-            record = self.claims.clear(record, table, held([id_of(record)]))
-            table = MountTable.read()
+            record = self.claims.clear(record, MountTable.read(), self.claims.busy([record]))
+            table = MountTable.read_own()
             if self.claims.state(record, table) is not MountState.MOUNTED:
                 return record
         entry = table.on_top(Path(record.target))
@@ -270,18 +277,31 @@ class Mounting:
 
     # -- removing -----------------------------------------------------------------------------
 
+    def seen_for_removing(self, keys: Collection[str]) -> Seen:
+        """Return what `removing` goes by, after undoing what crashes left half done at `keys`."""
+        seen = records, table = self.claims.read()
+        died = [
+            record
+            for record in records
+            if record.key in keys and record.state == MountState.CHANGING
+            if self.claims.state(record, table) is None
+        ]
+        for record in died:
+            self.claims.clear(record, table, self.claims.busy([record]))
+        return self.claims.read() if died else seen
+
     @contextmanager
-    def removing(self, backend: str, key: str, table: MountTable) -> Iterator[None]:
+    def removing(self, backend: str, key: str, seen: Seen) -> Iterator[None]:
         """Remove a snapshot in the block, and with it the record of the mount that it is of, if any.
 
-        FailedPrecondition while it is mounted or, out of sight, still in use by someone.
+        FailedPrecondition while it is mounted or, out of sight, still in use by someone, and if its
+        record is not as it was `seen` any more. Unavailable if it can't be told who is in it.
         """
-        record = self._records.get(key)
-        if record and record.state == MountState.CHANGING and self.claims.state(record, table) is None:
-            self.claims.clear(record, table, ())
-            record = self._records.get(key)
+        records, table = seen
+        record = next((record for record in records if record.key == key), None)
         if record is None or record.backend != backend:
-            yield
+            with self._removing_unrecorded(key, record):
+                yield
             return
         state = self.claims.state(record, table)
         if state in {MountState.MOUNTED, MountState.CHANGING}:
@@ -300,6 +320,17 @@ class Mounting:
                 raise
             self._records.drop(mine)
 
+    @contextmanager
+    def _removing_unrecorded(self, key: str, seen: MountRecord | None) -> Iterator[None]:
+        if key in {record.name for record in self.damaged()}:
+            # Whether it is mounted the table tells; nothing can be mounted over the record meanwhile.
+            yield
+            self._records.forget(key)
+            return
+        if self._records.get(key) != seen:
+            raise FailedPrecondition(f"mount {key} is being changed; try again")
+        yield
+
 
 def _check_free(target: Path) -> None:
     if is_mounted(target):
@@ -310,8 +341,8 @@ def _busy(record: MountRecord, table: MountTable) -> str:
     below = table.below(record.mount_id)
     if below:
         return f"{record.target} has mounts on it: unmount {', '.join(sorted(below)[:5])} first"
-    found = holders(id_of(record))
-    return (
-        f"{record.target} is in use by {describe(found)}; "
-        "end that first, or take it out of sight with --lazy"
-    )
+    try:
+        users = describe(holders(id_of(record)))
+    except Unavailable as error:
+        users = f"someone ({error})"
+    return f"{record.target} is in use by {users}; end that first, or take it out of sight with --lazy"

@@ -156,9 +156,14 @@ class MountTable:
     @classmethod
     def read(cls) -> "MountTable":
         """Read it from /proc."""
-        own = Space(here(), "", parse(Path("/proc/self/mountinfo").read_bytes()))
+        own = _own()
         initial = Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PIDS
         return cls(own, tuple(_others(own.number)), initial)
+
+    @classmethod
+    def read_own(cls) -> "MountTable":
+        """Read this namespace alone: it says what is mounted where, not whether a folder is in use."""
+        return cls(_own(), (), sees_all=False)
 
     def on_top(self, target: Path) -> MountEntry | None:
         """Return what is mounted at `target` itself, on top of what else is there."""
@@ -259,6 +264,10 @@ def _same_file(path: str, folder: Path) -> bool | None:
         return os.path.samefile(path, folder)
     except OSError:
         return None
+
+
+def _own() -> Space:
+    return Space(here(), "", parse(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def _others(own: int) -> Iterator[Space]:

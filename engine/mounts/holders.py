@@ -1,7 +1,8 @@
 """Who is in a mount: the processes whose working folder, root, program, open or mapped files are on it.
 
 Sync. By mount ID, which the links of /proc lead to on every file system, also once the mount is out of
-sight. Bounded in time and count: it is an explanation, never what safety rests on.
+sight. What is removed once nobody is found rests on it: a look that ended early is Unavailable, never
+"nobody". Processes that /proc does not show here (`hidepid`, another pid namespace) are not seen.
 """
 
 import os
@@ -10,7 +11,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.mount_table import MountID, mount_id
+from engine.errors import Unavailable
+from engine.mounts.table import MountID, mount_id
 
 __all__ = ["Holder", "describe", "held", "holders"]
 
@@ -38,18 +40,25 @@ class Holder(NamedTuple):
 
 
 def holders(mount: MountID) -> list[Holder]:
-    """Return the first processes found in a mount."""
+    """Return the first processes found in a mount. Unavailable if time was up before there was one."""
     found: list[Holder] = []
-    for holder, on in _scan():
-        if _same(on, mount) and holder.pid not in {known.pid for known in found}:
-            found.append(holder)
-            if len(found) == _NAMED:
-                break
+    try:
+        for holder, on in _scan():
+            if _same(on, mount) and holder.pid not in {known.pid for known in found}:
+                found.append(holder)
+                if len(found) == _NAMED:
+                    break
+    except Unavailable:
+        if not found:
+            raise
     return found
 
 
 def held(mounts: Collection[MountID]) -> set[MountID]:
-    """Return those of `mounts` that some process is in, with one look at all processes."""
+    """Return those of `mounts` that some process is in, with one look at all processes.
+
+    Unavailable if time was up before all were looked at.
+    """
     if not mounts:
         return set()
     return {mount for _, on in _scan() for mount in mounts if _same(on, mount)}
@@ -61,7 +70,10 @@ def _scan() -> Iterator[tuple[Holder, MountID]]:
         if process.name.isdigit():
             for link, what in _links(process):
                 if time.monotonic() > end:
-                    return
+                    raise Unavailable(
+                        f"who is in a mount cannot be told: looking at all processes takes over "
+                        f"{_SECONDS:.0f} s; try again when fewer files are open"
+                    )
                 yield Holder(int(process.name), process, what), mount_id(link)
 
 

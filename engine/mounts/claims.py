@@ -4,23 +4,32 @@ Sync; safe from any thread and process. What a crash left half done, and what va
 umount(8), another boot, a killed namespace), is cleared: a view's snapshot goes, a writable one is kept.
 """
 
+import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from engine.errors import EngineError, FailedPrecondition, NotFound
-from engine.metadata.mounts import MountRecord, MountState, MountStore
+from engine.errors import EngineError, FailedPrecondition, NotFound, Unavailable
+from engine.metadata.mounts import MountRecord, MountState, MountStore, same_place
 from engine.mount import deactivate
-from engine.mount_holders import held
-from engine.mount_table import MountID, MountTable, boot_id, mount_id
+from engine.mounts.holders import held
+from engine.mounts.table import MountID, MountTable, boot_id, mount_id
 from engine.snapshots import Snapshotter
 
-__all__ = ["Claims", "Released", "discard", "id_of", "pid_namespace"]
+__all__ = ["Claims", "Released", "Seen", "discard", "id_of", "pid_namespace"]
+
+_log = logging.getLogger(__name__)
 
 Released = tuple[str, str]
 """Backend and key of a snapshot whose mount has vanished."""
+
+Seen = tuple[list[MountRecord], MountTable]
+"""All records of a namespace that can be read, and a table that is not older than they are.
+
+Who then claims a record only if it is still as it was seen may go by the table.
+"""
 
 
 class Claims:
@@ -34,8 +43,8 @@ class Claims:
         self._snapshots = snapshots
         self._snapshotter = snapshotter
 
-    def read(self) -> tuple[list[MountRecord], MountTable]:
-        """Return all records, and a table that is not older than they are."""
+    def read(self) -> Seen:
+        """Return all records and the kernel's table."""
         # In this order: whatever a record says was so before the table was read.
         records = self._records.walk()
         return records, MountTable.read()
@@ -62,14 +71,19 @@ class Claims:
             if not record.rw and self.state(record, table) is None
         ]
 
-    def heal(self) -> list[Released]:
+    def heal(self, seen: Seen | None = None) -> list[Released]:
         """Clear the records of mounts that vanished; return what snapshots went with them.
 
         Each record stands by itself: one that cannot be cleared waits for the next time.
         """
-        records, table = self.read()
+        records, table = seen or self.read()
         vanished = [record for record in records if self.state(record, table) is None]
-        busy = held([id_of(record) for record in vanished if record.boot == boot_id()])
+        busy: Collection[MountID] = ()
+        try:
+            busy = self.busy(vanished)
+        except Unavailable as error:
+            _log.warning("mounts that vanished in this boot stay recorded for now: %s", error)
+            vanished = [record for record in vanished if record.boot != boot_id()]
         gone: list[Released] = []
         for record in vanished:
             with suppress(EngineError):
@@ -78,13 +92,17 @@ class Claims:
                     gone.append((record.backend, record.key))
         return gone
 
+    def busy(self, vanished: Collection[MountRecord]) -> Collection[MountID]:
+        """Return those of mounts that no table shows which someone is in. Raises Unavailable."""
+        return held([id_of(record) for record in vanished if record.boot == boot_id()])
+
     def clear(self, record: MountRecord, table: MountTable, busy: Collection[MountID]) -> MountRecord:
         """Undo what is left of a vanished mount; return its record, `changing` if it is gone.
 
         Somebody's `umount -l` leaves no trace in the table, but those who are in it (`busy`) are seen.
         """
         with self._records.claimed(record, over=record) as mine:
-            mount = self._left_mounted(record, table)
+            mount = self._left_mounted(mine, record, table)
             if mount is not None:
                 try:
                     deactivate(Path(record.target))
@@ -95,19 +113,23 @@ class Claims:
                 return self.become(mine, MountState.LAZY)
             return self.release(mine, record, table)
 
-    def _left_mounted(self, record: MountRecord, table: MountTable) -> MountID | None:
+    def _left_mounted(self, mine: MountRecord, record: MountRecord, table: MountTable) -> MountID | None:
         """Return the mount at the target that a killed process made or was about to undo."""
         entry = table.on_top(Path(record.target))
         is_ours_to_undo = record.boot == boot_id() and record.space == table.own.number
         if record.state != MountState.CHANGING or not is_ours_to_undo or entry is None:
             return None
-        others = {r.mount_id for r in self._records.walk() if r.state == MountState.MOUNTED}
-        made = entry.id not in others and table.is_made_of(entry, self._snapshots)
-        return mount_id(Path(record.target)) if made else None
+        for other in self._records.everywhere():
+            if other.state == MountState.MOUNTED and other.mount_id == entry.id:
+                return None
+            at_work = other.lease != mine.lease and self._records.is_held(other)
+            if at_work and same_place(other, record):
+                return None
+        return mount_id(Path(record.target)) if table.is_made_of(entry, self._snapshots) else None
 
     def complete(self, record: MountRecord, mount: MountID) -> MountRecord:
         """Note that a claimed record is mounted, and what the kernel knows it by."""
-        entry = MountTable.read().on_top(Path(record.target))
+        entry = MountTable.read_own().on_top(Path(record.target))
         done = msgspec.structs.replace(
             record,
             state=MountState.MOUNTED,
@@ -120,13 +142,17 @@ class Claims:
         return done
 
     def release(self, mine: MountRecord, before: MountRecord, table: MountTable) -> MountRecord:
-        """Settle a claimed record that is not mounted any more; `before` stays where that must wait."""
+        """Settle a claimed record that is not mounted any more, and return what became of it.
+
+        `before` is put back, for a later collection, where the snapshot cannot go now: another
+        namespace has a copy of the mount, or the backend cannot be loaded.
+        """
         if mine.rw and self._records.has_snapshot(mine):
             return self.become(mine, MountState.KEPT)
         try:
             discard(mine, self._snapshotter(mine.backend), table)
-        except FailedPrecondition:
-            # Another namespace has a copy of the mount: a later collection tries again.
+        except EngineError as error:
+            _log.warning("what was mounted at %s keeps its snapshot for now: %s", mine.target, error)
             self._records.swap(mine, before)
             return before
         self._records.drop(mine)
@@ -158,7 +184,8 @@ def discard(record: MountRecord, backend: Snapshotter, table: MountTable | None 
     """Remove a record's snapshot and its files, if it is there."""
     with suppress(NotFound):
         number = backend.remove(record.key, table=table)
-        backend.cleanup(only={number}, table=table)
+        for left in backend.cleanup(only={number}, table=table):
+            _log.warning("files of snapshot %s stay in %s: %s", record.key, left.path, left.reason)
 
 
 def pid_namespace() -> int:

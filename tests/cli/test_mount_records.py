@@ -1,0 +1,374 @@
+"""Records of mounts against all that may have happened since: others at work, damage, many of them."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.app import host_platform
+from engine.errors import FailedPrecondition, Unavailable
+from engine.kv import keys
+from engine.kv.schema import MOUNTS, MountRecord
+from engine.mounts import holders
+from engine.mounts.table import MountTable
+from engine.root import Root
+from engine.stores import Stores, open_stores
+from tests.cli.failing import assert_fails, assert_one_line
+from tests.cli.test_commands import CHAIN
+from tests.command import dump, lamina, lamina_json
+from tests.processes import Victim
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    return folder
+
+
+@contextmanager
+def _opened(root: Path, namespace: str = "default") -> Iterator[Stores]:
+    with open_stores(root, namespace, host_platform()) as stores:
+        yield stores
+
+
+def _states(root: Path, *namespace: str) -> dict[str, str]:
+    return {row["name"]: row["state"] for row in lamina_json(root, *namespace, "mounts")}
+
+
+def _kept(root: Path, target: Path, name: str) -> None:
+    lamina(root, "mount", "app:1", target, "--rw", "--name", name)
+    (target / "written").write_text(name)
+    lamina(root, "umount", target)
+
+
+def _change(root: Path, key: str, **fields: object) -> None:
+    with Root(root) as opened, opened.meta.write() as txn:
+        record = MOUNTS.get(txn, "default", key)
+        assert record is not None
+        MOUNTS.put(txn, msgspec.structs.replace(record, **fields), "default", key)
+
+
+def _damage(root: Path, key: str) -> None:
+    with Root(root) as opened, opened.meta.write() as txn:
+        txn.raw.put(keys.encode(["default", key]), b"\x80", db=txn.databases[MOUNTS.name])
+
+
+def _after_reading(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> Callable[[], int]:
+    """Let something happen as soon as the table was read first; give how often it was read."""
+    read = MountTable.read
+    count = 0
+
+    def counted() -> MountTable:
+        nonlocal count
+        count += 1
+        table = read()
+        if count == 1:
+            happens()
+        return table
+
+    monkeypatch.setattr(MountTable, "read", counted)
+    return lambda: count
+
+
+# -- others at work ---------------------------------------------------------------------------
+
+
+def test_what_another_process_mounts_meanwhile_is_not_removed(
+    stocked: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _kept(stocked, target, "web")
+    _after_reading(monkeypatch, lambda: lamina(stocked, "mount", "web", target))
+    with _opened(stocked) as stores:
+        overlay = stores.snapshotter("overlay")
+        with pytest.raises(FailedPrecondition, match="is being changed; try again"):
+            stores.remove_snapshots([(overlay, "web")])
+    assert (target / "written").read_text() == "web"
+    (target / "more").touch()
+    assert _states(stocked) == {"web": "mounted"}
+    assert_fails(stocked, "snapshots", "rm", "web", code=6, says="is mounted")
+    lamina(stocked, "umount", target)
+
+
+def test_what_another_process_died_mounting_meanwhile_is_not_removed(
+    stocked: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _kept(stocked, target, "web")
+
+    def die() -> None:
+        assert Victim(stocked, ["mount", "web", str(target)], "mount.activated=kill").wait()[0] == -9
+
+    _after_reading(monkeypatch, die)
+    with _opened(stocked) as stores:
+        overlay = stores.snapshotter("overlay")
+        with pytest.raises(FailedPrecondition, match="is being changed; try again"):
+            stores.remove_snapshots([(overlay, "web")])
+        assert (target / "written").read_text() == "web"
+        assert stores.remove_snapshots([(overlay, "web")]) == []
+    assert not os.path.ismount(target)
+    assert _states(stocked) == {}
+
+
+def test_what_happens_to_a_namespace_is_not_another_s(stocked: Path, target: Path, image: Path):
+    """Its vanished mount and its crashed one block no target, and its `gc` leaves others' mounts."""
+    team = ("--namespace", "team")
+    lamina(stocked, *team, "import", "--snapshotter", "overlay", image)
+    for how in ("vanished", "crashed", "crashed before it mounted"):
+        if how == "vanished":
+            lamina(stocked, "mount", "app:1", target)
+            subprocess.run(["umount", target], check=True)
+        elif how == "crashed":
+            Victim(stocked, ["mount", "app:1", str(target)], "mount.activated=kill").wait()
+            done = lamina(stocked, *team, "mount", "app:1", target, code=6)
+            assert_one_line(done.stderr, "something is mounted")
+            subprocess.run(["umount", target], check=True)
+        else:
+            Victim(stocked, ["mount", "app:1", str(target)], "mount.prepared=kill").wait()
+        lamina(stocked, *team, "mount", "app:1", target)
+        lamina(stocked, "gc")
+        assert os.path.ismount(target), how
+        assert _states(stocked) == {}
+        assert list(_states(stocked, *team).values()) == ["mounted"]
+        lamina(stocked, *team, "umount", target)
+    left = dump(stocked)
+    assert (left["mounts"], left["trash"]) == ([], [])
+
+
+# -- a look that was cut off ------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(holders, "_SECONDS", -1.0)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("rw", [False, True])
+def test_who_was_not_looked_for_is_taken_to_be_there(
+    stocked: Path, target: Path, rw: bool, no_time: pytest.MonkeyPatch
+):
+    key = lamina_json(stocked, "mount", "app:1", target, *(["--rw"] if rw else []))["name"]
+    inside = os.open(target, os.O_RDONLY)
+    try:
+        subprocess.run(["umount", "-l", target], check=True)
+        with _opened(stocked) as stores:
+            overlay = stores.snapshotter("overlay")
+            assert stores.collect().snapshots == []
+            assert overlay.stat(key)
+            with pytest.raises(Unavailable, match="looking at all processes takes"):
+                stores.remove_snapshots([(overlay, key)])
+            with pytest.raises(Unavailable, match="looking at all processes takes"):
+                stores.umount(target)
+            stores.mounting.ready(target)  # a mount there is nobody's hindrance
+        assert os.stat("etc/name", dir_fd=inside)
+    finally:
+        os.close(inside)
+    no_time.undo()
+    lamina(stocked, "gc")
+    assert _states(stocked) == ({key: "kept"} if rw else {})
+
+
+def test_a_busy_mount_says_that_its_users_were_not_found(
+    stocked: Path, target: Path, no_time: pytest.MonkeyPatch
+):
+    lamina(stocked, "mount", "app:1", target)
+    with (
+        (target / "etc/name").open(),
+        _opened(stocked) as stores,
+        pytest.raises(FailedPrecondition, match=r"in use by someone \(.*looking at all"),
+    ):
+        stores.umount(target)
+    lamina(stocked, "umount", target)
+
+
+# -- damage -----------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_is_a_row_and_stops_nobody(stocked: Path, target: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    other.mkdir()
+    _kept(stocked, target, "lost")
+    lamina(stocked, "mount", "app:1", other, "--name", "view")
+    _damage(stocked, "lost")
+    view, lost = lamina_json(stocked, "mounts")
+    assert (view["name"], view["state"]) == ("view", "mounted")
+    assert (lost["name"], "a record of mounts cannot be read" in lost["error"]) == ("lost", True)
+    assert "a record of mounts cannot be read" in lamina(stocked, "mounts").stdout
+    lamina(stocked, "umount", other)
+    lamina(stocked, "mount", "app:1", target)
+    lamina(stocked, "umount", target)
+    gone = lamina_json(stocked, "gc")
+    assert gone["snapshots"] == lamina_json(stocked, "gc", "--dry-run")["snapshots"] == []
+    assert [error.partition(":")[0] for error in gone["errors"]] == ["mount lost"]
+    assert "lamina: kept: mount lost: " in lamina(stocked, "gc").stderr
+    assert_fails(stocked, "mount", "app:1", target, "--name", "lost", code=5, says="cannot be read")
+    lamina(stocked, "snapshots", "rm", "lost")
+    assert lamina_json(stocked, "mounts") == lamina_json(stocked, "gc")["errors"] == []
+
+
+def test_what_a_damaged_record_mounted_is_not_removed(stocked: Path, target: Path):
+    lamina(stocked, "mount", "app:1", target, "--rw", "--name", "lost")
+    _damage(stocked, "lost")
+    assert_fails(stocked, "snapshots", "rm", "lost", code=6, says="is mounted")
+    assert_fails(stocked, "umount", target, code=3, says="mounted nothing")
+    subprocess.run(["umount", target], check=True)
+    lamina(stocked, "snapshots", "rm", "lost")
+
+
+def test_damage_below_a_record_stops_nobody(stocked: Path, target: Path):
+    """The record of its snapshot, or of the lease of who was changing it."""
+    _kept(stocked, target, "lost")
+    _kept(stocked, target, "changed")
+    _change(stocked, "changed", state="changing", lease="x")
+    with Root(stocked) as root, root.meta.write() as txn:
+        key = keys.encode(["overlay", "default", "lost"])
+        txn.raw.put(key, b"\x80", db=txn.databases["snapshots"])
+        txn.raw.put(keys.encode(["default", "x"]), b"\x80", db=txn.databases["leases"])
+    assert _states(stocked) == {"lost": "kept", "changed": "changing"}
+    lamina(stocked, "gc")
+    assert _states(stocked) == {"lost": "kept", "changed": "changing"}
+    other = target.with_name("other")
+    other.mkdir()
+    lamina(stocked, "mount", "app:1", other)
+    lamina(stocked, "umount", other)
+
+
+@pytest.mark.parametrize("how", ["mounted", "vanished"])
+def test_a_backend_that_is_not_there_any_more_stops_no_umount(stocked: Path, target: Path, how: str):
+    key = lamina_json(stocked, "mount", "app:1", target)["name"]
+    _change(stocked, key, backend="zfs")
+    (stocked / "snapshots" / "zfs").mkdir()
+    if how == "vanished":
+        subprocess.run(["umount", target], check=True)
+    said = lamina(stocked, "umount", target).stderr
+    assert f"unmounted; its snapshot {key} stays for a later `lamina gc`: no snapshotter 'zfs'" in said
+    assert not os.path.ismount(target)
+    assert "snapshots of zfs stay" in lamina(stocked, "gc").stderr
+    again = lamina_json(stocked, "mount", "app:1", target)["name"]
+    lamina(stocked, "umount", target)
+    assert [row["key"] for row in dump(stocked)["mounts"]] == [key]
+    _change(stocked, key, backend="overlay")
+    assert [node[-1] for node in lamina_json(stocked, "gc")["snapshots"]] == [key]
+    assert again != key
+
+
+def test_files_that_stay_are_logged(stocked: Path, target: Path, caplog: pytest.LogCaptureFixture):
+    lamina(stocked, "mount", "app:1", target, "--rw", "--name", "web")
+    for name in ("web", "own"):
+        caplog.clear()
+        with _opened(stocked) as stores:
+            if name == "own":
+                backend = stores.snapshotter("overlay")
+                backend.prepare(name, CHAIN[-1])
+            stuck = max((stocked / "snapshots/overlay").iterdir(), key=lambda path: int(path.name))
+            (stuck / "fs" / "stuck").touch()
+            subprocess.run(["chattr", "+i", stuck / "fs" / "stuck"], check=True)
+            place = stocked / "trash" / f"overlay-{stuck.name}"
+            try:
+                with caplog.at_level(logging.WARNING, "engine"):
+                    if name == "own":
+                        stores.release(name)
+                    else:
+                        subprocess.run(["umount", target], check=True)
+                        _change_to_view(stores, name)
+                        stores.collect()
+                assert f"stay in {place}: Operation not permitted" in caplog.text
+            finally:
+                for path in (stuck, place):
+                    subprocess.run(["chattr", "-R", "-i", path], check=False, capture_output=True)
+
+
+def _change_to_view(stores: Stores, key: str) -> None:
+    with stores.root.meta.write() as txn:
+        record = MOUNTS.get(txn, "default", key)
+        assert record is not None
+        MOUNTS.put(txn, msgspec.structs.replace(record, rw=False), "default", key)
+
+
+# -- many -------------------------------------------------------------------------------------
+
+
+def _records(stores: Stores, count: int) -> None:
+    """Add records of views that vanished, each with its snapshot."""
+    overlay = stores.snapshotter("overlay")
+    with stores.root.meta.read() as txn:
+        (model,) = MOUNTS.scan(txn)
+    vanished = msgspec.structs.replace(model, rw=False, target=f"{model.target}/gone")
+    made: list[MountRecord] = []
+    for number in range(count):
+        key = f"vanished-{number}"
+        overlay.view(key, CHAIN[-1])
+        made.append(msgspec.structs.replace(vanished, key=key))
+    with stores.root.meta.write() as txn:
+        for record in made:
+            MOUNTS.put(txn, record, "default", record.key)
+
+
+@pytest.mark.parametrize("many", [1, 30])
+def test_the_table_is_read_once_for_a_command(
+    stocked: Path, target: Path, many: int, monkeypatch: pytest.MonkeyPatch
+):
+    _kept(stocked, target, "web")
+    lamina(stocked, "mount", "web", target)
+    with _opened(stocked) as stores:
+        overlay = stores.snapshotter("overlay")
+        _records(stores, many)
+        for number in range(many):
+            overlay.prepare(f"own-{number}", CHAIN[-1])
+        with monkeypatch.context() as patch:
+            reads = _after_reading(patch, lambda: None)
+            assert stores.remove_snapshots([(overlay, f"own-{n}") for n in range(many)]) == []
+            assert reads() == 1
+        with monkeypatch.context() as patch:
+            reads = _after_reading(patch, lambda: None)
+            assert len(stores.collect().snapshots) == many
+            assert reads() == 1
+        with monkeypatch.context() as patch:
+            reads = _after_reading(patch, lambda: None)
+            stores.umount(target)
+            assert reads() == 1
+
+
+_AMONG_MANY = """
+import subprocess, sys
+from pathlib import Path
+from engine.mount import Mount, activate
+from tests.command import lamina, lamina_json
+root, folder = map(Path, sys.argv[1:])
+target, source = folder / "mnt", folder / "source"
+source.mkdir()
+for number in range(300):
+    place = folder / "many" / str(number)
+    place.mkdir(parents=True)
+    kind = Mount(type="tmpfs", source="tmpfs", options=["size=16k"])
+    bind = Mount(type="bind", source=str(source), options=["bind"])
+    activate([kind if number % 2 else bind], place)
+keys = []
+for number in range(3):
+    keys.append(lamina_json(root, "mount", "app:1", target, "--rw", "--name", f"k{number}")["name"])
+    lamina(root, "snapshots", "rm", keys[-1], code=6)
+    lamina(root, "umount", target)
+lamina(root, "snapshots", "rm", *keys)
+lamina(root, "mount", "app:1", target)
+assert lamina_json(root, "gc")["snapshots"] == []
+assert (target / "etc/name").read_text() == "upper\\n"
+subprocess.run(["umount", target], check=True)
+assert len(lamina_json(root, "gc")["snapshots"]) == 1
+assert lamina_json(root, "mounts") == []
+print("done")
+"""
+
+
+def test_among_hundreds_of_mounts(stocked: Path, target: Path, tmp_path: Path):
+    command = ["unshare", "-m", sys.executable, "-P", "-c", _AMONG_MANY, str(stocked), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "done\n", done.stderr
