@@ -19,6 +19,7 @@ import msgspec
 
 from engine.callables import named
 from engine.diff import outline as outlines
+from engine.diff.layer import dissolve
 from engine.diff.outline import Outline
 from engine.errors import DataLoss, EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
@@ -75,7 +76,7 @@ def load_sealed(snapshot: Path) -> Settled | None:
         return msgspec.msgpack.decode((snapshot / _SEALED).read_bytes(), type=Settled)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataLoss(f"{snapshot / _SEALED} cannot be read: {error}; remove the snapshot") from error
 
 
@@ -112,7 +113,7 @@ class Sealer:
             self._settles[work.settle] = named(work.settle)()
         below = [folder / str(number) / TREE for number in work.below]
         snapshots = [folder / str(number) for number in work.layers]
-        settling = self._settles[work.settle](below, map(_begun, snapshots))
+        settling = self._settles[work.settle](below, _begun(snapshots))
         try:
             yield from settling
         except BaseException:
@@ -120,13 +121,18 @@ class Sealer:
             raise
 
 
-def _begun(snapshot: Path) -> tuple[Path, Outline]:
-    mark = snapshot / _SETTLING
-    if mark.exists():
-        raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
-    outline = _outline(snapshot)
-    mark.touch()
-    return snapshot / TREE, outline
+def _begun(snapshots: Sequence[Path]) -> Iterator[tuple[Path, Outline]]:
+    """Yield each layer when its turn comes, one outline in memory at a time."""
+    for snapshot in snapshots:
+        mark = snapshot / _SETTLING
+        if mark.exists():
+            raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
+        outline = _outline(snapshot)
+        mark.touch()
+        try:
+            yield snapshot / TREE, outline
+        finally:
+            dissolve(outline.root)
 
 
 def _mark(snapshot: Path, settled: Settled) -> None:

@@ -7,7 +7,8 @@ bind-mounted.
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +62,12 @@ class _Settling:
 
     def _list(self, below: CombinedFolder, *, is_seen: bool) -> None:
         if below.parts and (is_seen or self._markers.lowest_opaque_counts):
-            self._combined.list(below)
+            self._combined.learn(below)
         if not is_seen:
             below.shows = {}
             if not self._markers.lowest_opaque_counts:
                 # What is hidden has no say any more, also if a folder stands there again later.
-                below.parts, below.folders = [], {}
+                below.parts, below.folders = (), {}
 
     def _mark(self, step: _Step) -> None:
         if step.is_covered:
@@ -74,7 +75,7 @@ class _Settling:
         if step.folder.depth and self._has_to_cover(step):
             self._cover(step.folder, step.below)
         elif not step.folder.is_opaque:
-            self._hide(step.folder, step.folder.hidden & step.below.shows.keys())
+            self._hide(step.folder, step.below, step.folder.hidden & step.below.shows.keys())
 
     def _has_to_cover(self, step: _Step) -> bool:
         if self._markers.lowest_opaque_counts:
@@ -87,23 +88,28 @@ class _Settling:
         while pending:
             folder, below = pending.pop()
             if below.parts:
-                self._combined.list(below)
+                self._combined.learn(below)
             if not (below.is_marked and self._markers.lowest_opaque_counts):
                 with self._changing(folder) as opened:
                     self._markers.make_opaque(opened)
                 below.is_marked = True
                 continue
-            self._hide(folder, below.buried - folder.names.keys())
+            self._hide(folder, below, below.buried - folder.names.keys())
             for name, node in folder.names.items():
                 if isinstance(node, Folder) and name in below.folders:
                     pending.append((node, below.folders[name]))
 
-    def _hide(self, folder: Folder, names: set[bytes]) -> None:
-        if names:
-            with self._changing(folder) as opened:
-                for name in sorted(names):
-                    self._markers.make_whiteout(opened, name)
-            self.made += len(names)
+    def _hide(self, folder: Folder, below: CombinedFolder, names: AbstractSet[bytes]) -> None:
+        if not names:
+            return
+        with self._changing(folder) as opened:
+            for name in sorted(names):
+                self._markers.make_whiteout(opened, name)
+        self.made += len(names)
+        # Hidden by name, whatever is marked: no layer above has to do it again.
+        below.buried -= names
+        for name in names:
+            below.folders.pop(name, None)
 
     @contextmanager
     def _changing(self, folder: Folder) -> Iterator[int]:
@@ -134,7 +140,7 @@ def _settle_opaque_root(step: _Step) -> None:
             if isinstance(own, Folder):
                 own.is_opaque = True
             elif own is None:
-                root.hidden.add(name)
+                root.hide(name)
 
 
 def _add(step: _Step, *, keeps: bool) -> Iterator[_Step]:
@@ -147,7 +153,7 @@ def _add(step: _Step, *, keeps: bool) -> Iterator[_Step]:
     for name in folder.hidden:
         below.shows.pop(name, None)
     if keeps:
-        below.buried.update(folder.names)
+        below.bury(folder.names)
     for name, node in folder.names.items():
         is_folder = isinstance(node, Folder)
         was_folder = seen_before.get(name, False)
@@ -168,12 +174,13 @@ class SettleUnion:
         known, self._known = self._known, None  # until all went well
         chain = tuple(below)
         combined = known[1] if known and known[0] == chain else Combined(chain, self._markers)
-        for layer, outline in layers:
-            with folder_descriptor(layer) as root, OpenFolders(root) as opened:
-                settling = _Settling(opened, combined, self._markers)
-                settling.run(outline.root)
-            chain = (layer, *chain)
-            yield Usage(outline.size, outline.inodes + settling.made)
+        with closing(combined):
+            for layer, outline in layers:
+                with folder_descriptor(layer) as root, OpenFolders(root) as opened:
+                    settling = _Settling(opened, combined, self._markers)
+                    settling.run(outline.root)
+                chain = (layer, *chain)
+                yield Usage(outline.size, outline.inodes + settling.made)
         self._known = (chain, combined)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from engine.callables import named
 from engine.diff.budget import Budget
 from engine.diff.decompress import decompressed
-from engine.diff.layer import LayerTree
+from engine.diff.layer import LayerTree, dissolve
 from engine.diff.pipeline import ahead
 from engine.diff.rules import Rules
 from engine.diff.tar import TarReader
@@ -79,8 +79,11 @@ def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: T
     with named(target.sink)(target.place) as sink:
         reader = TarReader(pieces)
         tree = LayerTree(sink, rules, budget)
-        for operation in rules.operations(reader):
-            hit("apply.entry")
-            tree.apply(operation, reader.payload)
-        hit("apply.finish")
-        tree.finish()
+        try:
+            for operation in rules.operations(reader):
+                hit("apply.entry")
+                tree.apply(operation, reader.payload)
+            hit("apply.finish")
+            tree.finish()
+        finally:
+            dissolve(tree.root)

@@ -24,11 +24,13 @@ __all__ = [
     "Place",
     "Sink",
     "Symlink",
+    "dissolve",
     "folders",
     "path_of",
 ]
 
 _BLOCK = 4096  # what the smallest file takes on the file systems that people use
+_NOTHING: frozenset[bytes] = frozenset()  # most folders hide nothing, and there may be many
 _STEPS = 4096  # folders and links that one entry may make us walk through
 
 Payload = Callable[[], Iterator[memoryview]]
@@ -98,9 +100,15 @@ class Folder:
         self.depth: int = parent.depth + 1 if parent else 0
         self.attributes: Attributes | None = None
         self.names: dict[bytes, Folder | Leaf] = {}
-        self.hidden: set[bytes] = set()
+        self.hidden: set[bytes] | frozenset[bytes] = _NOTHING
         self.is_opaque = False
         self.is_gone = False
+
+    def hide(self, name: bytes) -> None:
+        """Hide a name of the layers below."""
+        if isinstance(self.hidden, frozenset):
+            self.hidden = set(self.hidden)
+        self.hidden.add(name)
 
 
 class Sink(Protocol):
@@ -214,7 +222,7 @@ class LayerTree:
     def _whiteout(self, parent: Folder, operation: Operation, _payload: Payload) -> None:
         if operation.name not in parent.hidden:
             self._budget.kept(len(operation.name))
-            parent.hidden.add(operation.name)
+            parent.hide(operation.name)
 
     def _mark_opaque(self, parent: Folder, _operation: Operation, _payload: Payload) -> None:
         parent.is_opaque = True
@@ -355,6 +363,18 @@ def folders(root: Folder) -> Iterator[Folder]:
         pending += [node for node in folder.names.values() if isinstance(node, Folder)]
 
 
+def dissolve(root: Folder) -> None:
+    """Take a tree apart that is not needed any more.
+
+    Its folders name each other, so that nothing would free it but a garbage collection, which counts
+    objects, not the names that they hold: a worker would grow with each layer.
+    """
+    for folder in list(folders(root)):
+        folder.parent = folder
+        folder.names = {}
+        folder.hidden = _NOTHING
+
+
 def path_of(place: Place) -> bytes:
     """Return the path of a folder below the root, "" for the root itself."""
     parts = []
@@ -369,8 +389,10 @@ def _reduce(folder: Folder) -> None:
 
     A hidden name that the layer has itself is covered: by a folder that is opaque, or by a leaf.
     """
-    for name in folder.hidden & folder.names.keys():
+    covered = folder.hidden & folder.names.keys()
+    for name in covered:
         own = folder.names[name]
         if isinstance(own, Folder):
             own.is_opaque = True
-        folder.hidden.discard(name)
+    if covered:
+        folder.hidden = folder.hidden - covered

@@ -5,6 +5,10 @@ implies, which take their attributes from below. Linear in what the layer holds,
 are written one after the other with their depth, not as paths.
 """
 
+import struct
+from collections.abc import Iterator
+from itertools import islice
+
 import msgspec
 
 from engine.diff.layer import Attributes, Folder, Leaf, folders
@@ -24,12 +28,6 @@ class _Record(msgspec.Struct, array_like=True, gc=False):
     leaves: list[bytes]
 
 
-class _Saved(msgspec.Struct):
-    records: list[_Record]
-    size: int
-    inodes: int
-
-
 class Outline(msgspec.Struct, frozen=True):
     """A finished layer: its tree, and what it takes up on disk by itself (bytes, inodes)."""
 
@@ -38,40 +36,64 @@ class Outline(msgspec.Struct, frozen=True):
     inodes: int
 
 
-_decoder = msgspec.msgpack.Decoder(_Saved)
+_HEAD = struct.Struct(">QQQ")  # size, inodes, records
+_AT_ONCE = 4096  # records: as objects they take ten times as much as here
+_records = msgspec.msgpack.Decoder(list[_Record])
 
 
 def encode(outline: Outline) -> bytes:
-    """Return an outline as bytes."""
-    records = [
-        _Record(
-            folder.depth,
-            folder.name,
-            folder.attributes,
-            folder.is_opaque,
-            sorted(folder.hidden),
-            [name for name, node in folder.names.items() if isinstance(node, Leaf)],
-        )
-        for folder in folders(outline.root)
-    ]
-    return msgspec.msgpack.encode(_Saved(records, outline.size, outline.inodes))
+    """Return an outline as bytes: a head, and records in pieces, each after its length."""
+    count, pieces = 0, []
+    records = map(_record, folders(outline.root))
+    while piece := list(islice(records, _AT_ONCE)):
+        count += len(piece)
+        data = msgspec.msgpack.encode(piece)
+        pieces += [len(data).to_bytes(4, "big"), data]
+    return _HEAD.pack(outline.size, outline.inodes, count) + b"".join(pieces)
+
+
+def _record(folder: Folder) -> _Record:
+    return _Record(
+        folder.depth,
+        folder.name,
+        folder.attributes,
+        folder.is_opaque,
+        sorted(folder.hidden),
+        [name for name, node in folder.names.items() if isinstance(node, Leaf)],
+    )
 
 
 def decode(data: bytes) -> Outline:
     """Return the outline in `data`. Raises DataLoss."""
     try:
-        saved = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise DataLoss(f"the outline of a layer cannot be read: {error}") from error
-    way: list[Folder] = []
-    for record in saved.records:
-        del way[record.depth :]
-        folder = Folder(way[-1] if way else None, record.name)
-        if way:
-            way[-1].names[record.name] = folder
-        way.append(folder)
-        folder.attributes = record.attributes
-        folder.is_opaque = record.is_opaque
+        size, inodes, count = _HEAD.unpack_from(data)
+        way: list[Folder] = []
+        for record in _pieces(memoryview(data)[_HEAD.size :]):
+            _add(way, record)
+            count -= 1
+        if count or not way:
+            raise ValueError("records are missing")
+    except (msgspec.MsgspecError, struct.error, ValueError, IndexError) as error:
+        raise DataLoss(f"the outline of a layer cannot be read: {error}; unpack again") from error
+    return Outline(way[0], size, inodes)
+
+
+def _pieces(data: memoryview) -> Iterator[_Record]:
+    while data:
+        length = int.from_bytes(data[:4], "big")
+        yield from _records.decode(data[4 : 4 + length])
+        data = data[4 + length :]
+
+
+def _add(way: list[Folder], record: _Record) -> None:
+    """Put a record's folder below the last one of the depth above; `way` leads to it."""
+    del way[record.depth :]
+    folder = Folder(way[record.depth - 1] if record.depth else None, record.name)
+    if way:
+        way[-1].names[record.name] = folder
+    way.append(folder)
+    folder.attributes = record.attributes
+    folder.is_opaque = record.is_opaque
+    if record.hidden:
         folder.hidden = set(record.hidden)
-        folder.names.update(dict.fromkeys(record.leaves, _LEAF))
-    return Outline(way[0], saved.size, saved.inodes)
+    folder.names.update(dict.fromkeys(record.leaves, _LEAF))

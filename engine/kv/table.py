@@ -100,7 +100,7 @@ class Table(Generic[R]):
     def _decode(self, raw: bytes | memoryview) -> R:
         try:
             return self._decoder.decode(raw)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DataLoss(f"a record of {self.name} cannot be read: {error}") from error
 
 

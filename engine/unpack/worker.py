@@ -62,8 +62,11 @@ def _read_jobs(fd: int, jobs: "queue.Queue[Job]") -> None:
 
 def _send(fd: int, reply: Reply) -> None:
     data = frame(reply)
-    while data:
-        data = data[os.write(fd, data) :]
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except BrokenPipeError:
+        os._exit(0)  # the engine is gone, and so is whoever would read of it
 
 
 class _Worker:

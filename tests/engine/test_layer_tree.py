@@ -1,7 +1,7 @@
 """The layer's tree: what it tells a sink, what it counts, and that its cost follows what it holds."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from engine.diff.layer import Attributes, Folder, LayerTree, Leaf, folders, path
 from engine.diff.outline import Outline
 from engine.diff.rules import Rules
 from engine.diff.tar import TarReader
-from engine.errors import NotSupported, Refused
+from engine.errors import DataLoss, NotSupported, Refused
 from engine.oci.digest import digest_of
 from engine.oci.mediatypes import Compression
 from engine.snapshots import Target
@@ -175,6 +175,15 @@ def test_an_outline_is_the_tree_again(tree: Folder) -> None:
     found = outline.decode(outline.encode(Outline(tree, 5, 6)))
     assert facts(found.root) == facts(tree)
     assert (found.size, found.inodes) == (5, 6)
+
+
+@given(tree=trees(), at=st.integers(0, 400), bit=st.integers(0, 7))
+def test_a_damaged_outline_is_an_error_or_another_outline(tree: Folder, at: int, bit: int) -> None:
+    data = bytearray(outline.encode(Outline(tree, 5, 6)))
+    data[at % len(data)] ^= 1 << bit
+    for damaged in (bytes(data), bytes(data[: at % len(data)]), b""):
+        with suppress(DataLoss):
+            outline.decode(damaged)
 
 
 def test_an_outline_is_linear_in_a_deep_tree() -> None:

@@ -21,7 +21,7 @@ from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
 from engine.testing.archives import archive, member
 from engine.testing.trees import differences
-from snapshotters import filling
+from snapshotters import combined, filling
 from snapshotters.markers import AufsMarkers, Listing, OverlayMarkers
 from snapshotters.sealing import Sealer
 from tests.conftest import AMD64
@@ -91,6 +91,24 @@ def test_what_is_below_is_listed_once(
     commit_chain(backend, [deep(30, f".wh.f{n}", f"g{n}") for n in range(5)], "on top ", base)
     assert set(listed.values()) == {1}
     assert len(listed) == 5 * 31
+
+
+@pytest.mark.parametrize("name", UNIONS)
+def test_a_deep_folder_is_not_walked_to_again(
+    name: str, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = stores.snapshotter(name)
+    base = commit_chain(backend, [deep(200, str(n)) for n in range(5)])
+    steps = Counter[str]()
+    real = combined._step
+
+    def watched(opened: int, part: bytes) -> int:
+        steps["all"] += 1
+        return real(opened, part)
+
+    monkeypatch.setattr(combined, "_step", watched)
+    commit_chain(backend, [deep(200, "top")], "on top ", base)
+    assert steps["all"] == 5 * 200
 
 
 @pytest.fixture
@@ -260,6 +278,16 @@ def test_a_folder_over_a_file_over_a_folder(stores: Stores) -> None:
     top = apply_stack(backend, layers)
     assert set(tree_of(stores, "aufs", top, stores.root.path)) == {b"a"}
     assert len(opaque_marks(stores, top)) == 1
+
+
+def test_names_are_hidden_once_however_often_a_folder_is_replaced(stores: Stores) -> None:
+    # A whiteout by name hides for all layers above: else each of them would make them all again.
+    layers = [archive(*(member(f"d/{n}") for n in range(100)))]
+    layers += [archive(member("d/.wh..wh..opq"), member(f"d/x{n}")) for n in range(20)]
+    top = commit_chain(stores.snapshotter("aufs"), layers)
+    assert set(tree_of(stores, "aufs", top, stores.root.path)) == {b"d", b"d/x19"}
+    markers = [mark for branch in branches(stores, top) for mark in branch.rglob(".wh.*")]
+    assert len(markers) < 100 + 2 * 20
 
 
 FEW = st.sampled_from([b"a", b"b"])
