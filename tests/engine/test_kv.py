@@ -102,3 +102,18 @@ def test_records_of_a_later_version_keep_what_is_known(tmp_path):
             )
         with root.meta.read() as txn:
             assert LEASES.get(txn, "a", "x") == Lease(version=2, id="x", created=1)
+
+
+@given(at=st.integers(0, 200), value=st.integers(0, 255))
+def test_a_damaged_record_is_another_one_or_is_told(at, value, tmp_path_factory):
+    # A byte that makes text no text is damage too, not an error of another kind.
+    with Root(tmp_path_factory.mktemp("kv") / "root") as root:
+        with root.meta.write() as txn:
+            LEASES.put(txn, Lease(id="héld", created=1, labels={"a": "b" * 50}), "ns", "held")
+            key = keys.encode(["ns", "held"])
+            raw = bytearray(txn.raw.get(key, db=txn.databases[LEASES.name]))
+            raw[at % len(raw)] = value
+            txn.raw.put(key, bytes(raw), db=txn.databases[LEASES.name])
+        with root.meta.read() as txn:
+            found, damaged = LEASES.survey(txn, "ns")
+            assert len(found) + len(damaged) == 1
