@@ -5,6 +5,7 @@ umount(8), another boot, a killed namespace), is cleared: a view's snapshot goes
 """
 
 import logging
+import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from engine.mounts.holders import held
 from engine.mounts.table import MountID, MountTable, boot_id, mount_id
 from engine.snapshots import Snapshotter
 
-__all__ = ["Claims", "Released", "Seen", "discard", "id_of", "pid_namespace"]
+__all__ = ["Claims", "Released", "Seen", "discard", "id_of", "pid_namespace", "placed"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ class Claims:
         if record.boot != boot_id():
             return None
         if state is MountState.CHANGING:
-            return state if self._records.is_held(record) else None
+            # What a crash left mounted in sight of others alone is theirs to undo.
+            there = table.find_anywhere(id_of(record), record.device)
+            is_theirs = there is not None and table.find(id_of(record), record.device) is None
+            return state if is_theirs or self._records.is_held(record) else None
         if _is_shown(record, table):
             return MountState.MOUNTED
         return state if state is MountState.LAZY else None
@@ -101,11 +105,11 @@ class Claims:
 
         Somebody's `umount -l` leaves no trace in the table, but those who are in it (`busy`) are seen.
         """
-        with self._records.claimed(record, over=record) as mine:
+        with self._records.claimed(placed(record, table), over=record) as mine:
             mount = self._left_mounted(mine, record, table)
             if mount is not None:
                 try:
-                    deactivate(Path(record.target))
+                    deactivate(Path(mine.target))
                 except FailedPrecondition:  # someone is in it: then it is a mount like any other
                     return self.complete(mine, mount)
                 table = MountTable.read()
@@ -115,7 +119,7 @@ class Claims:
 
     def _left_mounted(self, mine: MountRecord, record: MountRecord, table: MountTable) -> MountID | None:
         """Return the mount at the target that a killed process made or was about to undo."""
-        entry = table.on_top(Path(record.target))
+        entry = table.on_top(Path(mine.target))
         is_ours_to_undo = record.boot == boot_id() and record.space == table.own.number
         if record.state != MountState.CHANGING or not is_ours_to_undo or entry is None:
             return None
@@ -123,9 +127,9 @@ class Claims:
             if other.state == MountState.MOUNTED and other.mount_id == entry.id:
                 return None
             at_work = other.lease != mine.lease and self._records.is_held(other)
-            if at_work and same_place(other, record):
+            if at_work and same_place(other, mine):
                 return None
-        return mount_id(Path(record.target)) if table.is_made_of(entry, self._snapshots) else None
+        return mount_id(Path(mine.target)) if table.is_made_of(entry, self._snapshots) else None
 
     def complete(self, record: MountRecord, mount: MountID) -> MountRecord:
         """Note that a claimed record is mounted, and what the kernel knows it by."""
@@ -167,9 +171,7 @@ class Claims:
 
 def _is_shown(record: MountRecord, table: MountTable) -> bool:
     """Say whether a mount is in the table, or may be in a namespace that /proc does not show here."""
-    if record.space == table.own.number:
-        return table.has(id_of(record), record.device, Path(record.target))
-    if table.has_elsewhere(id_of(record), record.device):
+    if table.find_anywhere(id_of(record), record.device):
         return True
     would_show = table.sees_all or record.processes == pid_namespace()
     return not would_show and not table.is_shown(record.space)
@@ -178,6 +180,16 @@ def _is_shown(record: MountRecord, table: MountTable) -> bool:
 def id_of(record: MountRecord) -> MountID:
     """Return what the kernel knows a recorded mount by."""
     return MountID(record.mount_id, record.unique_id)
+
+
+def placed(record: MountRecord, table: MountTable) -> MountRecord:
+    """Return a record with the place where the table shows its mount now, if it does, as the target."""
+    entry = table.find_anywhere(id_of(record), record.device) if record.boot == boot_id() else None
+    if entry is None:
+        return record
+    # A record is UTF-8: of a place that others gave another name, that is shown escaped.
+    place = os.fsencode(entry.point).decode(errors="backslashreplace")
+    return msgspec.structs.replace(record, target=place)
 
 
 def discard(record: MountRecord, backend: Snapshotter, table: MountTable | None = None) -> None:

@@ -27,9 +27,9 @@ from engine.kv.schema import now
 from engine.kv.table import Damaged
 from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, with_options, writes_to
-from engine.mounts.claims import Claims, Seen, discard, id_of, pid_namespace
+from engine.mounts.claims import Claims, Seen, discard, id_of, pid_namespace, placed
 from engine.mounts.holders import describe, holders
-from engine.mounts.table import MountTable, boot_id, here, is_mounted, mount_id
+from engine.mounts.table import MountEntry, MountTable, boot_id, here, is_mounted, mount_id
 from engine.root import Root
 from engine.snapshots import Snapshotter
 
@@ -65,7 +65,7 @@ class Mounting:
     # -- asking -------------------------------------------------------------------------------
 
     def walk(self) -> list[MountRecord]:
-        """Return all records, each in the state that the kernel's table gives it.
+        """Return all records, each in the state and at the place that the kernel's table gives it.
 
         A vanished writable mount is `kept`; a vanished view is left out, as it is about to be cleared.
         """
@@ -76,8 +76,9 @@ class Mounting:
             if state is None and record.rw and self._records.has_snapshot(record):
                 state = MountState.KEPT
             if state:
-                shown.append(msgspec.structs.replace(record, state=state))
-        return shown
+                where = placed(record, table) if state is MountState.MOUNTED else record
+                shown.append(msgspec.structs.replace(where, state=state))
+        return sorted(shown, key=lambda record: record.target)
 
     def damaged(self) -> list[Damaged]:
         """Return the names whose records cannot be read; their snapshots stay until removed by name."""
@@ -127,13 +128,13 @@ class Mounting:
         root = self._root.path
         if target.is_relative_to(root) or root.is_relative_to(target):
             raise InvalidArgument(f"{target} and the store at {root} overlap; mount somewhere else")
-        self.claims.heal()
+        seen = self.claims.read()
+        self.claims.heal(seen)
         _check_free(target)
         taken = self._records.get(name) if name else None
         if taken and taken.state != MountState.KEPT:
-            raise AlreadyExists(
-                f"a mount named {name} is {taken.state} at {taken.target}; choose another name"
-            )
+            place = placed(taken, seen[1]).target
+            raise AlreadyExists(f"a mount named {name} is {taken.state} at {place}; choose another name")
         return target
 
     # -- mounting -----------------------------------------------------------------------------
@@ -166,7 +167,14 @@ class Mounting:
         """Mount again what `kept` returned, whether or not its image still has a name."""
         target = self.ready(target)
         again = msgspec.structs.replace(
-            record, target=str(target), boot=boot_id(), space=here(), processes=pid_namespace()
+            record,
+            target=str(target),
+            boot=boot_id(),
+            space=here(),
+            processes=pid_namespace(),
+            mount_id=0,
+            unique_id=0,
+            device="",
         )
         return self._mount(again, record, self._snapshotter(record.backend), options)
 
@@ -232,36 +240,64 @@ class Mounting:
     def umount(self, target: Path, *, lazy: bool = False) -> MountRecord:
         """Undo `mount`; a writable snapshot stays, a read-only one goes. NotFound if there is none.
 
-        FailedPrecondition, with who is in it, for a busy one. A lazy one is taken out of sight at once;
+        `target` is where it is now: FailedPrecondition, with the place, if it was moved from there, and
+        with who is in it for a busy one. A lazy one is taken out of sight at once;
         its snapshot stays until this boot ends, as nobody can tell who is still in it. A view whose
         snapshot cannot go now, as its backend cannot be loaded, is returned as `mounted`: it vanished.
         """
-        target = target.absolute()
+        places = (os.path.realpath(target), str(target.absolute()))
+        # In this order: whatever a record says was so before the table was read.
         records, table = self._records.walk(), MountTable.read_own()
-        places = {os.path.realpath(target), str(target)}
-        states = {MountState.MOUNTED, MountState.CHANGING, None}
-        at_target = [r for r in records if r.target in places and r.space == here()]
-        found = [(r, state) for r in at_target if (state := self.claims.state(r, table)) in states]
-        if not found:
-            raise NotFound(f"lamina has mounted nothing at {target}; `lamina mounts` lists what it has")
-        record, state = next((pair for pair in found if pair[1]), found[0])
+        record, state = self._named(places, records, table)
         if state is MountState.CHANGING:
-            raise FailedPrecondition(f"{target} is being mounted or unmounted; try again")
+            raise FailedPrecondition(f"{places[1]} is being mounted or unmounted; try again")
         if state is None:
-            record = self.claims.clear(record, MountTable.read(), self.claims.busy([record]))
-            table = MountTable.read_own()
-            if self.claims.state(record, table) is not MountState.MOUNTED:
-                return record
-        entry = table.on_top(Path(record.target))
-        if entry is None or entry.id != record.mount_id:
+            whole = MountTable.read()
+            if self.claims.state(record, whole) is None:
+                record = self.claims.clear(record, whole, self.claims.busy([record]))
+                table = MountTable.read_own()
+                if self.claims.state(record, table) is not MountState.MOUNTED:
+                    return record
+        entry = table.find(id_of(record), record.device)
+        if entry is None:
             raise FailedPrecondition(
-                f"what is mounted at {record.target} now is not lamina's; unmount that first"
+                f"{record.target} is mounted where another root sees it (chroot); unmount it from there"
             )
-        return self._umount(record, table, lazy=lazy)
+        if entry.point not in places:
+            raise FailedPrecondition(
+                f"what lamina mounted at {record.target} was moved to {entry.point}; "
+                "unmount it by that name"
+            )
+        if entry != table.on_top(Path(entry.point)):
+            raise FailedPrecondition(
+                f"what is mounted at {entry.point} now is not lamina's; unmount that first"
+            )
+        return self._umount(record, entry, table, lazy=lazy)
 
-    def _umount(self, record: MountRecord, table: MountTable, *, lazy: bool) -> MountRecord:
-        target = Path(record.target)
-        with self._records.claimed(record, over=record) as mine:
+    def _named(
+        self, places: Collection[str], records: Sequence[MountRecord], table: MountTable
+    ) -> tuple[MountRecord, MountState | None]:
+        """Return the record of what is, or was, mounted at a target, and its state; NotFound."""
+        on_top = {entry.id for place in places if (entry := table.on_top(Path(place)))}
+        found = [
+            (record, state)
+            for record in records
+            if record.space == here()
+            and {record.target, placed(record, table).target}.intersection(places)
+            and (state := self.claims.state(record, table))
+            in {MountState.MOUNTED, MountState.CHANGING, None}
+        ]
+        if not found:
+            raise NotFound(
+                f"lamina has mounted nothing at {[*places][-1]}; `lamina mounts` lists what it has"
+            )
+        return min(found, key=lambda pair: (pair[1] is None, pair[0].mount_id not in on_top))
+
+    def _umount(
+        self, record: MountRecord, entry: MountEntry, table: MountTable, *, lazy: bool
+    ) -> MountRecord:
+        target = Path(entry.point)
+        with self._records.claimed(placed(record, table), over=record) as mine:
             if lazy:
                 # Noted first: after a crash in between nobody may take it for unused.
                 mine = self.claims.become(mine, MountState.LAZY)
@@ -270,7 +306,7 @@ class Mounting:
             except BaseException as error:
                 self._records.swap(mine, record)
                 if isinstance(error, FailedPrecondition):
-                    raise FailedPrecondition(_busy(record, table)) from None
+                    raise FailedPrecondition(_busy(mine, table)) from None
                 raise
             hit("umount.done")
             return mine if lazy else self.claims.release(mine, record, MountTable.read())
@@ -306,7 +342,7 @@ class Mounting:
         state = self.claims.state(record, table)
         if state in {MountState.MOUNTED, MountState.CHANGING}:
             raise FailedPrecondition(
-                f"snapshot {key} is mounted; run `lamina umount {record.target}` first"
+                f"snapshot {key} is mounted; run `lamina umount {placed(record, table).target}` first"
             )
         if state is not MountState.KEPT and record.boot == boot_id():
             found = holders(id_of(record))

@@ -2,6 +2,7 @@
 
 Sync. Whether a folder is in use is answered for every mount namespace of which /proc shows a process,
 so the cost of reading grows with the machine's mounts and processes, the cost of a question does not.
+A mount is known by its IDs, never by its path: that changes under it, and is another for each root.
 Folders are never compared by `st_dev` with the table: on btrfs that is another device than mountinfo's.
 """
 
@@ -29,8 +30,8 @@ __all__ = [
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD, _DONT_SYNC, _NO_AUTOMOUNT = -100, 0x4000, 0x800
-_MNT_ID, _MNT_ID_UNIQUE = 0x1000, 0x4000  # of statx(2): Linux 5.8 and 6.8
-_MASK_AT, _ID_AT, _STATX_BYTES = 0, 144, 256  # <linux/stat.h>
+_INO, _MNT_ID, _MNT_ID_UNIQUE = 0x100, 0x1000, 0x4000  # of statx(2): Linux 4.11, 5.8 and 6.8
+_MASK_AT, _INO_AT, _ID_AT, _STATX_BYTES = 0, 32, 144, 256  # <linux/stat.h>
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _INITIAL_PIDS = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h>
@@ -105,13 +106,13 @@ def mount_id(path: Path | str) -> MountID:
     return MountID(_statx(path, _MNT_ID) or _from_fdinfo(path), _statx(path, _MNT_ID_UNIQUE))
 
 
-def _statx(path: Path | str, wanted: int) -> int:
+def _statx(path: Path | str, wanted: int, at: int = _ID_AT) -> int:
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     flags = _DONT_SYNC | _NO_AUTOMOUNT
     if _libc.statx(_AT_FDCWD, os.fsencode(path), flags, ctypes.c_uint(wanted), buffer) < 0:
         return 0
     mask = int.from_bytes(buffer.raw[_MASK_AT : _MASK_AT + 4], "little")
-    return int.from_bytes(buffer.raw[_ID_AT : _ID_AT + 8], "little") if mask & wanted else 0
+    return int.from_bytes(buffer.raw[at : at + 8], "little") if mask & wanted else 0
 
 
 def _from_fdinfo(path: Path | str) -> int:
@@ -146,7 +147,10 @@ def here() -> int:
 
 @dataclass(frozen=True, eq=False)
 class MountTable:
-    """All mounts at one moment: of this process's namespace, and of the others that /proc shows."""
+    """All mounts at one moment: of this process's namespace, and of the others that /proc shows.
+
+    Among the others is also this namespace as processes with another root (chroot) see it.
+    """
 
     own: Space
     others: tuple[Space, ...]
@@ -170,18 +174,19 @@ class MountTable:
         entry = self._by_id.get(mount_id(target).id)
         return entry if entry is not None and entry.point == str(target) else None
 
-    def has(self, mount: MountID, device: str, target: Path) -> bool:
-        """Say whether a mount that was at `target` is still there, also beneath another."""
+    def find(self, mount: MountID, device: str) -> MountEntry | None:
+        """Return a mount of this namespace, wherever it is by now, if this process's root shows it."""
         entry = self._by_id.get(mount.id)
-        if entry is None or (entry.point, entry.device) != (str(target), device):
-            return False
-        now = mount_id(target)
-        # An ID is soon used again; the one for ever can only be asked of what is on top.
-        return now.id != mount.id or not mount.unique or now.unique == mount.unique
+        return entry if entry is not None and _is_still(mount, device, self.own, entry) else None
 
-    def has_elsewhere(self, mount: MountID, device: str) -> bool:
-        """Say whether another namespace has a mount."""
-        return any((e.id, e.device) == (mount.id, device) for s in self.others for e in s.entries)
+    def find_anywhere(self, mount: MountID, device: str) -> MountEntry | None:
+        """Return a mount as any namespace or root shows it, but this process's first."""
+        elsewhere = (
+            entry
+            for space, entry in self._elsewhere.get(mount.id, ())
+            if _is_still(mount, device, space, entry)
+        )
+        return self.find(mount, device) or next(elsewhere, None)
 
     def is_shown(self, space: int) -> bool:
         """Say whether a mount namespace is among those that were read."""
@@ -215,6 +220,14 @@ class MountTable:
         return {entry.id: entry for entry in self.own.entries}
 
     @cached_property
+    def _elsewhere(self) -> dict[int, list[tuple[Space, MountEntry]]]:
+        found: defaultdict[int, list[tuple[Space, MountEntry]]] = defaultdict(list)
+        for space in self.others:
+            for entry in space.entries:
+                found[entry.id].append((space, entry))
+        return dict(found)
+
+    @cached_property
     def _index(self) -> dict[tuple[str, str], list[_Use]]:
         """What mounts are made of, by the last two names of each folder on its path."""
         found: defaultdict[tuple[str, str], list[_Use]] = defaultdict(list)
@@ -246,6 +259,15 @@ class MountTable:
         return entry.device, os.path.normpath(os.path.join(entry.root, below))
 
 
+def _is_still(mount: MountID, device: str, space: Space, entry: MountEntry) -> bool:
+    """Say whether the entry with a mount's ID is that mount."""
+    if entry.device != device:
+        return False
+    now = mount_id(space.root + entry.point)
+    # An ID is soon used again; the one for ever can only be asked of what is on top.
+    return now.id != mount.id or not mount.unique or now.unique == mount.unique
+
+
 def _with_parents(use: _Use) -> Iterator[_Use]:
     """Return a use of a path, and of each folder that it is in."""
     path = use.path
@@ -271,19 +293,27 @@ def _own() -> Space:
 
 
 def _others(own: int) -> Iterator[Space]:
-    """Read every other namespace once, through one of its processes."""
-    seen = {own}
+    """Read every other namespace once for each root in it, through a process that has that root."""
+    # mountinfo leaves out what is not below the reader's root: a chroot has a table of its own.
+    seen = {(own, _root_of(Path("/proc/self")))}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         try:
             number = (process / "ns" / "mnt").stat().st_ino
-            if number not in seen:
+            view = (number, _root_of(process))
+            if view not in seen:
                 table = (process / "mountinfo").read_bytes()
-                seen.add(number)
+                seen.add(view)
                 yield Space(number, f"{process}/root", parse(table))
         except OSError:  # it ended, or is not ours to look at
             continue
+
+
+def _root_of(process: Path) -> tuple[int, int]:
+    """Return what names the folder that a process has as its root."""
+    root = process / "root"
+    return mount_id(root).id, _statx(root, _INO, _INO_AT)
 
 
 def _uses_of(space: Space, entry: MountEntry) -> Iterator[_Use]:

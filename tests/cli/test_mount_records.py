@@ -142,6 +142,132 @@ def test_what_happens_to_a_namespace_is_not_another_s(stocked: Path, target: Pat
     assert (left["mounts"], left["trash"]) == ([], [])
 
 
+# -- a mount whose place is another by now ------------------------------------------------------
+
+
+def _unshared(script: str, *arguments: object) -> str:
+    """Run a script in a mount namespace that ends with it, and give what it wrote."""
+    command = ["unshare", "-m", sys.executable, "-P", "-c", script, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("rw", [True, False])
+def test_a_mount_whose_parent_was_renamed_is_mounted(stocked: Path, tmp_path: Path, rw: bool):
+    old, new, other = tmp_path / "p", tmp_path / "q", tmp_path / "other"
+    for folder in (old / "t", other):
+        folder.mkdir(parents=True)
+    lamina(stocked, "mount", "app:1", old / "t", *(["--rw"] if rw else []), "--name", "one")
+    old.rename(new)
+    (row,) = lamina_json(stocked, "mounts")
+    assert (row["state"], row["target"]) == ("mounted", str(new / "t"))
+    assert lamina_json(stocked, "gc")["snapshots"] == []
+    rm = f"run `lamina umount {new}/t` first"
+    assert_fails(stocked, "snapshots", "rm", "one", code=6, says=rm)
+    assert_fails(stocked, "mount", "app:1", other, "--name", "one", code=4, says=f"at {new}/t")
+    assert_fails(stocked, "umount", old / "t", code=6, says=f"was moved to {new}/t")
+    with (new / "t/etc/name").open():
+        assert_fails(stocked, "umount", new / "t", code=6, says=f"{new}/t is in use by")
+    assert _states(stocked) == {"one": "mounted"}
+    lamina(stocked, "umount", new / "t")
+    assert not os.path.ismount(new / "t")
+    rows = lamina_json(stocked, "mounts")
+    assert [(row["state"], row["target"]) for row in rows] == ([("kept", f"{new}/t")] if rw else [])
+
+
+def test_a_mount_that_was_renamed_and_back_is_unmounted(stocked: Path, tmp_path: Path):
+    old, new = tmp_path / "p", tmp_path / "q"
+    (old / "t").mkdir(parents=True)
+    lamina(stocked, "mount", "app:1", old / "t", "--rw", "--name", "one")
+    old.rename(new)
+    lamina(stocked, "gc")
+    # The path is free for another, which is then what its name means.
+    (old / "t").mkdir(parents=True)
+    lamina(stocked, "mount", "app:1", old / "t", "--name", "two")
+    assert _states(stocked) == {"one": "mounted", "two": "mounted"}
+    lamina(stocked, "umount", old / "t")
+    assert _states(stocked) == {"one": "mounted"}
+    (old / "t").rmdir()
+    old.rmdir()
+    new.rename(old)
+    lamina(stocked, "umount", old / "t")
+    assert _states(stocked) == {"one": "kept"}
+
+
+def test_dying_at_an_unmount_elsewhere_is_healed(stocked: Path, tmp_path: Path):
+    old, new = tmp_path / "p", tmp_path / "q"
+    (old / "t").mkdir(parents=True)
+    lamina(stocked, "mount", "app:1", old / "t", "--rw", "--name", "one")
+    _change(stocked, "one", state="changing", lease="dead")
+    old.rename(new)
+    lamina(stocked, "gc")
+    assert not os.path.ismount(new / "t")
+    assert [row["state"] for row in dump(stocked)["mounts"]] == ["kept"]
+
+
+_MOVED = """
+import subprocess, sys
+from pathlib import Path
+from tests.command import lamina, lamina_json
+root, folder = map(Path, sys.argv[1:])
+source, target = folder / "s", folder / "t"
+source.mkdir(); target.mkdir()
+lamina(root, "mount", "app:1", source, "--name", "view")
+subprocess.run(["mount", "--move", source, target], check=True)
+(row,) = lamina_json(root, "mounts")
+assert (row["state"], row["target"]) == ("mounted", str(target)), row
+assert lamina_json(root, "gc")["snapshots"] == []
+assert (target / "etc/name").read_text() == "upper\\n"
+lamina(root, "umount", source, code=6)
+lamina(root, "umount", target)
+assert lamina_json(root, "mounts") == []
+"""
+
+
+def test_a_mount_that_was_moved_is_mounted(stocked: Path, tmp_path: Path):
+    _unshared(_MOVED, stocked, tmp_path)
+
+
+_IN_CHROOT = """
+import json, subprocess, sys
+from pathlib import Path
+from tests.command import LAMINA, lamina, lamina_json
+root, folder = map(Path, sys.argv[1:])
+jail, inside, outside = folder / "jail", folder / "in", folder / "out"
+for place in (jail, inside, outside):
+    place.mkdir()
+subprocess.run(["mount", "--rbind", "/", jail], check=True)
+
+def in_jail(*words, code=0):
+    command = ["chroot", jail, *LAMINA, "--root", root, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done
+    return done.stdout
+
+def shown():
+    return {row["name"]: (row["state"], row["target"]) for row in lamina_json(root, "mounts")}
+
+in_jail("mount", "app:1", inside, "--rw", "--name", "in")
+assert shown() == {"in": ("mounted", f"{jail}{inside}")}
+lamina(root, "gc")
+assert f"moved to {jail}{inside}" in lamina(root, "umount", inside, code=6).stderr
+lamina(root, "mount", "app:1", outside, "--rw", "--name", "out")
+in_jail("gc")
+assert [row["state"] for row in json.loads(in_jail("mounts", "--json"))] == ["mounted"] * 2
+in_jail("umount", outside, code=6)
+assert shown()["out"] == ("mounted", str(outside))
+in_jail("umount", inside)
+lamina(root, "umount", outside)
+assert {state for state, _ in shown().values()} == {"kept"}
+"""
+
+
+def test_a_mount_is_mounted_for_every_root(stocked: Path, tmp_path: Path):
+    _unshared(_IN_CHROOT, stocked, tmp_path)
+
+
 # -- a look that was cut off ------------------------------------------------------------------
 
 
@@ -301,7 +427,9 @@ def _records(stores: Stores, count: int) -> None:
     overlay = stores.snapshotter("overlay")
     with stores.root.meta.read() as txn:
         (model,) = MOUNTS.scan(txn)
-    vanished = msgspec.structs.replace(model, rw=False, target=f"{model.target}/gone")
+    vanished = msgspec.structs.replace(
+        model, rw=False, target=f"{model.target}/gone", mount_id=0, unique_id=0
+    )
     made: list[MountRecord] = []
     for number in range(count):
         key = f"vanished-{number}"
@@ -368,7 +496,4 @@ print("done")
 
 
 def test_among_hundreds_of_mounts(stocked: Path, target: Path, tmp_path: Path):
-    command = ["unshare", "-m", sys.executable, "-P", "-c", _AMONG_MANY, str(stocked), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout == "done\n", done.stderr
+    assert _unshared(_AMONG_MANY, stocked, tmp_path) == "done\n"

@@ -221,9 +221,9 @@ def test_mounts_have_names_for_ever(tmp_path: Path):
         table = MountTable.read()
         entry = table.on_top(target)
         assert entry
-        assert table.has(first, entry.device, target)
-    assert not MountTable.read().has(first, entry.device, target)
+        assert table.find(first, entry.device) == entry
+    assert not MountTable.read().find_anywhere(first, entry.device)
     with mounted([_bind(tmp_path)], target):
         # The kernel gives the same ID again, to a mount of the same device at the same place.
         assert mount_id(target).unique != first.unique
-        assert not MountTable.read().has(first, entry.device, target)
+        assert not MountTable.read().find_anywhere(first, entry.device)
