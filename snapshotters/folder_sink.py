@@ -51,10 +51,14 @@ class FolderSink:
         self._root = root
         self._opened = opened
         self._outline = file
+        self._here: Folder | None = None
+        self._here_fd = -1
 
     def _folder(self, folder: Folder) -> int:
-        self._opened.trim()
-        return self._opened.get(folder)
+        if folder is not self._here:  # mostly it is: archives go folder by folder
+            self._opened.trim()
+            self._here, self._here_fd = folder, self._opened.get(folder)
+        return self._here_fd
 
     def make_folder(self, parent: Folder, name: bytes) -> None:
         """Make an empty folder; its attributes come with `finish`."""
@@ -97,6 +101,7 @@ class FolderSink:
         replaced: Folder | Leaf | None,
     ) -> None:
         """Give the file at `target` a further name, in place of `replaced`, which may hold it."""
+        self._here = None
         self._opened.trim()
         holder, other = target
         source, folder = self._opened.get(holder), self._opened.get(parent)
@@ -110,6 +115,7 @@ class FolderSink:
     def remove(self, parent: Folder, name: bytes, node: Folder | Leaf) -> None:
         """Remove what this sink made at a name, a whole tree if it is a folder."""
         if isinstance(node, Folder):
+            self._here = None
             for place in self._opened.places():
                 if isinstance(place, Folder) and (place is node or place.is_gone):
                     self._opened.drop(place)

@@ -180,10 +180,16 @@ class LayerTree:
     # -- the operations -----------------------------------------------------------------------
 
     def _file(self, parent: Folder, operation: Operation, payload: Payload) -> None:
-        entry = operation.entry
-        self._free(parent, operation.name)
-        self._sink.make_file(parent, operation.name, entry, payload)
-        self._put(parent, operation.name, Leaf(-(-entry.size // _BLOCK) * _BLOCK))
+        # Most entries come through here: few calls.
+        entry, name = operation.entry, operation.name
+        if name in parent.names:
+            self._free(parent, name)
+        self._sink.make_file(parent, name, entry, payload)
+        size = -(-entry.size // _BLOCK) * _BLOCK
+        self.size += size
+        self.inodes += 1
+        self._budget.kept(len(name))
+        parent.names[name] = Leaf(size)
 
     def _symlink(self, parent: Folder, operation: Operation, _payload: Payload) -> None:
         self._free(parent, operation.name)

@@ -4,6 +4,7 @@ Sync. Started by exec, never forked from a process with LMDB open. A thread wait
 time: when the engine dies, however suddenly, the input ends and the worker with it, mid-layer or not.
 """
 
+import gc
 import os
 import queue
 import resource
@@ -132,8 +133,12 @@ def main() -> None:
     )
     thread.start()
     worker = _Worker(out)
+    # A layer's tree is many objects that live as long as the job: looking through them again and again
+    # finds nothing, so garbage is looked for between jobs.
+    gc.disable()
     while True:
         _send(out, worker.run(jobs.get()))
+        gc.collect()
 
 
 if __name__ == "__main__":
