@@ -125,7 +125,6 @@ class Sealing(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     argument: bytes
-    steps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

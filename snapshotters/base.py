@@ -134,11 +134,7 @@ class BaseSnapshotter(ABC):
                 if load_sealed(self._place(record)) is None or self._is_whole(record, below):
                     self._plan(seals, step, record, below)
         return [
-            Sealing(
-                run="snapshotters.sealing:Sealer",
-                argument=msgspec.msgpack.encode(plan),
-                steps=len(plan.layers),
-            )
+            Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
             for plan in seals
         ]
 

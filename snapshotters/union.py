@@ -53,14 +53,14 @@ class _Settling:
         pending = [_Step(root, self._combined.root, True, False)]
         while pending:
             step = pending.pop()
-            self._list(step.below, is_seen=step.is_seen)
+            self._learn(step.below, is_seen=step.is_seen)
             if not step.folder.depth:
                 _settle_opaque_root(step)
             self._mark(step)
             self._inherit(step)
             pending += _add(step, keeps=self._markers.lowest_opaque_counts)
 
-    def _list(self, below: CombinedFolder, *, is_seen: bool) -> None:
+    def _learn(self, below: CombinedFolder, *, is_seen: bool) -> None:
         if below.parts and (is_seen or self._markers.lowest_opaque_counts):
             self._combined.learn(below)
         if not is_seen:

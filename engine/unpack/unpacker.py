@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -99,16 +99,19 @@ class Unpacker:
         pinned = partial(has, snapshotter, lease.id)
         first = await trio.to_thread.run_sync(missing_from, chain, pinned)
         # The config gets the anchor in the end, so it must still be there then.
-        parts = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
-        _, *blobs = await trio.to_thread.run_sync(self._content.pin, parts, lease.id)
+        needed = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
+        _, *blobs = await trio.to_thread.run_sync(self._content.pin, needed, lease.id)
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
         applied: list[Applied] = []
         async with self._shop.flights.caller(report) as join:
             # Bottom first: whoever joins one has joined all below.
             flights: list[LayerFlight] = []
-            for work in self._works(image, first, blobs, snapshotter, standing, lease):
-                work = replace(work, below=flights[-1] if flights else None)
-                key = (self._namespace, snapshotter.name, work.chain_id)
+            parents = ["", *chain][first:]
+            parts = zip(image.layers[first:], blobs, chain[first:], parents, strict=False)
+            for layer, blob, chain_id, parent in parts:
+                below = flights[-1] if flights else None
+                work = _Work(layer, blob, chain_id, parent, snapshotter, below, standing, lease)
+                key = (self._namespace, snapshotter.name, chain_id)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
                 applied.append(await flight.result())
@@ -135,30 +138,6 @@ class Unpacker:
         changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
         self._content.update_all(changes)
         failpoints.hit("unpack.anchored")
-
-    @staticmethod
-    def _works(
-        image: ResolvedImage,
-        first: int,
-        blobs: Sequence[Blob],
-        snapshotter: Snapshotter,
-        standing: Usage,
-        lease: HeldLease,
-    ) -> list[_Work]:
-        chain = image.chain
-        return [
-            _Work(
-                layer=image.layers[position],
-                blob=blob,
-                chain_id=chain[position],
-                parent=chain[position - 1] if position else "",
-                snapshotter=snapshotter,
-                below=None,
-                standing=standing,
-                lease=lease,
-            )
-            for position, blob in enumerate(blobs, first)
-        ]
 
     @asynccontextmanager
     async def _layer(self, work: _Work, flight: LayerFlight) -> AsyncIterator[Applied]:
