@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import os_errors
 
-__all__ = ["Owner", "Owners"]
+__all__ = ["Owner", "Owners", "pid_namespace"]
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -26,14 +26,15 @@ class Owner(msgspec.Struct, frozen=True):
     namespace: str = ""
 
     def __str__(self) -> str:
-        here = self.namespace == _pid_namespace()
+        here = self.namespace == str(pid_namespace())
         return f"process {self.pid}" + ("" if here else " of another pid namespace")
 
 
-def _pid_namespace() -> str:
+def pid_namespace() -> int:
+    """Return the inode that names this process's pid namespace, 0 where /proc does not tell."""
     with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")  # the inode number names the namespace
-    return ""
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
 
 
 class Owners:
@@ -62,7 +63,7 @@ class Owners:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(held).st_nlink:
                 self._held = held
-                return Owner(name, os.getpid(), _pid_namespace())
+                return Owner(name, os.getpid(), str(pid_namespace()))
         except BlockingIOError:
             pass
         except BaseException:

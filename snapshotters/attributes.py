@@ -1,4 +1,4 @@
-"""Attributes of open folders as values: read from one layer, given to another. Sync."""
+"""Attributes of open files and folders as values: read from one layer, given to another. Sync."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
 def read_attributes(fd: int) -> Attributes:
-    """Return what an open folder has. Overlay's own xattrs belong to a layer, not to a tree."""
+    """Return what an open file or folder has. Overlay's own xattrs belong to a layer, not to a tree."""
     info = os.fstat(fd)
     xattrs = tuple(
         (os.fsencode(key), os.getxattr(fd, key))
@@ -27,7 +27,7 @@ def read_attributes(fd: int) -> Attributes:
 
 
 def give_attributes(fd: int, attributes: Attributes, name: bytes) -> None:
-    """Give an open folder its attributes; `name` is for messages."""
+    """Give an open file or folder its attributes; `name` is for messages."""
     mode, uid, gid, mtime, xattrs = attributes
     give_owner(fd, mode, uid, gid, xattrs, name)
     os.utime(fd, ns=(mtime, mtime))

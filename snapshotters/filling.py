@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.diff.layer import Folder, path_of
-from engine.fs.attributes import beneath, copy_attributes, keeping_time
+from engine.fs.attributes import beneath, keeping_time
 from engine.fs.kernel import ioctl_ficlone
 from engine.snapshots import Usage
+from snapshotters.attributes import give_attributes, read_attributes
 from snapshotters.descriptors import OpenFolders
 
 __all__ = ["fill"]
@@ -71,7 +72,7 @@ class _Filling:
         with keeping_time(target):
             both = list(self._fill_names(place, source, target))
         if place.own is None or (place.own.attributes is None and place.depth):
-            copy_attributes(source, target)
+            give_attributes(target, read_attributes(source), place.name)
         return both
 
     def _fill_names(self, place: _Place, source: int, target: int) -> Iterator[_Place]:
@@ -135,7 +136,7 @@ def _copy_file(source: int, target: int, name: bytes) -> None:
         new = os.open(name, _NEW, 0o600, dir_fd=target)
         try:
             _copy_bytes(old, new)
-            copy_attributes(old, new)
+            give_attributes(new, read_attributes(old), name)
         finally:
             os.close(new)
     finally:

@@ -17,9 +17,10 @@ from engine.metadata.mounts import MountRecord, MountState, MountStore, same_pla
 from engine.mount import deactivate
 from engine.mounts.holders import held
 from engine.mounts.table import MountID, MountTable, boot_id, mount_id
+from engine.processes import pid_namespace
 from engine.snapshots import Snapshotter
 
-__all__ = ["Claims", "Released", "Seen", "discard", "id_of", "pid_namespace", "placed"]
+__all__ = ["Claims", "Released", "Seen", "discard", "id_of", "placed"]
 
 _log = logging.getLogger(__name__)
 
@@ -198,8 +199,3 @@ def discard(record: MountRecord, backend: Snapshotter, table: MountTable | None 
         number = backend.remove(record.key, table=table)
         for left in backend.cleanup(only={number}, table=table):
             _log.warning("files of snapshot %s stay in %s: %s", record.key, left.path, left.reason)
-
-
-def pid_namespace() -> int:
-    """Return the inode of this process's pid namespace."""
-    return Path("/proc/self/ns/pid").stat().st_ino

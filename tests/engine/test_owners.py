@@ -94,8 +94,9 @@ def test_one_process_claims_a_thing_once(tmp_path):
 
 
 def test_an_owner_is_named_with_its_namespace():
-    assert str(Owner("x", 12, os.readlink("/proc/self/ns/pid"))) == "process 12"
-    assert str(Owner("x", 12, "pid:[1]")) == "process 12 of another pid namespace"
+    here = os.stat("/proc/self/ns/pid").st_ino
+    assert str(Owner("x", 12, str(here))) == "process 12"
+    assert str(Owner("x", 12, str(here + 1))) == "process 12 of another pid namespace"
 
 
 @pytest.mark.root
