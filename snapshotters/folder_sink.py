@@ -129,7 +129,8 @@ class FolderSink:
         os.fchmod(self._root, 0o755)
         os.fchown(self._root, 0, 0)
         os.utime(self._root, ns=(0, 0))
-        self._outline.write_bytes(outline.encode(Outline(root, size, inodes)))
+        with self._outline.open("wb") as file:
+            file.writelines(outline.encode(Outline(root, size, inodes)))
 
     def _finish_folder(self, folder: Folder, attributes: Attributes) -> None:
         parent = self._folder(folder.parent)

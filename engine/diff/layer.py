@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, Self
 
 from engine import limits
-from engine.diff.budget import Budget
+from engine.diff.budget import BLOCK, Budget
 from engine.diff.rules import Action, Operation, Rules, split_name
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
@@ -29,7 +29,6 @@ __all__ = [
     "path_of",
 ]
 
-_BLOCK = 4096  # what the smallest file takes on the file systems that people use
 _NOTHING: frozenset[bytes] = frozenset()  # most folders hide nothing, and there may be many
 _STEPS = 4096  # folders and links that one entry may make us walk through
 
@@ -185,7 +184,7 @@ class LayerTree:
         if name in parent.names:
             self._free(parent, name)
         self._sink.make_file(parent, name, entry, payload)
-        size = -(-entry.size // _BLOCK) * _BLOCK
+        size = -(-entry.size // BLOCK) * BLOCK
         self.size += size
         self.inodes += 1
         self._budget.kept(len(name))
@@ -251,7 +250,7 @@ class LayerTree:
         self._budget.folder()
         self._sink.make_folder(parent, name)
         folder = Folder(parent, name)
-        self.size += _BLOCK
+        self.size += BLOCK
         self.inodes += 1
         self._keep(parent, name, folder)
         return folder
@@ -273,7 +272,7 @@ class LayerTree:
             node = pending.pop()
             if isinstance(node, Folder):
                 node.is_gone = True
-                self.size -= _BLOCK
+                self.size -= BLOCK
                 self.inodes -= 1
                 pending += node.names.values()
             else:
