@@ -34,6 +34,8 @@ LAYER_DIRECTORIES = 500_000  # their attributes are held in memory until the lay
 # of 128 bytes each, so many, make a worker of 550 MiB, of 815 MiB where one folder has them all.
 LAYER_NAMES = 256 * MIB
 LAYER_LINK_STEPS = 8_000_000  # folders walked through because of links, over a whole layer
+FILE = (1 << 44) - 4096  # with its holes: the largest that ext4 holds, so that no host decides
+SPARSE_PARTS = 1 << 20  # of one file, as in Go's archive/tar
 AFTER_END = 1 * MIB  # bytes after the end of a layer's archive
 EXTENSION = 1 * MIB  # one pax or GNU long-name header, as in Go's archive/tar
 EXTENSIONS_IN_ROW = 16

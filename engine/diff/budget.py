@@ -25,6 +25,7 @@ class Budget:
         self._folders = 0
         self._names = 0
         self._steps = 0
+        self._scattered = 0
 
     def taken(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the pieces of the archive, which become files."""
@@ -44,6 +45,13 @@ class Budget:
         self._folders += 1
         if self._folders > limits.LAYER_DIRECTORIES:
             raise Refused(f"layer has over {limits.LAYER_DIRECTORIES} folders")
+
+    def scattered(self, size: int) -> None:
+        """Count what a sparse file takes on disk: a block for a byte here and there."""
+        self._take(size)
+        self._scattered += size
+        if self._scattered > limits.LAYER:
+            raise Refused(f"layer has sparse files that take over {limits.LAYER} bytes")
 
     def kept(self, count: int) -> None:
         """Count bytes of names and xattrs that stay in memory until the layer ends."""

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, Self
 from engine import limits
 from engine.diff.budget import BLOCK, Budget
 from engine.diff.rules import Action, Operation, Rules, split_name
+from engine.diff.sparse import blocks
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 
@@ -117,7 +118,7 @@ class Sink(Protocol):
         """Make an empty folder; its attributes come with `finish`."""
 
     def make_file(self, parent: Folder, name: bytes, entry: Entry, payload: Payload) -> None:
-        """Make a regular file with the bytes of `payload`."""
+        """Make a regular file with the bytes of `payload`, of a sparse one (`entry.parts`) its parts."""
 
     def make_symlink(self, parent: Folder, name: bytes, entry: Entry) -> None:
         """Make a symbolic link."""
@@ -183,8 +184,12 @@ class LayerTree:
         entry, name = operation.entry, operation.name
         if name in parent.names:
             self._free(parent, name)
+        if entry.parts is None:
+            size = -(-entry.size // BLOCK) * BLOCK
+        else:
+            size = blocks(entry.parts, BLOCK) * BLOCK
+            self._budget.scattered(size)
         self._sink.make_file(parent, name, entry, payload)
-        size = -(-entry.size // BLOCK) * BLOCK
         self.size += size
         self.inodes += 1
         self._budget.kept(len(name))
