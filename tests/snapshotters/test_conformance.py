@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_contract(name: str, check: str, root: Root, tmp_path: Path) -> None:
         return plugin.create(root.snapshots / name, root.meta, "default")
 
     SnapshotterSuite(make, tmp_path).run(check)
+
+
+REBASING = (
+    "check_commit_errors",
+    "check_rebase_errors",
+    "check_commit_of_a_chain",
+    "check_layers_combine",
+    "check_implied_parents",
+)
+
+
+@pytest.mark.parametrize("check", REBASING)
+def test_contract_without_rebase(
+    check: str, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(overlay.OverlaySnapshotter.capabilities, rebase=False)
+    monkeypatch.setattr(overlay.OverlaySnapshotter, "capabilities", plain)
+    test_contract("overlay", check, root, tmp_path)
 
 
 def test_the_suite_is_not_empty() -> None:
