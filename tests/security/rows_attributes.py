@@ -317,6 +317,42 @@ ATTRIBUTES = (
             "owner-that-means-none": Input(
                 [[F("f", pax={b"gid": b"4294967295"})]], Fails("owner out of range")
             ),
+            "owner-of-a-link": Input(
+                # To a victim, to nothing, with two names; copied to the second layer, replaced there.
+                lambda w: [
+                    [
+                        S("l", f"{w.victim}/hello", uid=7, gid=8, mtime=9),
+                        H("same", "l", uid=3),
+                        S("d", f"{w.victim}", mode=0o4777, uid=7),
+                        S("none", "nowhere", gid=8),
+                        S("again", f"{w.victim}/hello", uid=7),
+                    ],
+                    [F("other"), S("again", f"{w.victim}/hello", gid=5), H("twice", "again")],
+                ],
+                lambda w: {
+                    "l": link(f"{w.victim}/hello", ["same"], (7, 8)),
+                    "same": link(f"{w.victim}/hello", ["l"], (7, 8)),
+                    "d": link(f"{w.victim}", owner=(7, 0)),
+                    "none": link("nowhere", owner=(0, 8)),
+                    "again": link(f"{w.victim}/hello", ["twice"], (0, 5)),
+                    "twice": link(f"{w.victim}/hello", ["again"], (0, 5)),
+                    "other": file(),
+                },
+            ),
+            "owner-of-nodes": Input(
+                [
+                    [
+                        member("p", "6", mode=0o6711, uid=7, gid=8),
+                        member("c", "3", device=(1, 3), mode=0o2666, gid=8),
+                    ],
+                    [F("other")],
+                ],
+                {
+                    "p": ("fifo", "", 0o6711, (7, 8), (), ()),
+                    "c": ("char", "1:3", 0o2666, (0, 8), (), ()),
+                    "other": file(),
+                },
+            ),
             "negative-owner": Input([[F("f", fields={108: b"\xff" * 8})]], Fails("uid out of range")),
         },
     ),
