@@ -140,7 +140,7 @@ class Root:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedPrecondition(
-                f"root {self.path} is being repaired by another process; wait for it"
+                f"root {self.path} is locked by another process (flock); wait for it"
             ) from None
 
     def _check_format(self) -> None:
