@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.unpack import pool, worker
 from engine.unpack.jobs import Job
-from tests.conftest import AMD64
+from tests.command import LAMINA, environment
+from tests.conftest import AMD64, peer
 from tests.durability import Recorder, matches, recorded
 from tests.engine.image_files import import_image
 
@@ -413,3 +415,49 @@ def assert_syncs(environment: Environment) -> None:
     flags = environment._env.flags()
     wrong = {"sync": False, "metasync": False, "writemap": True, "map_async": True, "lock": False}
     assert {name: dict(flags)[name] for name in wrong} == {name: not bad for name, bad in wrong.items()}
+
+
+# -- from outside ------------------------------------------------------------------------------
+
+_CALLS = "openat,write,writev,pwrite64,pwritev,fdatasync,fsync,msync,syncfs,rename"
+_CALL = re.compile(r"^[0-9]+ +(\w+)\((.*)\) += (?:0|[0-9]+)(?:<[^>]*>)?$", re.MULTILINE)
+
+
+def seen_from_outside(trace: str, root: Path) -> str:
+    """Return what became durable: M and B for commits of meta and blobs, S for syncfs, R for a seal.
+
+    A commit is LMDB's: pages, then fdatasync, then its head through a descriptor that is O_DSYNC.
+    """
+    events, unsynced, through = "", set(), set()
+    for call, words in _CALL.findall(trace):
+        found = re.search(rf"{root}/(meta|blobs)\.lmdb/data\.mdb", words)
+        file = found[1] if found else ""
+        if call == "syncfs" and f"<{root}/snapshots" in words:
+            events += "S"
+        elif call == "rename" and words.endswith('/sealed"'):
+            events += "R"
+        elif not file:
+            continue
+        elif call == "openat":
+            if "O_DSYNC" in words and "O_WRONLY" in words:
+                through.add(file)
+        elif call == "fdatasync":
+            unsynced.discard(file)
+        elif "write" in call and re.search(r", 120, (32|4128)$", words):
+            assert file in through, f"the head of {file} is not written through"
+            assert file not in unsynced, f"the head of {file} before its pages are synced"
+            events += file[0].upper()
+        elif "write" in call:
+            unsynced.add(file)
+        assert call != "msync", "nothing is written through a map"
+    return events
+
+
+def test_a_real_import_from_outside(tmp_path: Path) -> None:
+    source, trace, root = layout(tmp_path / "image", [LAYER]), tmp_path / "trace", tmp_path / "root"
+    command = [*LAMINA, "--root", root, "import", "--snapshotter", "overlay", source]
+    strace = [peer("strace"), "-f", "-y", "-qq", "-s", "0", "-e", f"trace={_CALLS}", "-o", trace]
+    subprocess.run([*strace, *command], check=True, capture_output=True, env=environment())
+    events = seen_from_outside(trace.read_text(encoding="utf-8"), root)
+    # Tables, a lease; three blobs; pins, a snapshot, sealed, committed; the anchor, the name, no lease.
+    assert events == "MM" + 3 * "MBM" + "MM" + "SR" + "M" + "MMM"
