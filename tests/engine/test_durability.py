@@ -15,11 +15,13 @@ import pytest
 import trio
 
 from engine.content.store import ContentStore
+from engine.content.writer import BATCH
 from engine.diff.apply import apply_layer
-from engine.errors import DigestMismatch, EngineError, Refused
+from engine.errors import DigestMismatch, EngineError, FailedPrecondition, Refused
+from engine.failpoints import armed
 from engine.fs import durable, kernel
 from engine.kv.environment import Environment
-from engine.kv.schema import EXTENT, INGESTS, LEASES, Blob
+from engine.kv.schema import EXTENT, FORMAT, INGESTS, LEASES, Blob
 from engine.metadata.leases import leased
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest, digest_of
@@ -396,6 +398,54 @@ def test_a_store_that_cannot_be_flushed_is_not_made(
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(EngineError, match="a disk that dies"):
         Root(tmp_path / "root")
+
+
+def test_what_a_failed_commit_sealed_counts_and_it_says_why(world: World) -> None:
+    backend = world.stores.snapshotter("overlay")
+    steps = [applied(backend, "a"), applied(backend, "b", parent="done a")]
+    (world.stores.root.snapshots / "overlay" / "2" / "settling").touch()
+    with pytest.raises(FailedPrecondition, match="failed halfway"):
+        backend.commit(*steps)
+    assert {info.key for info in backend.walk()} == {"done a", "b"}
+
+
+def test_all_of_a_format_is_durable_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[bytes] = []
+
+    def watched(file: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        flushed.extend([path.read_bytes()] if path.is_file() else [])
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with Root(tmp_path / "root"):
+        assert flushed == [b"%d\n" % FORMAT]
+
+
+def test_all_folders_above_a_store_that_are_new_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}")))
+    with Root(tmp_path / "a" / "b" / "root"):
+        assert flushed[:3] == [str(tmp_path / "a" / "b"), str(tmp_path / "a"), str(tmp_path)]
+
+
+def test_a_transaction_of_bytes_stays_small(world: World) -> None:
+    """LMDB holds its pages in memory until it is done, and writers wait for it."""
+    with world.record() as recorder:
+        put(world.stores.content, bytes(17 * EXTENT))
+    assert recorder.steps.count("blobs +extent") == 3
+    assert BATCH < 16 << 20
+
+
+def test_the_reserve_is_kept_again_after_a_failure(world: World) -> None:
+    reserve = world.stores.root.path / "reserve"
+    put(world.stores.content, b"garbage")
+    with armed("gc.swept", "error"), pytest.raises(EngineError, match="failpoint"):
+        world.stores.collect()
+    assert reserve.stat().st_size
 
 
 # -- LMDB's own --------------------------------------------------------------------------------
