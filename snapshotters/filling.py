@@ -5,6 +5,7 @@ order, and the rules of how layers combine are decided here, once, against the f
 trees are walked once, side by side.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -171,7 +172,7 @@ def _copy_extents(old: int, new: int, size: int, room: Room) -> None:
             count = min(at - start, _COPY_AT_ONCE)
             room.take(count)
             copied = os.copy_file_range(old, new, count)
-            if not copied:
-                break
+            if not copied:  # else zeros would stand for what is missing
+                raise OSError(errno.EIO, "a file ended before its size")
             start += copied
     os.ftruncate(new, size)

@@ -9,7 +9,7 @@ from typing import final
 
 from engine.diff.outline import Outline
 from engine.fs.attributes import folder_descriptor
-from engine.fs.kernel import syncfs
+from engine.fs.durable import flush_file_system
 from engine.fs.room import Room
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
@@ -53,7 +53,7 @@ class CopySnapshotter(BaseSnapshotter):
             tree = self._tree(record)
             with folder_descriptor(below[0]) as parent, folder_descriptor(tree) as target:
                 fill(parent, target, None, Room(tree.parent))
-                syncfs(target)
+            flush_file_system(tree)
 
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         is_view = record.kind == Kind.VIEW

@@ -30,6 +30,7 @@ __all__ = [
     "path_of",
 ]
 
+_LONG_LINK = 60  # bytes: ext4 keeps a shorter one in its inode
 _NOTHING: frozenset[bytes] = frozenset()  # most folders hide nothing, and there may be many
 _STEPS = 4096  # folders and links that one entry may make us walk through
 
@@ -78,7 +79,7 @@ class Symlink(Leaf):
     __slots__ = ("is_absolute", "steps", "text")
 
     def __init__(self, text: bytes) -> None:
-        super().__init__(0)
+        super().__init__(BLOCK if len(text) >= _LONG_LINK else 0)
         self.text = text
         self.is_absolute = text.startswith(b"/")
         self.steps: list[bytes] | None = None  # split when first followed

@@ -165,12 +165,15 @@ class SnapshotterSuite:
         assert backend.stat("n").parent == "c"
 
     def check_rebase_errors(self) -> None:
-        """A parent given at commit must exist and be committed."""
+        """A parent given at commit must exist and be committed, if one can be given then at all."""
         backend = self._backend
-        if not backend.capabilities.rebase:
-            return
         backend.prepare("a")
         backend.prepare("b")
+        if not backend.capabilities.rebase:
+            backend.commit(Commit(name="c", key="b"))
+            with raises(InvalidArgument):
+                backend.commit(Commit(name="n", key="a", parent="c"))
+            return
         with raises(NotFound):
             backend.commit(Commit(name="n", key="a", parent="nowhere"))
         with raises(FailedPrecondition):

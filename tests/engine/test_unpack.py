@@ -24,7 +24,7 @@ from snapshotters.overlay import OverlaySnapshotter
 from tests.conftest import AMD64, children
 from tests.engine.image_files import LAYER as OCI_LAYER
 from tests.engine.image_files import Files
-from tests.support import BACKENDS
+from tests.support import BACKENDS, tree_of
 
 pytestmark = pytest.mark.root
 
@@ -239,6 +239,8 @@ def test_a_backend_that_cannot_rebase_gets_its_parents_first(
         await engine.unpack(image.name, snapshotter="overlay")
         chain = engine.stores.resolve(image.target).chain
         assert order == list(zip(chain, ["", *chain[:-1]], strict=True))
+        tree = set(tree_of(engine.stores, "overlay", chain[-1], tmp_path / "mnt"))
+        assert tree == {b"base", b"second", b"third"} | {b"base/%d" % n for n in range(50) if n != 1}
 
     run(tmp_path, work)
 
