@@ -13,7 +13,7 @@ from engine.app import Engine, host_platform, open_engine
 from engine.oci.platform import Platform, parse_platform
 from engine.stores import Stores, open_stores
 
-__all__ = ["Context", "as_json", "platform_option", "snapshotter_option"]
+__all__ = ["Context", "as_json", "platform_option", "replace_option", "snapshotter_option"]
 
 T = TypeVar("T")
 
@@ -54,3 +54,4 @@ snapshotter_option = click.option(
 platform_option = click.option(
     "--platform", callback=_platform, metavar="OS/ARCH", help="Of a multi-platform image."
 )
+replace_option = click.option("--replace", is_flag=True, help="Let a name move to another image.")

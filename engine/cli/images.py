@@ -1,17 +1,22 @@
-"""Commands on images: import, images, image inspect|tag|rm, unpack."""
+"""Commands on images: images, image inspect|tag|rm, unpack."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
-from engine import limits, plugins
+from engine import limits
 from engine.app import Engine
-from engine.cli.context import Context, as_json, platform_option, snapshotter_option
+from engine.cli.context import (
+    Context,
+    as_json,
+    platform_option,
+    replace_option,
+    snapshotter_option,
+)
 from engine.cli.output import age, human_bytes, print_json, print_table, progress, say, short
 from engine.content.image import ResolvedImage
-from engine.errors import EngineError, NotFound, NotSupported
+from engine.errors import EngineError, NotFound
 from engine.kv.schema import Image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
@@ -19,56 +24,6 @@ from engine.stores import Stores
 from engine.unpack.unpacker import Unpacked
 
 __all__ = ["COMMANDS"]
-
-_replace = click.option("--replace", is_flag=True, help="Let a name move to another image.")
-
-
-@click.command("import")
-@click.argument("path", type=click.Path(path_type=Path, readable=False))
-@click.option("--name", help="Name of the image, instead of what its archive says.")
-@snapshotter_option
-@platform_option
-@click.option("--no-unpack", is_flag=True, help="Only store the image.")
-@_replace
-@as_json
-@click.pass_obj
-def import_(
-    context: Context,
-    path: Path,
-    name: str | None,
-    snapshotter: str | None,
-    platform: Platform,
-    no_unpack: bool,
-    replace: bool,
-    as_json: bool,
-) -> None:
-    """Import an OCI layout folder, an OCI archive or a docker archive, and unpack it."""
-
-    async def work(engine: Engine) -> list[Image]:
-        backend = None if no_unpack else snapshotter or _default(engine.stores)
-        with progress() as report:
-            return await engine.import_image(
-                path,
-                name=name,
-                snapshotter=backend,
-                platform=platform,
-                replace=replace,
-                report=report,
-            )
-
-    images = context.run(work, create=True)
-    if as_json:
-        print_json([{"name": image.name, "digest": image.target.digest} for image in images])
-    else:
-        for image in images:
-            say(f"imported {familiar(image.name)} ({short(image.target.digest)})")
-
-
-def _default(stores: Stores) -> str:
-    try:
-        return plugins.default_name(stores.root)
-    except NotSupported as error:
-        raise NotSupported(f"{error}; add --no-unpack to only store the image") from None
 
 
 @click.command("images")
@@ -190,7 +145,7 @@ def inspect(context: Context, name: str, platform: Platform, as_json: bool) -> N
 @image_group.command("tag")
 @click.argument("name")
 @click.argument("new_name")
-@_replace
+@replace_option
 @click.pass_obj
 def tag(context: Context, name: str, new_name: str, replace: bool) -> None:
     """Give an image another name."""
@@ -235,4 +190,4 @@ def unpack(
     click.echo(result.chain_id)
 
 
-COMMANDS = (import_, list_images, image_group, unpack)
+COMMANDS = (list_images, image_group, unpack)

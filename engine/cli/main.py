@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from engine import failpoints
-from engine.cli import content, demo, images, mounts, snapshots, store
+from engine.cli import content, demo, images, importing, mounts, snapshots, store
 from engine.cli.context import Context
 from engine.cli.output import say
 from engine.errors import (
@@ -70,7 +70,7 @@ def lamina(context: click.Context, root: Path, namespace: str) -> None:
     context.obj = Context(root, namespace)
 
 
-for group in (images, mounts, content, snapshots, store, demo):
+for group in (importing, images, mounts, content, snapshots, store, demo):
     for command in group.COMMANDS:
         lamina.add_command(command)
 
