@@ -6,21 +6,23 @@ import click
 
 from engine import plugins
 from engine.app import Engine
+from engine.cli import shapes
+from engine.cli.bars import progress
 from engine.cli.context import (
     Context,
-    as_json,
+    action,
     platform_option,
     replace_option,
     snapshotter_option,
 )
-from engine.cli.output import print_json, progress, say, short
+from engine.cli.output import View, document, short
+from engine.cli.running import run
 from engine.errors import NotSupported
-from engine.kv.schema import Image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.stores import Stores
 
-__all__ = ["COMMANDS"]
+__all__ = ["import_"]
 
 
 @click.command("import")
@@ -30,24 +32,27 @@ __all__ = ["COMMANDS"]
 @platform_option
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
 @replace_option
-@as_json
+@action
 @click.pass_obj
 def import_(
     context: Context,
     path: Path,
     name: str | None,
     snapshotter: str | None,
-    platform: Platform,
+    platform: Platform | None,
     no_unpack: bool,
     replace: bool,
-    as_json: bool,
+    view: View,
 ) -> None:
-    """Import an OCI layout folder, an OCI archive or a docker archive, and unpack it."""
+    """Import the images of a folder or an archive, and unpack them.
 
-    async def work(engine: Engine) -> list[Image]:
+    PATH is an OCI layout folder, an OCI archive or a docker archive, told apart by content.
+    """
+
+    async def work(engine: Engine) -> list[shapes.ShownImage]:
         backend = None if no_unpack else snapshotter or _default(engine.stores)
-        with progress() as report:
-            return await engine.import_image(
+        with progress(view) as report:
+            images = await engine.import_image(
                 path,
                 name=name,
                 snapshotter=backend,
@@ -55,13 +60,13 @@ def import_(
                 replace=replace,
                 report=report,
             )
+        return [shapes.image(engine.stores, image) for image in images]
 
-    images = context.run(work, create=True)
-    if as_json:
-        print_json([{"name": image.name, "digest": image.target.digest} for image in images])
-    else:
-        for image in images:
-            say(f"imported {familiar(image.name)} ({short(image.target.digest)})")
+    images = run(context, work, create=True)
+    if view.json:
+        document(images)
+    for image in images:
+        view.tell(f"imported {familiar(image.name)} ({short(str(image.digest))})")
 
 
 def _default(stores: Stores) -> str:
@@ -69,6 +74,3 @@ def _default(stores: Stores) -> str:
         return plugins.default_name(stores.root)
     except NotSupported as error:
         raise NotSupported(f"{error}; add --no-unpack to only store the image") from None
-
-
-COMMANDS = (import_,)
