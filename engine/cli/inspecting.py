@@ -149,7 +149,7 @@ def _print_history(view: View, resolved: ResolvedImage, history: object) -> None
     rows = [
         (
             "-" if step.get("empty_layer") is True else short(next(left, "?")),
-            str(step.get("created") or "-"),
+            str(step.get("created") or "-")[: len("2026-11-21")],
             " ".join(str(step.get("created_by") or step.get("comment") or "-").split()),
         )
         for step in steps[:_MOST]

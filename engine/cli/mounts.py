@@ -1,5 +1,6 @@
 """Commands on what is mounted: umount, mounts."""
 
+import os
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from engine.cli.output import View, age, document, say, write
 from engine.cli.table import Column, Fault
 from engine.metadata.mounts import MountState
 from engine.oci.reference import familiar
+from engine.stores import Stores
 
 __all__ = ["mounts", "umount"]
 
@@ -33,7 +35,7 @@ _COLUMNS = (
 def umount(context: Context, target: Path, lazy: bool, view: View) -> None:
     """Unmount what `lamina mount` mounted; what was written stays."""
     with context.stores() as stores:
-        record = stores.umount(target, lazy=lazy)
+        record = stores.umount(_place(stores, target), lazy=lazy)
         if record.state == MountState.MOUNTED:
             why = stores.broken.get(
                 record.backend, "its files are in use, as in another mount namespace"
@@ -49,6 +51,14 @@ def umount(context: Context, target: Path, lazy: bool, view: View) -> None:
         )
     elif record.state == MountState.KEPT:
         view.tell(f"what was written is kept; remove it with: lamina snapshots rm {record.key}")
+
+
+def _place(stores: Stores, target: Path) -> Path:
+    """Return the folder that is meant: where there is none, what is mounted under that name."""
+    if os.path.lexists(target):
+        return target
+    named = (record for record in stores.mounting.walk() if record.key == str(target))
+    return next((Path(record.target) for record in named if record.state == MountState.MOUNTED), target)
 
 
 @click.command("mounts")

@@ -106,6 +106,8 @@ class ImageStore:
             if len(found) > 1:
                 names = ", ".join(familiar(one) for one in found[:_SHOWN])
                 more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-                raise FailedPrecondition(f"image {name} has {len(found)} names: remove {names}{more}")
+                raise FailedPrecondition(
+                    f"image {name} has {len(found)} names ({names}{more}); remove it by name"
+                )
             IMAGES.delete(txn, self._namespace, found[0])
             return found[0]
