@@ -171,7 +171,7 @@ class TarReader:
             block, pax, name, link = header
             entry = _entry(block, pax, name, link)
             self._begin_body(entry.size)
-            if block[156:157] == _GNU_SPARSE or not sparse.KEYS.isdisjoint(pax):
+            if block[156] == _GNU_SPARSE[0] or (pax and not sparse.KEYS.isdisjoint(pax)):
                 entry = self._sparse(entry, block, pax)
             self._entries += 1
             yield entry
