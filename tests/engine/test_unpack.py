@@ -203,7 +203,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("moment", "nth"), zip(MOMENTS, [1, 2, 1, 2], strict=True))
+@pytest.mark.parametrize(("moment", "nth"), list(zip(MOMENTS, [1, 2, 1, 2], strict=True)))
 def test_cancelling_leaves_nothing(tmp_path: Path, moment: str, nth: int) -> None:
     async def work(engine: Engine) -> None:
         (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
