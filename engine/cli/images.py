@@ -212,21 +212,31 @@ def remove(context: Context, names: tuple[str, ...]) -> None:
 @click.argument("name", metavar="IMAGE")
 @snapshotter_option
 @platform_option
+@click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @as_json
 @click.pass_obj
 def unpack(
-    context: Context, name: str, snapshotter: str | None, platform: Platform, as_json: bool
+    context: Context,
+    name: str,
+    snapshotter: str | None,
+    platform: Platform,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Unpack an image into snapshots; what is there already is not done again."""
 
     async def work(engine: Engine) -> Unpacked:
         with progress() as report:
-            return await engine.unpack(name, snapshotter=snapshotter, platform=platform, report=report)
+            return await engine.unpack(
+                name, snapshotter=snapshotter, platform=platform, strict=strict, report=report
+            )
 
     result = context.run(work)
     if as_json:
         print_json(result)
         return
+    for note in result.mistyped:
+        say(note)
     left_out = f", {result.xattrs_left_out} xattrs left out" if result.xattrs_left_out else ""
     say(
         f"unpacked {result.applied} of {result.layers} layers: {result.entries} entries, "
