@@ -320,12 +320,17 @@ def test_two_at_once_share_or_race_without_harm(tmp_path: Path) -> None:
 
 
 def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
-    layer = archive(member("f", pax={b"SCHILY.xattr.trusted.x": b"1", b"SCHILY.xattr.user.x": b"2"}))
+    left_out = {b"SCHILY.xattr.trusted.x": b"1", b"SCHILY.xattr.security.y": b"1"}
+    layer = archive(
+        member("f", pax={**left_out, b"SCHILY.xattr.user.x": b"2"}),
+        member("d/", "5", pax=left_out),
+        member("l", "2", link="x", pax={b"SCHILY.xattr.user.x": b"2"}),
+    )
 
     async def work(engine: Engine) -> None:
         (image,) = await engine.import_image(layout(tmp_path / "image", [layer]))
         done = await engine.unpack(image.name, snapshotter="overlay")
-        assert done.xattrs_left_out == 1
+        assert done.xattrs_left_out == 5
 
     run(tmp_path, work)
 
