@@ -111,6 +111,10 @@ class Root:
             raise InvalidArgument(
                 f"root {self.path}: a path with a comma, colon or backslash cannot be mounted from"
             )
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"root {self.path}: the path must be UTF-8") from None
 
     def _make(self) -> None:
         """Make the folder and those above it, and be sure of their names."""
