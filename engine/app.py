@@ -100,13 +100,17 @@ class Engine:
         *,
         snapshotter: str | None = None,
         platform: Platform | None = None,
+        strict: bool = False,
         report: Report = silent,
     ) -> Unpacked:
-        """Unpack an image for a backend (the best that works here); what exists is not redone."""
+        """Unpack an image for a backend (the best that works here); what exists is not redone.
+
+        With `strict` a layer whose media type disagrees with its bytes is refused.
+        """
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
             image = await trio.to_thread.run_sync(self._resolve, name, platform)
-            return await self._unpacker.unpack(image, backend, lease, report)
+            return await self._unpacker.unpack(image, backend, lease, report, strict=strict)
 
     def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
         return self.stores.resolve(self.stores.images.get(name).target, platform)

@@ -106,7 +106,9 @@ class Stores:
         return self._used()[1]
 
     def _used(self) -> tuple[list[Snapshotter], dict[str, str]]:
-        used = {path.name for path in self.root.snapshots.iterdir() if path.is_dir()}
+        folders = [path for path in self.root.snapshots.iterdir() if path.is_dir()]
+        # What cannot be printed is no backend's name, and no key can hold it.
+        used = {path.name for path in folders if path.name.isprintable()}
         known = [name for name in plugins.names() if name in used]
         working: list[Snapshotter] = []
         broken: dict[str, str] = {}

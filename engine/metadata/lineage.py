@@ -5,6 +5,8 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from engine import labels as label_rules
@@ -224,10 +226,11 @@ class MetaStore:
         with self._meta.read() as txn:
             return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
 
-    def forget(self, number: int) -> None:
-        """Note that the folder of a removed snapshot is gone."""
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Note that the folders of removed snapshots are gone, for good."""
         with self._meta.write() as txn:
-            TRASH.delete(txn, _KIND, self._backend, number)
+            for number in numbers:
+                TRASH.delete(txn, _KIND, self._backend, number)
 
     def _put(self, txn: Transaction, record: Snapshot) -> None:
         SNAPSHOTS.put(txn, record, self._backend, self._namespace, record.key)
