@@ -1,4 +1,4 @@
-"""The bounds, each with its reason: held against the constants, ten times as high would pass."""
+"""The bounds, each with why it is what it is: a test by the constant would pass ten times as high."""
 
 from engine import limits
 from engine.diff.budget import Budget

@@ -349,8 +349,11 @@ ATTRIBUTES = (
                 },
             ),
             "owner": Input([[F("f", pax={b"uid": b"4294967294"})]], {"f": file(owner=(2**32 - 2, 0))}),
-            "owner-that-means-none": Input(
+            "group-that-means-none": Input(
                 [[F("f", pax={b"gid": b"4294967295"})]], Fails("owner out of range")
+            ),
+            "owner-that-means-none": Input(
+                [[F("f", pax={b"uid": b"4294967295"})]], Fails("owner out of range")
             ),
             "owner-of-a-link": Input(
                 # To a victim, to nothing, with two names; copied to the second layer, replaced there.
