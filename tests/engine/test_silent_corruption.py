@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace as replace_record
 
 from engine.diff.apply import apply_layer
 from engine.errors import AlreadyExists, EngineError, FailedPrecondition
 from engine.failpoints import armed
+from engine.fs.room import Room
 from engine.kv.schema import EXTENT, INGESTS, LEASE_ITEMS
 from engine.metadata.leases import leased
 from engine.oci.digest import digest_of
-from engine.oci.mediatypes import Compression
+from engine.processes import Owner
 from engine.progress import silent
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
@@ -145,7 +147,7 @@ def test_a_copy_of_a_sparse_file(
         request.getfixturevalue("short")
     monkeypatch.setattr(filling, "ioctl_ficlone", no_reflinks)
     with open_folder(tmp_path / "from") as source, open_folder(tmp_path / "to") as target:
-        filling.fill(source, target, None)
+        filling.fill(source, target, None, Room(tmp_path))
     old, new = tmp_path / "from" / "file", tmp_path / "to" / "file"
     assert new.read_bytes() == old.read_bytes()
     assert new.stat().st_blocks <= old.stat().st_blocks
@@ -282,11 +284,16 @@ def test_a_resumed_ingest_is_its_new_writers(stores: Stores) -> None:
         stores.content.ingest("x", lease=first, total=len(data)) as writer,
     ):
         writer.write(data[:EXTENT])
+    with stores.root.meta.write() as txn:
+        (record,) = INGESTS.scan(txn, "default")
+        dead = replace_record(record, owner=Owner(id="dead"))
+        INGESTS.put(txn, dead, "default", "x")
     with leased(stores.root.meta, "default") as second:
         with stores.content.ingest("x", lease=second, total=len(data)) as writer:
             assert writer.offset == EXTENT
             with stores.root.meta.read() as txn:
-                assert [record.lease for record in INGESTS.scan(txn, "default")] == [second]
+                (record,) = INGESTS.scan(txn, "default")
+            assert (record.lease, record.owner) == (second, stores.root.owners.me)
             stores.collect()  # of the first lease nothing is left
             writer.write(data[EXTENT:])
             blob = writer.commit()
@@ -294,6 +301,19 @@ def test_a_resumed_ingest_is_its_new_writers(stores: Stores) -> None:
             assert [item.key for item in LEASE_ITEMS.scan(txn, "default", second)] == [blob.digest]
         stores.collect()
         assert stores.content.verify(digest_of(data)) == len(data)
+
+
+def test_an_ingest_of_other_bytes_is_not_gone_on_with(stores: Stores) -> None:
+    """Announced are as many bytes, but another digest."""
+    one, other = noise(2 * EXTENT, "one"), noise(2 * EXTENT, "other")
+    for data, size in ((one, EXTENT), (other, 2 * EXTENT)):
+        expected, total = digest_of(data), len(data)
+        with stores.content.ingest("x", lease="", expected=expected, total=total) as writer:
+            assert writer.offset == 0
+            writer.write(data[:size])
+            if size == total:
+                writer.commit()
+    assert stores.content.verify(digest_of(other)) == len(other)
 
 
 def packed_alike(layer: bytes) -> list[bytes]:
@@ -355,7 +375,7 @@ SEAMS = (
     (markers.AufsMarkers, "make_whiteout"),
     (markers.AufsMarkers, "make_opaque"),
     (filling, "give_attributes"),
-    (filling, "_copy_file"),
+    (filling._Filling, "_copy_file"),
     (filling._Filling, "fill"),
     (sealing, "_mark"),
 )
@@ -389,7 +409,7 @@ def applied(backend: Snapshotter, layers: list[bytes], below: str = "") -> list[
     for number, layer in enumerate(layers):
         key = f"{below}key {number}"
         backend.prepare(key)
-        apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+        apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
         parent = steps[-1].name if steps else below
         steps.append(Commit(name=f"done {key}", key=key, parent=parent or None))
     return steps
@@ -436,7 +456,7 @@ def test_a_half_settled_layer_is_not_settled_again(
                 if step in left:
                     backend.prepare(step.key)
                     target = backend.sink(step.key)
-                    apply_layer([layer], Compression.NONE, target, diff_id=digest_of(layer))
+                    apply_layer([layer], target, diff_id=digest_of(layer))
             backend.commit(*left)
         assert not differences(shown(stores, name, top), expected), after
     assert refused >= 3
@@ -504,7 +524,7 @@ def test_layers_that_another_process_made_are_not_all(
             if steps[number].name not in {info.key for info in backend.walk()}:
                 key, layer = f"theirs {number}", [BELOW, TOP, IMPLIED][number]
                 backend.prepare(key)
-                apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+                apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
                 real(replace(steps[number], key=key))
         real(*asked)
 
