@@ -5,7 +5,6 @@ makes or finds until that is anchored.
 """
 
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -21,24 +20,18 @@ from engine.gc.collect import Collected
 from engine.kv.schema import Image
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
-from engine.oci.platform import Platform, normalise
+from engine.oci.platform import Platform
 from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
-from engine.stores import Stores, open_stores
+from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
-__all__ = ["Engine", "host_platform", "open_engine"]
+__all__ = ["Engine", "open_engine"]
 
 
 _log = logging.getLogger(__name__)
-
-
-def host_platform() -> Platform:
-    """Return the platform of this machine."""
-    host = os.uname()
-    return normalise(Platform(os=host.sysname.lower(), architecture=host.machine))
 
 
 class Engine:
@@ -107,13 +100,17 @@ class Engine:
         *,
         snapshotter: str | None = None,
         platform: Platform | None = None,
+        strict: bool = False,
         report: Report = silent,
     ) -> Unpacked:
-        """Unpack an image for a backend (the best that works here); what exists is not redone."""
+        """Unpack an image for a backend (the best that works here); what exists is not redone.
+
+        With `strict` a layer whose media type disagrees with its bytes is refused.
+        """
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
             image = await trio.to_thread.run_sync(self._resolve, name, platform)
-            return await self._unpacker.unpack(image, backend, lease, report)
+            return await self._unpacker.unpack(image, backend, lease, report, strict=strict)
 
     def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
         return self.stores.resolve(self.stores.images.get(name).target, platform)

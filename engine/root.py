@@ -111,6 +111,10 @@ class Root:
             raise InvalidArgument(
                 f"root {self.path}: a path with a comma, colon or backslash cannot be mounted from"
             )
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"root {self.path}: the path must be UTF-8") from None
 
     def _make(self) -> None:
         """Make the folder and those above it, and be sure of their names."""
@@ -152,7 +156,7 @@ class Root:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedPrecondition(
-                f"root {self.path} is being repaired by another process; wait for it"
+                f"root {self.path} is locked by another process (flock); wait for it"
             ) from None
 
     def _check_format(self) -> None:

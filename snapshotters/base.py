@@ -20,7 +20,8 @@ from typing import ClassVar
 import msgspec
 
 from engine import labels as label_rules
-from engine.errors import EngineError, FailedPrecondition, os_errors
+from engine.diff import acl
+from engine.errors import EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
 from engine.fs.durable import flush_names
@@ -202,6 +203,8 @@ class BaseSnapshotter(ABC):
             record, parent = self._store.check_commit(
                 step.name, step.key, None if under else step.parent
             )
+            if step.parent and not (record.parent or self.capabilities.rebase):
+                raise InvalidArgument(f"{self.name} cannot rebase: prepare {step.key} on its parent")
             if under is None:
                 under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
             self.capabilities.check_layers(self.name, len(under) + 1)
@@ -280,9 +283,9 @@ class BaseSnapshotter(ABC):
 
     def _discard(self, number: int, trash: Path, table: MountTable, until: float) -> None:
         folder = self._folder / str(number)
-        if table.uses(folder):
-            raise FailedPrecondition("it is mounted")
         away = trash / f"{self.name}-{number}"
+        if table.uses(folder) or table.uses(away):
+            raise FailedPrecondition("it is mounted")
         if not away.exists():
             with suppress(FileNotFoundError):  # another process moves it, or deleted it already
                 folder.rename(away)
@@ -315,7 +318,7 @@ def _make_root(tree: Path) -> None:
     """Make the root of a tree: 0755 0:0 whatever it would inherit from a setgid bit or an ACL."""
     tree.mkdir(mode=0o755)
     os.chown(tree, 0, 0)
-    for key in ("system.posix_acl_access", "system.posix_acl_default"):
+    for key in (acl.ACCESS, acl.DEFAULT):
         with suppress(OSError):  # there is none, as nearly always
             os.removexattr(tree, key)
     tree.chmod(0o755)

@@ -9,13 +9,14 @@ would otherwise leak into what is made inside, and every file would undo the tim
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.diff import outline, tar
 from engine.diff.layer import Attributes, Folder, Leaf, Payload, folders
 from engine.diff.outline import Outline
+from engine.diff.sparse import placed
 from engine.diff.tar import Entry
 from engine.fs.attributes import folder_descriptor
 from engine.fs.removal import remove_entry
@@ -53,6 +54,7 @@ class FolderSink:
         self._outline = file
         self._here: Folder | None = None
         self._here_fd = -1
+        self._left_out = 0
 
     def _folder(self, folder: Folder) -> int:
         if folder is not self._here:  # mostly it is: archives go folder by folder
@@ -68,11 +70,15 @@ class FolderSink:
         """Make a regular file with the bytes of `payload`."""
         file = os.open(name, _NEW_FILE, entry.mode, dir_fd=self._folder(parent))
         try:
-            for piece in payload():
-                _write_all(file, piece)
+            if entry.parts is None:
+                for piece in payload():
+                    _write_all(file, piece)
+            else:
+                _write_parts(file, entry.size, placed(entry.parts, payload()))
             if entry.uid or entry.gid or entry.xattrs:
                 xattrs = tuple(entry.xattrs.items())
-                give_owner(file, entry.mode, entry.uid, entry.gid, xattrs, entry.name)
+                left_out = give_owner(file, entry.mode, entry.uid, entry.gid, xattrs, entry.name)
+                self._left_out += left_out
             os.utime(file, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(file)
@@ -121,21 +127,23 @@ class FolderSink:
                     self._opened.drop(place)
         remove_entry(self._folder(parent), name)
 
-    def finish(self, root: Folder, size: int, inodes: int) -> None:
-        """Give folders their attributes and write the outline."""
+    def finish(self, root: Folder, size: int, inodes: int) -> int:
+        """Give folders their attributes and write the outline; return how many ACLs were left out."""
         for folder in folders(root):
             if folder.depth:
                 self._finish_folder(folder, folder.attributes or _NONE)
         os.fchmod(self._root, 0o755)
         os.fchown(self._root, 0, 0)
         os.utime(self._root, ns=(0, 0))
-        self._outline.write_bytes(outline.encode(Outline(root, size, inodes)))
+        with self._outline.open("wb") as file:
+            file.writelines(outline.encode(Outline(root, size, inodes)))
+        return self._left_out
 
     def _finish_folder(self, folder: Folder, attributes: Attributes) -> None:
         parent = self._folder(folder.parent)
         mode, uid, gid, mtime, xattrs = attributes
         if uid or gid or xattrs:
-            give_attributes(self._opened.get(folder), attributes, folder.name)
+            self._left_out += give_attributes(self._opened.get(folder), attributes, folder.name)
             return
         # By name where no more is to be done: the folder is of this sink's making, no link.
         if mode != _NONE.mode:
@@ -147,6 +155,14 @@ def _finish_node(folder: int, name: bytes, entry: Entry) -> None:
     if entry.uid or entry.gid:
         os.chown(name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
     os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=False)
+
+
+def _write_parts(file: int, size: int, parts: Iterable[tuple[int, memoryview]]) -> None:
+    """Write the parts of a sparse file; what is between them, and behind, stays a hole."""
+    for offset, piece in parts:
+        os.lseek(file, offset, os.SEEK_SET)
+        _write_all(file, piece)
+    os.ftruncate(file, size)
 
 
 def _write_all(file: int, piece: memoryview) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from engine.diff.layer import Attributes, Folder
 from engine.diff.outline import Outline
-from engine.fs.attributes import folder_descriptor, keeping_time
+from engine.fs.attributes import folder_descriptor
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Kind, Usage
-from snapshotters.attributes import give_attributes
+from snapshotters.attributes import changing, give_attributes
 from snapshotters.base import BaseSnapshotter
 from snapshotters.combined import Combined, CombinedFolder
 from snapshotters.descriptors import OpenFolders
@@ -40,7 +40,7 @@ class _Step:
 
 
 class _Settling:
-    """One layer on top of what `combined` knows; `made` counts the markers."""
+    """One layer on top of what `combined` knows; `made` counts inodes of markers."""
 
     def __init__(self, opened: OpenFolders, combined: Combined, markers: Markers) -> None:
         self._opened = opened
@@ -91,7 +91,7 @@ class _Settling:
                 self._combined.learn(below)
             if not (below.is_marked and self._markers.lowest_opaque_counts):
                 with self._changing(folder) as opened:
-                    self._markers.make_opaque(opened)
+                    self.made += self._markers.make_opaque(opened)
                 below.is_marked = True
                 continue
             self._hide(folder, below, below.buried - folder.names.keys())
@@ -115,7 +115,7 @@ class _Settling:
     def _changing(self, folder: Folder) -> Iterator[int]:
         self._opened.trim()
         opened = self._opened.get(folder)
-        with keeping_time(opened):
+        with changing(opened):
             yield opened
 
     def _inherit(self, step: _Step) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from engine import limits
 from engine.content.writer import BATCH
 from engine.diff import tar
-from engine.diff.decompress import decompressed, sniff
+from engine.diff.decompress import SNIFFED, decompressed, sniff
 from engine.diff.tar import TarReader
 from engine.errors import (
     EngineError,
@@ -28,6 +28,7 @@ from engine.errors import (
     printable,
 )
 from engine.fs.kernel import open_beneath
+from engine.fs.room import Room
 from engine.oci.mediatypes import Compression
 
 __all__ = ["FolderSource", "Source", "TarSource", "open_source"]
@@ -131,6 +132,8 @@ class TarSource:
 
     def _add(self, entry: tar.Entry, offset: int) -> None:
         name = _clean(entry.name)
+        if entry.parts is not None:
+            raise Refused(f"archive has {printable(name)!r} as a sparse file; pack it without holes")
         if entry.type == tar.FILE:
             if name in self._members or name in self._links:
                 self._check_twin(name, offset, entry.size)
@@ -272,12 +275,14 @@ def _archive(file: int, path: Path, report: Callable[[int, int], None]) -> TarSo
 @contextmanager
 def _unpacked(file: int, path: Path, spool: Path, report: Callable[[int, int], None]) -> Iterator[int]:
     """Give `file` itself, or what it unpacks to in a file without a name."""
-    if sniff(os.pread(file, 10, 0)) is Compression.NONE:
+    if sniff(os.pread(file, SNIFFED, 0)) is Compression.NONE:
         yield file
         return
     packed = os.fstat(file).st_size
     with os_errors(f"unpacking {path}"), tempfile.TemporaryFile(dir=spool) as whole:
-        for piece in decompressed(iter(lambda: os.read(file, BATCH), b""), Compression.ANY):
+        room = Room(spool)
+        for piece in decompressed(iter(lambda: os.read(file, BATCH), b""), limits.IMAGE):
+            room.take(len(piece))
             whole.write(piece)
             report(packed, os.lseek(file, 0, os.SEEK_CUR))
         whole.flush()

@@ -23,7 +23,7 @@ from engine.oci.identity import ChainID, chain_ids
 from engine.oci.mediatypes import INDEXES, Compression, layer_compression
 from engine.oci.platform import Platform, choose, matches, normalise
 
-__all__ = ["Layer", "ResolvedImage", "resolve"]
+__all__ = ["Layer", "Read", "ResolvedImage", "resolve"]
 
 Read = Callable[[Descriptor, int], bytes]
 """Return a small blob, verified: at most that many bytes."""

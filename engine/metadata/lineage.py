@@ -31,9 +31,10 @@ from engine.kv.schema import (
 )
 from engine.labels import Labels
 from engine.metadata import leases
+from engine.metadata.digests import full_name
 from engine.snapshots import Commit, Info, Kind, Usage
 
-__all__ = ["MetaStore", "drop", "info_of"]
+__all__ = ["MetaStore", "drop", "full_key", "info_of"]
 
 _KIND = "snapshot"
 
@@ -48,6 +49,15 @@ def info_of(record: Snapshot) -> Info:
         updated=record.updated,
         labels=record.labels,
     )
+
+
+def full_key(meta: Environment, backend: str, namespace: str, text: str) -> str | None:
+    """Return the key of the committed snapshot whose chain ID begins as `text`, or None.
+
+    InvalidArgument if there are several.
+    """
+    with meta.read() as txn:
+        return full_name(SNAPSHOTS, txn, backend, namespace, text=text, name=lambda record: record.key)
 
 
 def drop(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:

@@ -24,7 +24,6 @@ from engine.kv.schema import EXTENT, FORMAT, INGESTS, LEASES, Blob
 from engine.metadata.leases import leased
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest, digest_of
-from engine.oci.mediatypes import Compression
 from engine.processes import Owner
 from engine.root import Root
 from engine.snapshots import Commit, Kind, Snapshotter
@@ -70,7 +69,7 @@ def put(content: ContentStore, data: bytes, lease: str = "", ref: str = "x", **m
 
 def applied(backend: Snapshotter, key: str, lease: str = "", parent: str = "") -> Commit:
     backend.prepare(key, lease=lease)
-    apply_layer([LAYER], Compression.NONE, backend.sink(key), diff_id=digest_of(LAYER))
+    apply_layer([LAYER], backend.sink(key), diff_id=digest_of(LAYER))
     return Commit(name=f"done {key}", key=key, parent=parent or None, lease=lease)
 
 

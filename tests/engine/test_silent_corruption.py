@@ -17,10 +17,10 @@ from msgspec.structs import replace as replace_record
 from engine.diff.apply import apply_layer
 from engine.errors import AlreadyExists, EngineError, FailedPrecondition
 from engine.failpoints import armed
+from engine.fs.room import Room
 from engine.kv.schema import EXTENT, INGESTS, LEASE_ITEMS
 from engine.metadata.leases import leased
 from engine.oci.digest import digest_of
-from engine.oci.mediatypes import Compression
 from engine.processes import Owner
 from engine.progress import silent
 from engine.root import Root
@@ -147,7 +147,7 @@ def test_a_copy_of_a_sparse_file(
         request.getfixturevalue("short")
     monkeypatch.setattr(filling, "ioctl_ficlone", no_reflinks)
     with open_folder(tmp_path / "from") as source, open_folder(tmp_path / "to") as target:
-        filling.fill(source, target, None)
+        filling.fill(source, target, None, Room(tmp_path))
     old, new = tmp_path / "from" / "file", tmp_path / "to" / "file"
     assert new.read_bytes() == old.read_bytes()
     assert new.stat().st_blocks <= old.stat().st_blocks
@@ -375,7 +375,7 @@ SEAMS = (
     (markers.AufsMarkers, "make_whiteout"),
     (markers.AufsMarkers, "make_opaque"),
     (filling, "give_attributes"),
-    (filling, "_copy_file"),
+    (filling._Filling, "_copy_file"),
     (filling._Filling, "fill"),
     (sealing, "_mark"),
 )
@@ -409,7 +409,7 @@ def applied(backend: Snapshotter, layers: list[bytes], below: str = "") -> list[
     for number, layer in enumerate(layers):
         key = f"{below}key {number}"
         backend.prepare(key)
-        apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+        apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
         parent = steps[-1].name if steps else below
         steps.append(Commit(name=f"done {key}", key=key, parent=parent or None))
     return steps
@@ -456,7 +456,7 @@ def test_a_half_settled_layer_is_not_settled_again(
                 if step in left:
                     backend.prepare(step.key)
                     target = backend.sink(step.key)
-                    apply_layer([layer], Compression.NONE, target, diff_id=digest_of(layer))
+                    apply_layer([layer], target, diff_id=digest_of(layer))
             backend.commit(*left)
         assert not differences(shown(stores, name, top), expected), after
     assert refused >= 3
@@ -524,7 +524,7 @@ def test_layers_that_another_process_made_are_not_all(
             if steps[number].name not in {info.key for info in backend.walk()}:
                 key, layer = f"theirs {number}", [BELOW, TOP, IMPLIED][number]
                 backend.prepare(key)
-                apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+                apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
                 real(replace(steps[number], key=key))
         real(*asked)
 
