@@ -243,7 +243,9 @@ def test_nothing_is_opened_above_a_folder_nor_beyond_a_mount(
 # -- files of the store -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lock", f"format.{os.getpid()}", "reserve"])
+@pytest.mark.parametrize(
+    "name", ["lock", f"format.{os.getpid()}", "reserve"], ids=["lock", "new", "reserve"]
+)
 def test_a_link_among_the_files_of_a_root_leads_nowhere(name: str, tmp_path: Path, world: World) -> None:
     (tmp_path / "root").mkdir(mode=0o700)
     (tmp_path / "root" / "lock").touch()  # as a maker that died leaves it
