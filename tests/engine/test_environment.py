@@ -224,6 +224,67 @@ def test_a_map_that_cannot_grow_is_an_error_that_undoes_nothing(folder, little_h
     file.close()
 
 
+def test_a_map_that_could_not_be_made_anew_is_made_by_who_comes_next(
+    folder, little_headroom, monkeypatch
+):
+    file = Environment(folder, map_bytes=_TOO_MUCH)
+    fill(file, "a", 8 << 20)
+
+    def refuses(*_arguments, **_more):
+        raise environment.lmdb.MemoryError("Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "open_file", refuses)
+        with pytest.raises(ResourceExhausted, match="out of memory"):  # noqa: PT012  as above
+            for number in range(8):
+                fill(file, str(number), 8 << 20)
+        for use in (file.read, file.write):
+            with pytest.raises(ResourceExhausted, match="out of memory"), use():
+                pass
+    kept = entries(file)
+    assert kept >= 8
+    fill(file, "b", 8 << 20)
+    assert entries(file) == kept + 8
+    file.close()
+
+
+# -- readers ----------------------------------------------------------------------------------
+
+_READER = """
+import os, signal, sys
+from pathlib import Path
+from engine.kv.environment import Environment
+file = Environment(Path(sys.argv[1]), map_bytes=1 << 30, readonly=True)
+with file.read() as txn:
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def readers(file: Environment) -> str:
+    return str(file._env.readers())
+
+
+def test_a_dead_reader_keeps_no_pages(folder):
+    """Whether it died before a file is opened, or while it is open (`check_readers`, as `gc` does)."""
+    file = Environment(folder, map_bytes=_ENOUGH)
+    fill(file, "a", 1 << 20)
+    for look in (file.check_readers, None):
+        dead = child(_READER, folder)
+        assert str(dead.pid) in readers(file)
+        file.check_readers()
+        assert str(dead.pid) in readers(file), "it is alive"
+        kill(dead)
+        assert str(dead.pid) in readers(file)
+        if look is None:
+            file.close()
+            file = Environment(folder, map_bytes=_ENOUGH)
+        else:
+            look()
+        assert str(dead.pid) not in readers(file)
+    file.close()
+
+
 def test_growing_waits_for_who_reads_and_holds_up_who_comes(folder, little_headroom):
     """A reader on another thread keeps its view; the map changes when it is done."""
     file = Environment(folder, map_bytes=_TOO_MUCH)

@@ -262,7 +262,7 @@ def test_a_folder_that_is_no_backend_stops_nothing(stores, name):
     os.mkdir(os.fsencode(stores.root.snapshots) + b"/" + name)
     (stores.root.snapshots / "a file").touch()
     assert [backend.name for backend in stores.snapshotters()] == ["copy"]
-    assert stores.holder("1").name == "copy"
+    assert stores.find_snapshot("1")[0].name == "copy"
     for dry_run in (True, False):
         collected = stores.collect(dry_run=dry_run)
         assert collected.blobs == [digest_of(b"garbage")]
