@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from engine.app import Engine
+from engine.importing import ImportResult
 from engine.kv.schema import COUNTERS, TABLES, Image
 from engine.oci.digest import digest_of
 from engine.stores import Stores
@@ -120,14 +121,21 @@ def docker_files(
     }
 
 
-def import_image(stores: Stores, path: Path, **options: Any) -> list[Image]:
+def import_all(stores: Stores, source: Path | int, **options: Any) -> ImportResult:
     """Import as the engine does, into stores that the test has open."""
 
-    async def run() -> list[Image]:
+    async def run() -> ImportResult:
         async with open_workshop(stores.root) as workshop:
-            return await Engine(stores, workshop).import_image(path, **options)
+            return await Engine(stores, workshop).import_image(source, **options)
 
     return trio.run(run)
+
+
+def import_image(stores: Stores, path: Path, **options: Any) -> list[Image]:
+    """Import a source of which nothing fails, and return its images."""
+    result = import_all(stores, path, **options)
+    assert not result.failed
+    return result.images
 
 
 def records(stores: Stores) -> dict[str, list[tuple[bytes, bytes]]]:

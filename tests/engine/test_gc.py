@@ -561,7 +561,7 @@ def test_gc_05_a_lease_lives_as_long_as_its_process(stores):
 _IMPORTER = """
 import sys
 from pathlib import Path
-from engine.archive.importer import import_images
+from engine.archive.importer import Wanted, import_images
 from engine.metadata.leases import leased
 from engine.oci.platform import Platform
 from engine.progress import silent
@@ -575,11 +575,12 @@ with open_stores(Path(sys.argv[1]), "default", platform) as stores:
             (found,) = import_images(
                 folder,
                 stores.content,
-                platform=platform,
+                Wanted(platform=platform),
                 spool=stores.root.trash,
                 lease=lease,
                 report=silent,
-            )
+                check=lambda _images: None,
+            ).images
             if number % 5 == 4:
                 stores.images.put_all({f"kept:{number}": found.target})
 """

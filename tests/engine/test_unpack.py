@@ -57,7 +57,7 @@ def folders(engine: Engine) -> list[Path]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unpacks_once(tmp_path: Path, backend: str) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         seen: list[Step] = []
         done = await engine.unpack(
             image.name, snapshotter=backend, report=lambda step, *_: seen.append(step)
@@ -85,8 +85,8 @@ def test_unpacks_once(tmp_path: Path, backend: str) -> None:
 
 def test_only_missing_layers_are_applied(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
-        (below,) = await engine.import_image(layout(tmp_path / "one", LAYERS[:2], tag="x/a:1"))
-        (whole,) = await engine.import_image(layout(tmp_path / "two", LAYERS, tag="x/b:1"))
+        (below,) = (await engine.import_image(layout(tmp_path / "one", LAYERS[:2], tag="x/a:1"))).images
+        (whole,) = (await engine.import_image(layout(tmp_path / "two", LAYERS, tag="x/b:1"))).images
         assert (await engine.unpack(below.name, snapshotter="overlay")).applied == 2
         assert (await engine.unpack(whole.name, snapshotter="overlay")).applied == 1
 
@@ -99,7 +99,9 @@ def test_a_wrong_diff_id_stops_at_its_layer(tmp_path: Path, bad: int) -> None:
     diff_ids[bad] = digest_of(b"something else")
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS, diff_ids=diff_ids))
+        (image,) = (
+            await engine.import_image(layout(tmp_path / "image", LAYERS, diff_ids=diff_ids))
+        ).images
         with pytest.raises(DigestMismatch):
             await engine.unpack(image.name, snapshotter="overlay")
         resolved = engine.stores.resolve(image.target)
@@ -136,7 +138,7 @@ def test_the_same_layer_twice(tmp_path: Path) -> None:
     ]
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", layers))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", layers))).images
         for name in ("overlay", "copy"):
             mounts = await engine.prepare(f"container {name}", image.name, snapshotter=name)
             target = tmp_path / name
@@ -149,7 +151,9 @@ def test_the_same_layer_twice(tmp_path: Path) -> None:
 
 def test_an_image_without_layers_is_an_empty_root(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", []), snapshotter="overlay")
+        (image,) = (
+            await engine.import_image(layout(tmp_path / "image", []), snapshotter="overlay")
+        ).images
         done = await engine.unpack(image.name, snapshotter="overlay")
         assert (done.chain_id, done.layers) == ("", 0)
         assert await engine.prepare("container", image.name, snapshotter="overlay")
@@ -160,7 +164,7 @@ def test_an_image_without_layers_is_an_empty_root(tmp_path: Path) -> None:
 
 def test_a_missing_blob_is_named(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         lost = engine.stores.resolve(image.target).layers[1].descriptor.key
         engine.stores.content.delete(lost)
         with pytest.raises(NotFound, match=lost):
@@ -173,7 +177,7 @@ def test_a_missing_blob_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["apply.entry", "apply.finish"])
 def test_a_worker_that_dies_is_an_ordinary_error(tmp_path: Path, name: str) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS[:1]))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS[:1]))).images
         with failpoints.armed(name, "kill"), pytest.raises(EngineError, match="signal 9"):
             await engine.unpack(image.name, snapshotter="overlay")
         assert folders(engine) == []
@@ -185,7 +189,7 @@ def test_a_worker_that_dies_is_an_ordinary_error(tmp_path: Path, name: str) -> N
 
 def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         with failpoints.armed("apply.entry", "enospc"), pytest.raises(ResourceExhausted):
             await engine.unpack(image.name, snapshotter="overlay")
         assert not actives(engine)
@@ -198,7 +202,9 @@ def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
     big = [archive(*(member(f"{n}/{m}", data=b"x" * 4000) for m in range(4000))) for n in range(3)]
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", big, compression="none"))
+        (image,) = (
+            await engine.import_image(layout(tmp_path / "image", big, compression="none"))
+        ).images
         with trio.CancelScope() as scope:
 
             def cancel(step: Step, _item: str, _total: int, done: int, /) -> None:
@@ -230,7 +236,7 @@ def test_a_backend_that_cannot_rebase_gets_its_parents_first(
     monkeypatch.setattr(OverlaySnapshotter, "prepare", watched)
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         await engine.unpack(image.name, snapshotter="overlay")
         chain = engine.stores.resolve(image.target).chain
         assert order == list(zip(chain, ["", *chain[:-1]], strict=True))
@@ -240,7 +246,7 @@ def test_a_backend_that_cannot_rebase_gets_its_parents_first(
 
 def test_two_at_once_share_or_race_without_harm(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         results: list[str] = []
 
         async def one() -> None:
@@ -262,7 +268,7 @@ def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
     layer = archive(member("f", pax={b"SCHILY.xattr.trusted.x": b"1", b"SCHILY.xattr.user.x": b"2"}))
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", [layer]))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", [layer]))).images
         done = await engine.unpack(image.name, snapshotter="overlay")
         assert done.xattrs_left_out == 1
 
@@ -273,7 +279,7 @@ def test_workers_end_with_their_engine(tmp_path: Path) -> None:
     pids: list[int] = []
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", LAYERS))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         await engine.unpack(image.name, snapshotter="overlay")
         pids.extend(children())
         assert pids
