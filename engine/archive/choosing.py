@@ -133,7 +133,7 @@ def for_platform(group: Sequence[Listed], platform: Platform) -> list[Listed]:
     if len(images) > 1 and _are_variants(offers, is_named=bool(group[0].names)):
         position = choose(platform, offers)
         if position is None:
-            raise NotFound(f"there is no single one for {platform}")
+            raise NotFound(f"there is no single image for {platform}")
         images = [replace(images[position], chosen=True)]
     return [*images, *others]
 

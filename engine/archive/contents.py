@@ -60,7 +60,7 @@ class Listed:
     @property
     def title(self) -> str:
         """What it is called in messages."""
-        return printable(self.names[0].written if self.names else self.digest) or "without a name"
+        return printable(self.names[0].reference if self.names else self.digest) or "without a name"
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class _Import:
         count = len(images) + len(self.brought.failed)
         if self.wanted.name and count > 1:
             where = self.brought.where
-            raise InvalidArgument(f"{where} has {count} images; choose one with --ref to name it")
+            raise InvalidArgument(f"{where} holds {count} images; choose one with --ref to name it")
         if self.wanted.name:
             return [replace(image, names=(self.wanted.name,)) for image in images]
         is_alone = count == 1 and (listed == 1 or not self.wanted.refs)

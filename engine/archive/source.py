@@ -121,6 +121,7 @@ class TarSource:
             if offset + entry.size > self._whole:
                 raise _cut_off()
             self._add(entry, offset)
+        self._report(self._whole, self._whole)
 
     def _add(self, entry: tar.Entry, offset: int) -> None:
         name = _clean(entry.name)

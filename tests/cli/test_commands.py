@@ -42,7 +42,7 @@ def test_import_names_and_unpacks_an_image(tmp_path: Path, image: Path):
 def test_import_tells_digests_as_json(tmp_path: Path, image: Path):
     manifest = json.loads((image / "index.json").read_text())["manifests"][0]["digest"]
     done = lamina_json(tmp_path / "root", "import", "--no-unpack", image)
-    assert done == [{"name": "docker.io/library/app:1", "digest": manifest}]
+    assert done["images"] == [{"name": "docker.io/library/app:1", "digest": manifest}]
     (row,) = lamina_json(tmp_path / "root", "images")
     assert row["unpacked"] == {}
 
