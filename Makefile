@@ -12,7 +12,7 @@ demo: $(READY)
 	@$(SUDO) $(RUN)/lamina demo
 
 test: $(READY)
-	$(RUN)/pytest
+	$(RUN)/pytest -n auto --maxprocesses=4 --dist=worksteal
 
 check: $(READY)
 	$(RUN)/ruff format --check .

@@ -5,7 +5,6 @@ makes or finds until that is anchored.
 """
 
 import logging
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,25 +18,19 @@ from engine.errors import EngineError
 from engine.gc.collect import Collected
 from engine.importing import Importing, ImportResult
 from engine.mount import Mount
-from engine.oci.platform import Platform, normalise
+from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, silent
 from engine.snapshots import Snapshotter
-from engine.stores import Stores, open_stores
+from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
-__all__ = ["Engine", "host_platform", "open_engine"]
+__all__ = ["Engine", "open_engine"]
 
 
 _log = logging.getLogger(__name__)
-
-
-def host_platform() -> Platform:
-    """Return the platform of this machine."""
-    host = os.uname()
-    return normalise(Platform(os=host.sysname.lower(), architecture=host.machine))
 
 
 class Engine:
@@ -47,7 +40,7 @@ class Engine:
         self.stores = stores
         self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
 
-    async def import_image(
+    async def import_image(  # noqa: PLR0913  one for each option of the command
         self,
         source: Path | str | int,
         *,
@@ -55,6 +48,7 @@ class Engine:
         refs: Sequence[str] = (),
         snapshotter: str | None = None,
         platform: Platform | None = None,
+        strict: bool = False,
         replace: bool = False,
         report: Report = silent,
     ) -> ImportResult:
@@ -63,7 +57,7 @@ class Engine:
         An OCI layout, `docker save`'s form and skopeo's `dir:` are told apart by content. With
         `snapshotter` images are also unpacked, before they get their names, all at once. What fails
         leaves nothing behind. `refs` choose images by name, tag or digest; `name` is for one image;
-        `replace` lets a name move.
+        `strict` refuses a layer whose media type disagrees with its bytes; `replace` lets a name move.
 
         What is no image is passed over, and an image that is bad beside good ones is in the result; if
         it was asked for or none is good, its error is raised: Refused, NotFound, AlreadyExists and
@@ -79,6 +73,7 @@ class Engine:
             unpacker=self._unpacker,
             wanted=wanted,
             backend=await self._working(snapshotter) if snapshotter else None,
+            strict=strict,
             replace=replace,
             report=report,
         )
@@ -111,13 +106,17 @@ class Engine:
         *,
         snapshotter: str | None = None,
         platform: Platform | None = None,
+        strict: bool = False,
         report: Report = silent,
     ) -> Unpacked:
-        """Unpack an image for a backend (the best that works here); what exists is not redone."""
+        """Unpack an image for a backend (the best that works here); what exists is not redone.
+
+        With `strict` a layer whose media type disagrees with its bytes is refused.
+        """
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
             image = await trio.to_thread.run_sync(self._resolve, name, platform)
-            return await self._unpacker.unpack(image, backend, lease, report)
+            return await self._unpacker.unpack(image, backend, lease, report, strict=strict)
 
     def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
         return self.stores.resolve(self.stores.images.get(name).target, platform)

@@ -102,6 +102,7 @@ class DigestMismatch(Refused):
 _KINDS: dict[int, tuple[type[EngineError], str]] = {
     errno.ENOSPC: (ResourceExhausted, "no space left on the device; free some (try `lamina gc`)"),
     errno.EDQUOT: (ResourceExhausted, "disk quota is used up; free some space"),
+    errno.EFBIG: (ResourceExhausted, "a file is larger than the file system (or ulimit -f) allows"),
     errno.EMLINK: (ResourceExhausted, "too many links to one file for this file system"),
     errno.EMFILE: (ResourceExhausted, "too many open files; raise the limit (ulimit -n)"),
     errno.ENFILE: (ResourceExhausted, "the system's table of open files is full"),

@@ -42,12 +42,13 @@ class ImportResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importing:
-    """How to import: what is wanted, the backend to unpack for, whether names may move."""
+    """How to import: what is wanted, the backend to unpack for and how, whether names may move."""
 
     stores: Stores
     unpacker: Unpacker
     wanted: Wanted
     backend: Snapshotter | None
+    strict: bool
     replace: bool
     report: Report
 
@@ -87,7 +88,7 @@ class Importing:
             for one in brought.images:
                 with brought.collecting(one.listed):
                     unpacked[one.target.digest] = await self.unpacker.unpack(
-                        one.image, self.backend, lease, self.report
+                        one.image, self.backend, lease, self.report, strict=self.strict
                     )
             brought.check_some(unpacked)
         return unpacked

@@ -31,10 +31,12 @@ IMAGE_ENTRIES = 8_000_000
 LAYER = 64 * GIB  # uncompressed
 LAYER_ENTRIES = 2_000_000
 LAYER_DIRECTORIES = 500_000  # their attributes are held in memory until the layer ends
-LAYER_NAMES = 64 * MIB  # bytes of names and of folders' xattrs that a layer keeps in memory
+# Bytes of names, links and folders' xattrs that a layer keeps in memory. 2,000,000 entries with names
+# of 128 bytes each, so many, make a worker of 550 MiB, of 815 MiB where one folder has them all.
+LAYER_NAMES = 256 * MIB
 LAYER_LINK_STEPS = 8_000_000  # folders walked through because of links, over a whole layer
-RATIO = 1000  # uncompressed to compressed bytes, once RATIO_FROM bytes came out
-RATIO_FROM = 64 * MIB
+FILE = (1 << 44) - 4096  # with its holes: the largest that ext4 holds, so that no host decides
+SPARSE_PARTS = 1 << 20  # of one file, as in Go's archive/tar
 AFTER_END = 1 * MIB  # bytes after the end of a layer's archive
 EXTENSION = 1 * MIB  # one pax or GNU long-name header, as in Go's archive/tar
 EXTENSIONS_IN_ROW = 16

@@ -32,6 +32,7 @@ from engine.errors import (
     PermissionDenied,
     os_errors,
 )
+from engine.fs.durable import flush, flush_names
 from engine.kv.environment import Environment
 from engine.kv.schema import FORMAT, TABLES
 from engine.processes import Owners
@@ -67,8 +68,8 @@ class Root:
         try:
             with os_errors(f"root {path}"):
                 self._check_name()
-                if self._creates and not self.path.exists():
-                    self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if self._creates:
+                    self._make()
                 self._check_folder()
                 self._share_lock()
                 self._check_format()
@@ -81,8 +82,12 @@ class Root:
             if not readonly:
                 self.owners.sweep()
                 self.keep_reserve()
+            is_new = not (self.path / BLOBS_FILE / "data.mdb").exists()  # the last thing to be made
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
             self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
+            if is_new:
+                with os_errors(f"root {path}"):
+                    flush_names(self.path / "meta.lmdb", self.path / BLOBS_FILE, self.path)
         except BaseException:
             self.close()
             raise
@@ -106,6 +111,17 @@ class Root:
             raise InvalidArgument(
                 f"root {self.path}: a path with a comma, colon or backslash cannot be mounted from"
             )
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"root {self.path}: the path must be UTF-8") from None
+
+    def _make(self) -> None:
+        """Make the folder and those above it, and be sure of their names."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        if missing:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        flush_names(*(folder.parent for folder in missing))
 
     def _check_folder(self) -> None:
         try:
@@ -140,7 +156,7 @@ class Root:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedPrecondition(
-                f"root {self.path} is being repaired by another process; wait for it"
+                f"root {self.path} is locked by another process (flock); wait for it"
             ) from None
 
     def _check_format(self) -> None:
@@ -162,12 +178,10 @@ class Root:
     @staticmethod
     def _write_format(file: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(file, flags, 0o600)
-        try:
-            os.write(descriptor, f"{FORMAT}\n".encode())
-            os.fsync(descriptor)  # an empty file after a power loss would lock everyone out
-        finally:
-            os.close(descriptor)
+        with os.fdopen(os.open(file, flags, 0o600), "wb") as opened:
+            opened.write(f"{FORMAT}\n".encode())
+            opened.flush()
+            flush(opened.fileno())  # an empty file after a power loss would lock everyone out
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name
@@ -190,6 +204,9 @@ class Root:
             reserve = os.open(self.path / "reserve", flags, 0o600)
             try:
                 os.posix_fallocate(reserve, 0, size)
+            except OSError:
+                # A quota, or a disk that others fill: what was had until then is all that there was.
+                self.spend_reserve()
             finally:
                 os.close(reserve)
 

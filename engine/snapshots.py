@@ -8,8 +8,8 @@ a backend against them.
     prepare, view   parent unknown: NotFound; not committed: InvalidArgument; key taken: AlreadyExists
     mounts          unknown: NotFound; committed: FailedPrecondition; the list is stable
     commit          key unknown: NotFound; name taken: AlreadyExists; not active: FailedPrecondition;
-                    another parent than at prepare: InvalidArgument; parent unknown: NotFound,
-                    not committed: FailedPrecondition
+                    another parent than at prepare, or one where the backend cannot rebase:
+                    InvalidArgument; parent unknown: NotFound, not committed: FailedPrecondition
     remove          unknown: NotFound; has children, or mounted: FailedPrecondition
     stat, update, usage   unknown: NotFound
 

@@ -4,6 +4,7 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,26 +14,35 @@ import msgspec
 
 from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
+from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.errors import EngineError, InvalidArgument, NotFound
 from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import SNAPSHOT
+from engine.metadata.lineage import full_key
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
-from engine.oci.platform import Platform
+from engine.oci.platform import Platform, normalise
+from engine.oci.short import the_one
 from engine.root import Root, open_root
 from engine.snapshots import Leftover, Snapshotter
 
-__all__ = ["Stores", "open_stores"]
+__all__ = ["Stores", "host_platform", "open_stores"]
 
 _log = logging.getLogger(__name__)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
 _NAMESPACE_LIMIT = 76
+
+
+def host_platform() -> Platform:
+    """Return the platform of this machine."""
+    host = os.uname()
+    return normalise(Platform(os=host.sysname.lower(), architecture=host.machine))
 
 
 class Stores:
@@ -60,21 +70,31 @@ class Stores:
             self._snapshotters[name] = plugins.create(self.root, name, self.namespace)
         return self._snapshotters[name]
 
-    def holder(self, key: str) -> Snapshotter:
-        """Return the backend that has the snapshot `key`. NotFound, InvalidArgument if several have."""
-        found = []
-        for snapshotter in self.snapshotters():
-            try:
-                snapshotter.stat(key)
-            except NotFound:
-                continue
-            found.append(snapshotter)
-        if len(found) > 1:
-            names = " and ".join(snapshotter.name for snapshotter in found)
-            raise InvalidArgument(f"snapshot {key} is in {names}; say which with --snapshotter")
+    def find_snapshot(self, text: str, backend: str | None = None) -> tuple[Snapshotter, str]:
+        """Return the snapshot whose key is `text`, or whose chain ID begins so, and what has it.
+
+        NotFound, InvalidArgument if there are several.
+        """
+        places = [self.snapshotter(backend)] if backend else self.snapshotters()
+        found = [(place, text) for place in places if self._has(place, text)]
         if not found:
-            raise NotFound(f"no snapshot {key}; `lamina snapshots ls` lists them")
+            keys = ((p, full_key(self.root.meta, p.name, self.namespace, text)) for p in places)
+            found = [(place, key) for place, key in keys if key]
+            the_one((key for _, key in found), text, "snapshots")
+        if len(found) > 1:
+            names = " and ".join(place.name for place, _ in found)
+            raise InvalidArgument(f"snapshot {text} is in {names}; say which with --snapshotter")
+        if not found:
+            raise NotFound(f"no snapshot {text}; `lamina snapshots ls` lists them")
         return found[0]
+
+    @staticmethod
+    def _has(place: Snapshotter, key: str) -> bool:
+        try:
+            place.stat(key)
+        except NotFound:
+            return False
+        return True
 
     def snapshotters(self) -> list[Snapshotter]:
         """Return every backend that has been used on this root; `broken` has those that cannot be."""
@@ -86,7 +106,9 @@ class Stores:
         return self._used()[1]
 
     def _used(self) -> tuple[list[Snapshotter], dict[str, str]]:
-        used = {path.name for path in self.root.snapshots.iterdir() if path.is_dir()}
+        folders = [path for path in self.root.snapshots.iterdir() if path.is_dir()]
+        # What cannot be printed is no backend's name, and no key can hold it.
+        used = {path.name for path in folders if path.name.isprintable()}
         known = [name for name in plugins.names() if name in used]
         working: list[Snapshotter] = []
         broken: dict[str, str] = {}
@@ -106,14 +128,34 @@ class Stores:
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         return self.content.read_all(descriptor.key, limit)
 
+    def present(self, target: Descriptor) -> list[ResolvedImage]:
+        """Return the images that `target` means and that are here, this machine's first."""
+        return present(target, self.platform, self._read, self._is_here)
+
+    def _is_here(self, descriptor: Descriptor) -> bool:
+        try:
+            self.content.info(descriptor.key)
+        except NotFound:
+            return False
+        return True
+
+    def check_complete(self, image: ResolvedImage) -> None:
+        """Raise NotFound if a part of an image is not in the store, DataLoss if that can't be told."""
+        for part in (*image.path, image.manifest.config, *image.manifest.layers):
+            self.content.info(part.key)
+
     def unpacked_into(self, image: ResolvedImage) -> dict[str, str]:
         """Return the chain ID of an image under each backend that has it unpacked.
 
         What was removed by hand since is left out: a label may outlive what it names.
         """
         blob = self.content.info(image.manifest.config.key)
-        there = {(backend.name, info.key) for backend in self.snapshotters() for info in backend.walk()}
-        return {name: key for name, key in labels.snapshot_refs(blob.labels) if (name, key) in there}
+        places = {backend.name: backend for backend in self.snapshotters()}
+        return {
+            name: key
+            for name, key in labels.snapshot_refs(blob.labels)
+            if name in places and self._has(places[name], key)
+        }
 
     # -- mounts -------------------------------------------------------------------------------
 
@@ -159,7 +201,7 @@ class Stores:
 
         NotFound, FailedPrecondition while it is mounted.
         """
-        backend = self.snapshotter(name) if name else self.holder(key)
+        backend = self.snapshotter(name) if name else self.find_snapshot(key)[0]
         table = MountTable.read()
         number = backend.remove(key, table=table)
         _tell(backend.cleanup(only={number}, table=table))

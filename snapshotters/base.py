@@ -20,9 +20,10 @@ from typing import ClassVar
 import msgspec
 
 from engine import labels as label_rules
-from engine.errors import EngineError, FailedPrecondition, os_errors
+from engine.errors import EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
+from engine.fs.durable import flush_names
 from engine.fs.removal import remove_tree
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
@@ -55,7 +56,7 @@ class BaseSnapshotter(ABC):
         self._store = MetaStore(meta, self.name, namespace)
         if not meta.readonly:
             with os_errors(f"snapshots of {self.name}"):
-                folder.mkdir(exist_ok=True, mode=0o700)
+                _make_lasting(folder)
 
     # -- hooks --------------------------------------------------------------------------------
 
@@ -110,9 +111,7 @@ class BaseSnapshotter(ABC):
     def _make_durable(self, record: Snapshot) -> None:
         """Flush a new snapshot's own folders; what `_make` put in them is its to flush."""
         tree = self._tree(record)
-        for folder in (tree, tree.parent, self._folder):
-            with folder_descriptor(folder) as opened:
-                os.fsync(opened)
+        flush_names(tree, tree.parent, self._folder)
 
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
@@ -203,6 +202,8 @@ class BaseSnapshotter(ABC):
             record, parent = self._store.check_commit(
                 step.name, step.key, None if under else step.parent
             )
+            if step.parent and not (record.parent or self.capabilities.rebase):
+                raise InvalidArgument(f"{self.name} cannot rebase: prepare {step.key} on its parent")
             if under is None:
                 under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
             self.capabilities.check_layers(self.name, len(under) + 1)
@@ -255,7 +256,7 @@ class BaseSnapshotter(ABC):
         """Delete the files of all removed snapshots, or of some; return what is left for next time."""
         until = time.monotonic() + seconds
         trash = self._folder.parent.parent / "trash"
-        left = []
+        gone, left = [], []
         for number in self._store.trash():
             if only is not None and number not in only:
                 continue
@@ -265,7 +266,12 @@ class BaseSnapshotter(ABC):
             except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
                 left.append(self._leftover(number, trash, error))
                 continue
-            self._store.forget(number)
+            gone.append(number)
+        if gone:
+            # Else a power loss could bring a folder back whose record nobody has any more.
+            with os_errors(str(trash)):
+                flush_names(self._folder, trash)
+            self._store.forget(gone)
         return left
 
     def _leftover(self, number: int, trash: Path, error: Exception) -> Leftover:
@@ -276,9 +282,9 @@ class BaseSnapshotter(ABC):
 
     def _discard(self, number: int, trash: Path, table: MountTable, until: float) -> None:
         folder = self._folder / str(number)
-        if table.uses(folder):
-            raise FailedPrecondition("it is mounted")
         away = trash / f"{self.name}-{number}"
+        if table.uses(folder) or table.uses(away):
+            raise FailedPrecondition("it is mounted")
         if not away.exists():
             with suppress(FileNotFoundError):  # another process moves it, or deleted it already
                 folder.rename(away)
@@ -296,6 +302,15 @@ class BaseSnapshotter(ABC):
 
     def _tree(self, record: Snapshot) -> Path:
         return self._place(record) / TREE
+
+
+def _make_lasting(folder: Path) -> None:
+    """Make a folder, and be sure of its name before anything in it is recorded."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    flush_names(folder.parent)
 
 
 def _make_root(tree: Path) -> None:

@@ -5,6 +5,7 @@ order, and the rules of how layers combine are decided here, once, against the f
 trees are walked once, side by side.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from engine.diff.layer import Folder, path_of
 from engine.fs.attributes import beneath, keeping_time
 from engine.fs.kernel import ioctl_ficlone
+from engine.fs.room import Room
 from engine.snapshots import Usage
 from snapshotters.attributes import give_attributes, read_attributes
 from snapshotters.descriptors import OpenFolders
 
 __all__ = ["fill"]
 
-_COPY_AT_ONCE = 1 << 30
+_COPY_AT_ONCE = 1 << 24
 _BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
+_LEAST = 4096  # what an entry takes on the file systems that people use; the bytes of a file come beside
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -41,14 +44,14 @@ class _Place:
         return self.above or self
 
 
-def fill(parent: int, layer: int, root: Folder | None) -> Usage:
+def fill(parent: int, layer: int, root: Folder | None, room: Room) -> Usage:
     """Complete the tree at descriptor `layer` with what shows of `parent`; return what came in.
 
     `root` is the layer's tree; without one all is copied, attributes of the root included. May be
     called again on a layer that was filled before, but not on one that was filled in part.
     """
     with OpenFolders(parent) as sources, OpenFolders(layer) as targets:
-        filling = _Filling(layer, sources, targets)
+        filling = _Filling(layer, sources, targets, room)
         pending = [_Place(None, b"", 0, root, is_covered=root is not None and root.is_opaque)]
         while pending:
             pending += filling.fill(pending.pop())
@@ -56,10 +59,11 @@ def fill(parent: int, layer: int, root: Folder | None) -> Usage:
 
 
 class _Filling:
-    def __init__(self, layer: int, sources: OpenFolders, targets: OpenFolders) -> None:
+    def __init__(self, layer: int, sources: OpenFolders, targets: OpenFolders, room: Room) -> None:
         self._layer = layer
         self._sources = sources
         self._targets = targets
+        self._room = room
         self._links: dict[int, tuple[_Place, bytes]] = {}  # inode of the parent's to its copy
         self.size = 0
         self.inodes = 0
@@ -97,11 +101,12 @@ class _Filling:
                 return False
         self.size += info.st_blocks * _BLOCK
         self.inodes += 1
+        self._room.take(_LEAST)
         if stat.S_ISDIR(info.st_mode):
             os.mkdir(name, 0o700, dir_fd=target)
             return True
         if stat.S_ISREG(info.st_mode):
-            _copy_file(source, target, name)
+            self._copy_file(source, target, name)
             return False
         if stat.S_ISLNK(info.st_mode):
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
@@ -114,6 +119,18 @@ class _Filling:
         times = (info.st_atime_ns, info.st_mtime_ns)
         os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
         return False
+
+    def _copy_file(self, source: int, target: int, name: bytes) -> None:
+        old = os.open(name, _READ, dir_fd=source)
+        try:
+            new = os.open(name, _NEW, 0o600, dir_fd=target)
+            try:
+                _copy_bytes(old, new, self._room)
+                give_attributes(new, read_attributes(old), name)
+            finally:
+                os.close(new)
+        finally:
+            os.close(old)
 
     def _link(self, first: tuple[_Place, bytes], target: int, name: bytes) -> bool:
         """Link to the copy made of the same file before; False at the limit of links."""
@@ -130,30 +147,17 @@ def _is_folder(folder: int, name: bytes) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
 
 
-def _copy_file(source: int, target: int, name: bytes) -> None:
-    old = os.open(name, _READ, dir_fd=source)
-    try:
-        new = os.open(name, _NEW, 0o600, dir_fd=target)
-        try:
-            _copy_bytes(old, new)
-            give_attributes(new, read_attributes(old), name)
-        finally:
-            os.close(new)
-    finally:
-        os.close(old)
-
-
-def _copy_bytes(old: int, new: int) -> None:
+def _copy_bytes(old: int, new: int, room: Room) -> None:
     size = os.fstat(old).st_size
     if not size:
         return
     try:
         ioctl_ficlone(new, old)
     except OSError:
-        _copy_extents(old, new, size)
+        _copy_extents(old, new, size, room)
 
 
-def _copy_extents(old: int, new: int, size: int) -> None:
+def _copy_extents(old: int, new: int, size: int, room: Room) -> None:
     """Copy what holds data and leave holes as holes."""
     at = 0
     while at < size:
@@ -165,8 +169,10 @@ def _copy_extents(old: int, new: int, size: int) -> None:
         os.lseek(old, start, os.SEEK_SET)
         os.lseek(new, start, os.SEEK_SET)
         while start < at:
-            copied = os.copy_file_range(old, new, min(at - start, _COPY_AT_ONCE))
-            if not copied:
-                break
+            count = min(at - start, _COPY_AT_ONCE)
+            room.take(count)
+            copied = os.copy_file_range(old, new, count)
+            if not copied:  # else zeros would stand for what is missing
+                raise OSError(errno.EIO, "a file ended before its size")
             start += copied
     os.ftruncate(new, size)

@@ -9,13 +9,14 @@ would otherwise leak into what is made inside, and every file would undo the tim
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.diff import outline, tar
 from engine.diff.layer import Attributes, Folder, Leaf, Payload, folders
 from engine.diff.outline import Outline
+from engine.diff.sparse import placed
 from engine.diff.tar import Entry
 from engine.fs.attributes import folder_descriptor
 from engine.fs.removal import remove_entry
@@ -68,8 +69,11 @@ class FolderSink:
         """Make a regular file with the bytes of `payload`."""
         file = os.open(name, _NEW_FILE, entry.mode, dir_fd=self._folder(parent))
         try:
-            for piece in payload():
-                _write_all(file, piece)
+            if entry.parts is None:
+                for piece in payload():
+                    _write_all(file, piece)
+            else:
+                _write_parts(file, entry.size, placed(entry.parts, payload()))
             if entry.uid or entry.gid or entry.xattrs:
                 xattrs = tuple(entry.xattrs.items())
                 give_owner(file, entry.mode, entry.uid, entry.gid, xattrs, entry.name)
@@ -129,7 +133,8 @@ class FolderSink:
         os.fchmod(self._root, 0o755)
         os.fchown(self._root, 0, 0)
         os.utime(self._root, ns=(0, 0))
-        self._outline.write_bytes(outline.encode(Outline(root, size, inodes)))
+        with self._outline.open("wb") as file:
+            file.writelines(outline.encode(Outline(root, size, inodes)))
 
     def _finish_folder(self, folder: Folder, attributes: Attributes) -> None:
         parent = self._folder(folder.parent)
@@ -147,6 +152,14 @@ def _finish_node(folder: int, name: bytes, entry: Entry) -> None:
     if entry.uid or entry.gid:
         os.chown(name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
     os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=False)
+
+
+def _write_parts(file: int, size: int, parts: Iterable[tuple[int, memoryview]]) -> None:
+    """Write the parts of a sparse file; what is between them, and behind, stays a hole."""
+    for offset, piece in parts:
+        os.lseek(file, offset, os.SEEK_SET)
+        _write_all(file, piece)
+    os.ftruncate(file, size)
 
 
 def _write_all(file: int, piece: memoryview) -> None:

@@ -9,7 +9,8 @@ from typing import final
 
 from engine.diff.outline import Outline
 from engine.fs.attributes import folder_descriptor
-from engine.fs.kernel import syncfs
+from engine.fs.durable import flush_file_system
+from engine.fs.room import Room
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
@@ -28,7 +29,7 @@ def _settle(below: Sequence[Path], layers: Iterable[tuple[Path, Outline]]) -> It
         copied = Usage(0, 0)
         if parent:
             with folder_descriptor(parent) as source, folder_descriptor(tree) as target:
-                copied = fill(source, target, outline.root)
+                copied = fill(source, target, outline.root, Room(tree.parent))
         yield Usage(outline.size + copied.size, outline.inodes + copied.inodes)
         parent = tree
 
@@ -51,8 +52,8 @@ class CopySnapshotter(BaseSnapshotter):
         if record.kind == Kind.ACTIVE and below:
             tree = self._tree(record)
             with folder_descriptor(below[0]) as parent, folder_descriptor(tree) as target:
-                fill(parent, target, None)
-                syncfs(target)
+                fill(parent, target, None, Room(tree.parent))
+            flush_file_system(tree)
 
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         is_view = record.kind == Kind.VIEW

@@ -38,8 +38,8 @@ class Markers(Protocol):
     def make_whiteout(self, folder: int, name: bytes) -> None:
         """Hide `name` of the layers below."""
 
-    def make_opaque(self, folder: int) -> None:
-        """Hide all that the layers below have in `folder`."""
+    def make_opaque(self, folder: int) -> int:
+        """Hide all that the layers below have in `folder`; return how many inodes that takes."""
 
 
 class OverlayMarkers:
@@ -69,9 +69,10 @@ class OverlayMarkers:
         """Make a device 0:0."""
         os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=folder)
 
-    def make_opaque(self, folder: int) -> None:
+    def make_opaque(self, folder: int) -> int:
         """Set the xattr."""
         os.setxattr(folder, _OPAQUE_XATTR, b"y")
+        return 0
 
 
 def _is_device_0(entry: "os.DirEntry[str]") -> bool:
@@ -104,9 +105,10 @@ class AufsMarkers:
         """Make `.wh.name`."""
         _touch(folder, _WHITEOUT_PREFIX + name)
 
-    def make_opaque(self, folder: int) -> None:
+    def make_opaque(self, folder: int) -> int:
         """Make `.wh..wh..opq`."""
         _touch(folder, _OPAQUE_NAME)
+        return 1
 
 
 def _touch(folder: int, name: bytes) -> None:

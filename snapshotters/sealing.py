@@ -24,7 +24,7 @@ from engine.diff.outline import Outline
 from engine.errors import DataLoss, EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
-from engine.fs.kernel import syncfs
+from engine.fs.durable import flush_file_system
 from engine.fs.usage import measure
 from engine.snapshots import Usage
 from snapshotters.folder_sink import OUTLINE, TREE
@@ -101,8 +101,8 @@ class Sealer:
             failure = error
         hit("snapshot.commit.settled")
         if usages:
-            with os_errors(f"snapshots in {folder}"), folder_descriptor(folder) as opened:
-                syncfs(opened)
+            with os_errors(f"snapshots in {folder}"):
+                flush_file_system(folder)
         hit("snapshot.commit.flushed")
         for parent, number, usage in zip(work.parents, work.layers, usages, strict=False):
             _mark(folder / str(number), Settled(parent=parent, size=usage.size, inodes=usage.inodes))

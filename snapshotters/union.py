@@ -40,7 +40,7 @@ class _Step:
 
 
 class _Settling:
-    """One layer on top of what `combined` knows; `made` counts the markers."""
+    """One layer on top of what `combined` knows; `made` counts inodes of markers."""
 
     def __init__(self, opened: OpenFolders, combined: Combined, markers: Markers) -> None:
         self._opened = opened
@@ -91,7 +91,7 @@ class _Settling:
                 self._combined.learn(below)
             if not (below.is_marked and self._markers.lowest_opaque_counts):
                 with self._changing(folder) as opened:
-                    self._markers.make_opaque(opened)
+                    self.made += self._markers.make_opaque(opened)
                 below.is_marked = True
                 continue
             self._hide(folder, below, below.buried - folder.names.keys())

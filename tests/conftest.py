@@ -103,5 +103,7 @@ def peer(name: str) -> str:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In CI a skipped test is a failure: a peer or a right is missing there."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not reporter:
+        return  # one of several that share the tests: the one above them counts
     if os.environ.get("CI") and exitstatus == 0 and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

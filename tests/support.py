@@ -7,7 +7,6 @@ from engine.diff.apply import apply_layer
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
 from engine.oci.identity import chain_ids
-from engine.oci.mediatypes import Compression
 from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
 from engine.testing.trees import TreeEntry, read_tree
@@ -29,7 +28,7 @@ def apply_stack(backend: Snapshotter, layers: Sequence[bytes]) -> str:
         try:
             pieces = [layer[at : at + 1000] for at in range(0, len(layer), 1000)]
             target = backend.sink(key)
-            applied = apply_layer(pieces, Compression.NONE, target, diff_id=Digest(diff_ids[position]))
+            applied = apply_layer(pieces, target, diff_id=Digest(diff_ids[position]))
             assert applied.diff_id == diff_ids[position]
             backend.commit(Commit(name=chain_id, key=key, parent=parent or None))
         except BaseException:

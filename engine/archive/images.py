@@ -13,7 +13,7 @@ from engine import labels, limits
 from engine.archive.contents import DockerFiles, Listed
 from engine.archive.ingest import Ingest, manifest_labels
 from engine.content.image import ResolvedImage, resolve
-from engine.diff.decompress import sniff
+from engine.diff.decompress import SNIFFED, sniff
 from engine.errors import AlreadyExists, Refused, printable
 from engine.failpoints import hit
 from engine.oci.digest import Digest, digest_of, parse_digest
@@ -28,7 +28,6 @@ _DOCKER_LAYERS = {
     Compression.GZIP: f"{DOCKER_LAYER}.gzip",
     Compression.ZSTD: f"{DOCKER_LAYER}.zstd",
 }
-_HEAD = 10  # bytes that tell how a layer is packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +125,7 @@ def _docker_layer(name: str, diff_id: Digest, ingest: Ingest) -> _DockerLayer:
     size = ingest.source.size(name)
     if size is None:
         raise Refused(f"layer {printable(name)!r} is missing; the image is incomplete, copy it again")
-    packing = sniff(next(ingest.source.read(name, _HEAD), b""))
+    packing = sniff(next(ingest.source.read(name, SNIFFED), b""))
     return _DockerLayer(name, size, diff_id, packing)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from engine.archive.packed import HEAD, is_packed, unpacked
 from engine.archive.source import FolderSource, Source, TarSource
 from engine.errors import InvalidArgument, Refused, os_errors
+from engine.fs.room import Room
 
 __all__ = ["Opened", "open_source", "title"]
 
@@ -101,10 +102,11 @@ def _whole(file: int, what: str, spool: Path, report: Progress) -> Iterator[int]
 def _spooled(file: int, what: str, spool: Path, report: Progress) -> Iterator[int]:
     """Give a file without a name that holds all that can be read from `file`, unpacked."""
     with tempfile.TemporaryFile(dir=spool) as whole:
-        arriving = _Arriving(file, report)
+        arriving, room = _Arriving(file, report), Room(spool)
         try:
             with os_errors(f"reading {what}"):
                 for piece in unpacked(arriving.pieces()):
+                    room.take(len(piece))
                     whole.write(piece)
                     arriving.tell()  # little that is packed may become much
                 whole.flush()

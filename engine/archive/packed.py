@@ -62,7 +62,7 @@ def unpacked(archive: Iterable[bytes]) -> Iterator[bytes]:
         return _streams(whole, _BEGIN_XZ, "xz")
     if _is_bzip2(head):
         return _streams(whole, bz2.BZ2Decompressor, "bzip2")
-    return decompressed(whole, Compression.ANY)
+    return decompressed(whole, limits.IMAGE)
 
 
 def _is_xz(head: bytes) -> bool:

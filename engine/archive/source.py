@@ -125,6 +125,8 @@ class TarSource:
 
     def _add(self, entry: tar.Entry, offset: int) -> None:
         name = _clean(entry.name)
+        if entry.parts is not None:
+            raise Refused(f"archive has {printable(name)!r} as a sparse file; pack it without holes")
         if entry.type == tar.FILE:
             if name in self._members or name in self._links:
                 self._check_twin(name, offset, entry.size)

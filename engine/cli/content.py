@@ -1,108 +1,70 @@
-"""Commands on blobs: content ls|get|rm|verify."""
+"""Commands on blobs: content ls|get|rm."""
 
 import sys
 
 import click
 
-from engine.cli.context import Context, as_json
-from engine.cli.output import age, human_bytes, print_json, print_table, progress, say
-from engine.errors import DataLoss, InvalidArgument, NotFound, Refused
-from engine.oci.digest import Digest, parse_digest
-from engine.progress import Step
+from engine.cli import shapes
+from engine.cli.completion import blob_names
+from engine.cli.context import Context, action, listing
+from engine.cli.ending import Incomplete
+from engine.cli.output import View, age, document, human_bytes, write
+from engine.cli.table import Column, Fault
+from engine.errors import EngineError
 
-__all__ = ["COMMANDS"]
-
-
-def _digest(_context: click.Context, _parameter: click.Parameter, text: str) -> Digest:
-    try:
-        return parse_digest(text)
-    except Refused as error:
-        raise InvalidArgument(f"{error}; `lamina content ls` lists them") from None
+__all__ = ["get", "list_blobs", "remove"]
 
 
-def _digests(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[Digest]:
-    return [_digest(context, parameter, text) for text in texts]
-
-
-@click.group("content")
-def content_group() -> None:
-    """List, read, check and remove blobs."""
-
-
-@content_group.command("ls")
-@as_json
+@click.command("ls")
+@listing
 @click.pass_obj
-def list_blobs(context: Context, as_json: bool) -> None:
+def list_blobs(context: Context, view: View) -> None:
     """List the blobs."""
     with context.reading() as stores:
         blobs = stores.content.walk()
         damaged = stores.content.damaged()
-    if as_json:
-        print_json(
-            [
-                *(
-                    {"digest": b.digest, "size": b.size, "created": b.created, "labels": b.labels}
-                    for b in blobs
-                ),
-                *({"digest": record.name, "error": record.error} for record in damaged),
-            ]
-        )
+    if view.quiet:
+        write([*(blob.digest for blob in blobs), *(record.name for record in damaged)])
         return
-    rows = [(blob.digest, human_bytes(blob.size), age(blob.created)) for blob in blobs]
-    rows += [(record.name, "-", record.error) for record in damaged]
-    print_table(("DIGEST", "SIZE", "CREATED"), rows)
+    if view.json:
+        lost = (shapes.ShownBlob(digest=record.name, error=record.error) for record in damaged)
+        document([*map(shapes.blob, blobs), *lost])
+        return
+    short = view.shortener([*(blob.digest for blob in blobs), *(record.name for record in damaged)])
+    view.table(
+        (Column("DIGEST"), Column("SIZE", goes=2, right=True), Column("CREATED", goes=1)),
+        [(short(blob.digest), human_bytes(blob.size), age(blob.created)) for blob in blobs],
+        [Fault(short(record.name), record.error) for record in damaged],
+        none="no blobs",
+    )
 
 
-@content_group.command("get")
-@click.argument("digest", callback=_digest)
+@click.command("get")
+@click.argument("digest", shell_complete=blob_names)
 @click.pass_obj
-def get(context: Context, digest: Digest) -> None:
+def get(context: Context, digest: str) -> None:
     """Write a blob to stdout, verified on the way."""
     with context.reading() as stores:
-        for piece in stores.content.read_verified(digest):
+        for piece in stores.content.read_verified(stores.content.find(digest)):
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
 
 
-@content_group.command("rm")
-@click.argument("digests", nargs=-1, required=True, callback=_digests)
+@click.command("rm")
+@click.argument("digests", nargs=-1, required=True, shell_complete=blob_names)
+@action
 @click.pass_obj
-def remove(context: Context, digests: list[Digest]) -> None:
+def remove(context: Context, digests: tuple[str, ...], view: View) -> None:
     """Remove blobs that no image needs."""
+    removed: list[str] = []
     with context.stores() as stores:
-        for digest in digests:
-            stores.remove_blob(digest)
-
-
-@content_group.command("verify")
-@click.argument("digests", nargs=-1, callback=_digests)
-@as_json
-@click.pass_obj
-def verify(context: Context, digests: list[Digest], as_json: bool) -> None:
-    """Hash blobs again, all of them by default."""
-    damaged: list[str] = []
-    checked = gone = 0
-    with context.reading() as stores, progress() as report:
-        blobs = [stores.content.info(digest) for digest in digests] or stores.content.walk()
-        for blob in blobs:
-            report(Step.VERIFY, blob.digest, blob.size, 0)
-            try:
-                checked += stores.content.verify(parse_digest(blob.digest))
-            except DataLoss as error:
-                damaged.append(blob.digest)
-                say(f"lamina: {error}")
-            except NotFound:
-                if digests:
-                    raise
-                gone += 1  # collected meanwhile
-            report(Step.VERIFY, blob.digest, blob.size, blob.size)
-    if as_json:
-        print_json({"blobs": len(blobs) - gone, "bytes": checked, "damaged": damaged})
-    else:
-        there = len(blobs) - gone
-        say(f"{there - len(damaged)} of {there} blobs are good, {human_bytes(checked)}")
-    if damaged:
-        raise DataLoss(f"{len(damaged)} blobs are damaged")
-
-
-COMMANDS = (content_group,)
+        # All are looked up before one goes: fewer would be left to tell short forms from.
+        found = [stores.content.find(digest) for digest in digests]
+        try:
+            for digest in found:
+                stores.remove_blob(digest)
+                removed.append(digest)
+        except EngineError as error:
+            raise Incomplete(error, {"removed": removed}) from error
+    if view.json:
+        document({"removed": removed})

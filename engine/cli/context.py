@@ -1,21 +1,34 @@
-"""What every command needs: the store that the options name, and options that several share."""
+"""What every command needs: the store that the options name, and options that several share.
 
-from collections.abc import Awaitable, Callable
+Sync.
+"""
+
+import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import click
-import trio
 
-from engine.app import Engine, host_platform, open_engine
+from engine.cli.output import View
+from engine.errors import InvalidArgument
 from engine.oci.platform import Platform, parse_platform
-from engine.stores import Stores, open_stores
+from engine.stores import Stores, host_platform, open_stores
 
-__all__ = ["Context", "as_json", "platform_option", "replace_option", "snapshotter_option"]
+__all__ = [
+    "Context",
+    "action",
+    "default_root",
+    "listing",
+    "platform_option",
+    "replace_option",
+    "snapshotter_option",
+]
 
-T = TypeVar("T")
+Command = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +46,47 @@ class Context:
         """Open the stores, which must exist, for commands that change nothing."""
         return open_stores(self.root, self.namespace, host_platform(), readonly=True)
 
-    def run(self, work: Callable[[Engine], Awaitable[T]], *, create: bool = False) -> T:
-        """Run `work` on an open engine, for commands that take long; only `create` makes a store."""
 
-        async def opened() -> T:
-            async with open_engine(self.root, namespace=self.namespace, create=create) as engine:
-                return await work(engine)
-
-        return trio.run(opened)
-
-
-def _platform(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Platform:
-    return parse_platform(text) if text else host_platform()
+def default_root() -> Path:
+    """Return the store that is used where none is named."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/lamina")
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    if data.startswith("~"):
+        raise InvalidArgument("no home folder is known; name the store with --root")
+    return Path(data) / "lamina"
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+def _platform(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Platform | None:
+    return parse_platform(text) if text else None
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+_whole = click.option("--no-trunc", is_flag=True, help="Show all columns, and digests whole.")
+
+
+def listing(command: Command) -> Command:
+    """Give a command that lists things the options for how, as its argument `view`."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Only names, one on a line.")
+    return _json(quiet(_whole(_viewed(command))))
+
+
+def action(command: Command) -> Command:
+    """Give a command that does something the options for what it says, as its argument `view`."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+    return _json(quiet(_viewed(command)))
+
+
+def _viewed(command: Command) -> Command:
+    @wraps(command)
+    def viewed(
+        *args: object, as_json: bool, quiet: bool, no_trunc: bool = False, **options: object
+    ) -> object:
+        return command(*args, view=View(as_json, quiet, no_trunc), **options)
+
+    return viewed
+
+
 snapshotter_option = click.option(
     "--snapshotter", metavar="NAME", help="Backend; `lamina backends` lists them."
 )

@@ -1,6 +1,7 @@
 """The command demo: the main job on an image that it makes itself, in a store that it throws away."""
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,33 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import click
-import trio
-from rich.console import RenderableType
 
 from engine import mount as mounting
 from engine import plugins
 from engine.app import Engine, open_engine
-from engine.cli.context import as_json
-from engine.cli.output import Tree, console, human_bytes, print_json
+from engine.cli.context import action
+from engine.cli.output import View, document, human_bytes, short, write
+from engine.cli.running import run_loop
 from engine.errors import DataLoss, EngineError, NotSupported
 from engine.kv.schema import Image
 from engine.snapshots import Snapshotter
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import TreeEntry, differences, read_tree
 
-__all__ = ["COMMANDS"]
+__all__ = ["demo"]
 
 _FOLDERS, _FILES = 60, 50
 
 
 @click.command("demo")
-@as_json
-def demo(as_json: bool) -> None:
-    """Make an image, import, unpack, compare, mount and collect it: no network, nothing stays."""
+@action
+def demo(view: View) -> None:
+    """Do all of it with an image that it makes itself; nothing stays.
+
+    It is imported, unpacked, compared, mounted and collected, without a network, in a store of its own.
+    """
     with tempfile.TemporaryDirectory(prefix="lamina-demo-") as folder:
-        shown = trio.run(_Demo(Path(folder), quiet=as_json).run)
-    if as_json:
-        print_json(shown)
+        shown = run_loop(_Demo(Path(folder), quiet=view.json or view.quiet).run)
+    if view.json:
+        document(shown)
 
 
 class _Demo:
@@ -44,9 +47,10 @@ class _Demo:
         self._quiet = quiet
         self._result: dict[str, Any] = {}
 
-    def _tell(self, line: RenderableType) -> None:
+    def _tell(self, *lines: str) -> None:
         if not self._quiet:
-            console.print(line)
+            write(lines)
+            sys.stdout.flush()
 
     async def run(self) -> dict[str, Any]:
         async with open_engine(self._folder / "root") as engine:
@@ -128,13 +132,13 @@ class _Demo:
 
     def _draw(self, backend: Snapshotter) -> None:
         infos = {info.key: info for info in backend.walk()}
-        drawing = node = Tree(backend.name)
-        below = ""
+        lines, below = [backend.name], ""
         while above := next((i for i in infos.values() if i.parent == below), None):
             size = human_bytes(backend.usage(above.key).size)
-            node = node.add(f"{above.key[:32]}  {above.kind}, {size}")
+            lead = "    " * (len(lines) - 1) + "└── "
+            lines.append(f"{lead}{short(above.key) or above.key}  {above.kind}, {size}")
             below = above.key
-        self._tell(drawing)
+        self._tell(*lines)
 
     async def _collect(self, engine: Engine, image: Image) -> None:
         engine.stores.images.remove(image.name)
@@ -196,6 +200,3 @@ def _layers() -> list[bytes]:
         member("data/note", pax={b"SCHILY.xattr.user.note": b"kept", b"mtime": b"1234567890.123456789"}),
     ]
     return [archive(*base), archive(*changes), archive(*specials)]
-
-
-COMMANDS = (demo,)

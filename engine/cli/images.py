@@ -1,193 +1,101 @@
-"""Commands on images: images, image inspect|tag|rm, unpack."""
+"""Commands on the names of images: images, image tag|rm."""
 
-import json
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
-from engine import limits
-from engine.app import Engine
-from engine.cli.context import (
-    Context,
-    as_json,
-    platform_option,
-    replace_option,
-    snapshotter_option,
-)
-from engine.cli.output import age, human_bytes, print_json, print_table, progress, say, short
-from engine.content.image import ResolvedImage
-from engine.errors import EngineError, NotFound
+from engine.cli import shapes
+from engine.cli.completion import image_names
+from engine.cli.context import Context, action, listing, replace_option
+from engine.cli.ending import Incomplete
+from engine.cli.output import View, age, document, human_bytes, write
+from engine.cli.table import Column, Fault
+from engine.errors import EngineError
 from engine.kv.schema import Image
-from engine.oci.platform import Platform
+from engine.kv.table import Damaged
 from engine.oci.reference import familiar
-from engine.stores import Stores
-from engine.unpack.unpacker import Unpacked
 
-__all__ = ["COMMANDS"]
+__all__ = ["images", "remove", "tag"]
+
+_COLUMNS = (
+    Column("NAME"),
+    Column("DIGEST", goes=6),
+    Column("PLATFORM", goes=4),
+    Column("LAYERS", goes=1, right=True),
+    Column("SIZE", goes=5, right=True),
+    Column("UPDATED", goes=3),
+    Column("UNPACKED", goes=2),
+)
 
 
 @click.command("images")
-@as_json
+@listing
 @click.pass_obj
-def list_images(context: Context, as_json: bool) -> None:
-    """List the images; one that is damaged with what is wrong with it."""
+def images(context: Context, view: View) -> None:
+    """List the images."""
     with context.reading() as stores:
-        rows = [_summary(stores, image) for image in stores.images.walk()]
-        rows += [_unknown | {"name": d.name, "error": d.error} for d in stores.images.damaged()]
-    if as_json:
-        print_json(rows)
-        return
-    print_table(
-        ("NAME", "DIGEST", "PLATFORM", "LAYERS", "SIZE", "UPDATED", "UNPACKED"),
-        [
-            (
-                familiar(row["name"]),
-                short(row["digest"]) or "-",
-                row["platform"],
-                str(row["layers"]),
-                human_bytes(row["size"]),
-                age(row["updated"]) if row["updated"] else "-",
-                ", ".join(row["unpacked"]) or row.get("error", "-"),
-            )
-            for row in rows
-        ],
-    )
+        records, damaged = stores.images.walk(), stores.images.damaged()
+        if view.quiet:
+            names = [*(record.name for record in records), *(lost.name for lost in damaged)]
+            write(map(familiar, names))
+            return
+        rows = [shapes.image(stores, record) for record in records]
+    if view.json:
+        document([*rows, *(shapes.ShownImage(name=lost.name, error=lost.error) for lost in damaged)])
+    else:
+        _print(view, records, rows, damaged)
 
 
-_unknown: dict[str, Any] = {
-    "name": "",
-    "digest": "",
-    "created": 0,
-    "updated": 0,
-    "platform": "-",
-    "layers": 0,
-    "size": 0,
-    "unpacked": {},
-}
-
-
-def _summary(stores: Stores, image: Image) -> dict[str, Any]:
-    about = _unknown | {
-        "name": image.name,
-        "digest": image.target.digest,
-        "created": image.created,
-        "updated": image.updated,
-    }
-    try:
-        return about | _details(stores, stores.resolve(image.target))
-    except NotFound:
-        return about  # imported for another platform than this host's
-    except EngineError as error:
-        return about | {"error": str(error)}
-
-
-def _details(stores: Stores, resolved: ResolvedImage) -> dict[str, Any]:
-    manifest = resolved.manifest
-    parts = (*resolved.path, manifest.config, *manifest.layers)
-    return {
-        "platform": str(resolved.config.platform),
-        "layers": len(manifest.layers),
-        "size": sum({part.digest: part.size for part in parts}.values()),
-        "unpacked": stores.unpacked_into(resolved),
-    }
-
-
-@click.group("image")
-def image_group() -> None:
-    """Inspect, tag and remove images."""
-
-
-@image_group.command("inspect")
-@click.argument("name")
-@platform_option
-@as_json
-@click.pass_obj
-def inspect(context: Context, name: str, platform: Platform, as_json: bool) -> None:
-    """Show what an image is made of; with --json also its config."""
-    with context.reading() as stores:
-        image = stores.images.get(name)
-        resolved = stores.resolve(image.target, platform)
-        config = stores.content.read_all(resolved.manifest.config.key, limits.CONFIG)
-        unpacked = stores.unpacked_into(resolved)
-    if as_json:
-        print_json(
-            {
-                "name": image.name,
-                "target": image.target,
-                "platform": str(resolved.config.platform),
-                "manifest": resolved.manifest,
-                "config": json.loads(config),
-                "chain_ids": resolved.chain,
-                "unpacked": unpacked,
-            }
+def _print(
+    view: View, records: Sequence[Image], rows: Sequence[shapes.ShownImage], damaged: Sequence[Damaged]
+) -> None:
+    short = view.shortener(record.target.digest for record in records)
+    cells = [
+        (
+            familiar(row.name),
+            short(record.target.digest),
+            ", ".join(row.platforms or ()),
+            str(row.layers),
+            human_bytes(row.size or 0),
+            age(record.updated),
+            ", ".join(row.unpacked or ()) or "-",
         )
-        return
-    print_table(
-        ("IMAGE", familiar(image.name)),
-        [
-            ("digest", image.target.digest),
-            ("platform", str(resolved.config.platform)),
-            ("created", resolved.config.created or "-"),
-            ("config", resolved.manifest.config.digest),
-            ("unpacked", ", ".join(unpacked) or "-"),
-        ],
-    )
-    click.echo()
-    print_table(
-        ("LAYER", "SIZE", "PACKED", "CHAIN ID"),
-        [
-            (layer.descriptor.digest, human_bytes(layer.descriptor.size), layer.compression, chain)
-            for layer, chain in zip(resolved.layers, resolved.chain, strict=True)
-        ],
-    )
+        for record, row in zip(records, rows, strict=True)
+        if not row.error
+    ]
+    faults = [Fault(familiar(row.name), str(row.error)) for row in rows if row.error]
+    faults += [Fault(familiar(lost.name), lost.error) for lost in damaged]
+    view.table(_COLUMNS, cells, faults, none="no images; `lamina import PATH` brings some in")
 
 
-@image_group.command("tag")
-@click.argument("name")
+@click.command("tag")
+@click.argument("name", metavar="IMAGE", shell_complete=image_names)
 @click.argument("new_name")
 @replace_option
+@action
 @click.pass_obj
-def tag(context: Context, name: str, new_name: str, replace: bool) -> None:
+def tag(context: Context, name: str, new_name: str, replace: bool, view: View) -> None:
     """Give an image another name."""
     with context.stores() as stores:
-        stores.images.put_all({new_name: stores.images.get(name).target}, replace=replace)
+        target = stores.images.get(name).target
+        (image,) = stores.images.put_all({new_name: target}, replace=replace)
+        if view.json:
+            document(shapes.image(stores, image))
 
 
-@image_group.command("rm")
-@click.argument("names", nargs=-1, required=True)
+@click.command("rm")
+@click.argument("names", metavar="IMAGE...", nargs=-1, required=True, shell_complete=image_names)
+@action
 @click.pass_obj
-def remove(context: Context, names: tuple[str, ...]) -> None:
+def remove(context: Context, names: tuple[str, ...], view: View) -> None:
     """Remove image names; `lamina gc` then frees what only they kept."""
+    removed: list[str] = []
     with context.stores() as stores:
-        for name in names:
-            stores.images.remove(name)
-
-
-@click.command("unpack")
-@click.argument("name", metavar="IMAGE")
-@snapshotter_option
-@platform_option
-@as_json
-@click.pass_obj
-def unpack(
-    context: Context, name: str, snapshotter: str | None, platform: Platform, as_json: bool
-) -> None:
-    """Unpack an image into snapshots; what is there already is not done again."""
-
-    async def work(engine: Engine) -> Unpacked:
-        with progress() as report:
-            return await engine.unpack(name, snapshotter=snapshotter, platform=platform, report=report)
-
-    result = context.run(work)
-    if as_json:
-        print_json(result)
-        return
-    left_out = f", {result.xattrs_left_out} xattrs left out" if result.xattrs_left_out else ""
-    say(
-        f"unpacked {result.applied} of {result.layers} layers: {result.entries} entries, "
-        f"{human_bytes(result.bytes_unpacked)}{left_out}"
-    )
-    click.echo(result.chain_id)
-
-
-COMMANDS = (list_images, image_group, unpack)
+        try:
+            for name in names:
+                full = stores.images.remove(name)
+                removed.append(full)
+        except EngineError as error:
+            raise Incomplete(error, {"removed": removed}) from error
+    if view.json:
+        document({"removed": removed})

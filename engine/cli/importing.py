@@ -1,41 +1,50 @@
 """The command `import`."""
 
 import sys
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 
 from engine import plugins
 from engine.app import Engine
+from engine.cli import shapes
+from engine.cli.bars import progress
 from engine.cli.context import (
     Context,
-    as_json,
+    action,
     platform_option,
     replace_option,
     snapshotter_option,
 )
-from engine.cli.output import print_json, progress, say, short
-from engine.errors import InvalidArgument, NotSupported, printable
+from engine.cli.ending import Incomplete
+from engine.cli.output import View, document, short
+from engine.cli.running import run
+from engine.errors import InvalidArgument, NotSupported
 from engine.importing import ImportResult
+from engine.kv.schema import Image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.stores import Stores
+from engine.unpack.unpacker import Unpacked
 
-__all__ = ["COMMANDS"]
+__all__ = ["import_"]
 
 _SHOWN = 20  # lines of one kind; an index may list 10,000
 
 
 @click.command("import")
 @click.argument("path", type=click.Path(path_type=Path, readable=False, allow_dash=True))
-@click.option("--ref", "refs", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option(
+    "--ref", "refs", multiple=True, metavar="NAME", help="Take only this image; may be repeated."
+)
 @click.option("--name", help="Name of the image, instead of what its archive says.")
 @snapshotter_option
 @platform_option
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
+@click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @replace_option
-@as_json
+@action
 @click.pass_obj
 def import_(
     context: Context,
@@ -43,43 +52,45 @@ def import_(
     refs: tuple[str, ...],
     name: str | None,
     snapshotter: str | None,
-    platform: Platform,
+    platform: Platform | None,
     no_unpack: bool,
+    strict: bool,
     replace: bool,
-    as_json: bool,
+    view: View,
 ) -> None:
-    """Import images and unpack them.
+    """Import the images of a folder or an archive, and unpack them.
 
-    PATH is an OCI layout, an OCI archive, what `docker save` or skopeo's `dir:` writes, or `-` for an
-    archive on standard input. --ref chooses by name, by tag or by digest.
+    PATH is an OCI layout, an OCI archive, what `docker save` or skopeo's `dir:` writes, told apart by
+    content, or `-` for an archive on standard input. --ref chooses by name, by tag or by digest.
     """
     source = _standard_input() if path == Path("-") else path
 
-    async def work(engine: Engine) -> ImportResult:
+    async def work(engine: Engine) -> tuple[ImportResult, dict[str, Any]]:
         backend = None if no_unpack else snapshotter or _default(engine.stores)
-        with progress() as report:
-            return await engine.import_image(
+        with progress(view) as report:
+            result = await engine.import_image(
                 source,
                 name=name,
                 refs=refs,
                 snapshotter=backend,
                 platform=platform,
+                strict=strict,
                 replace=replace,
                 report=report,
             )
+        return result, shapes.imported(engine.stores, result, backend)
 
-    result = context.run(work, create=True)
-    if as_json:
-        print_json(_document(result))
-    else:
-        _tell(result)
+    result, shown = run(context, work, create=True)
+    _tell(result, view)
     if result.failed:
-        raise result.failed[0].error
+        raise Incomplete(result.failed[0].error, shown)
+    if view.json:
+        document(shown)
 
 
 def _standard_input() -> int:
     if sys.stdin is None or sys.stdin.isatty():
-        raise InvalidArgument("standard input has no archive; pipe one in: `... | lamina import -`")
+        raise InvalidArgument("there is no archive on standard input; pipe one to `lamina import -`")
     return sys.stdin.fileno()
 
 
@@ -90,32 +101,21 @@ def _default(stores: Stores) -> str:
         raise NotSupported(f"{error}; add --no-unpack to only store the image") from None
 
 
-def _tell(result: ImportResult) -> None:
-    lines = [
-        [f"imported {familiar(image.name)} ({short(image.target.digest)})" for image in result.images],
-        [
-            f"passed over {printable(one.name) or short(one.digest)}: {one.reason}"
-            for one in result.passed_over
-        ],
+def _tell(result: ImportResult, view: View) -> None:
+    kinds = (
+        [_imported(image, result.unpacked.get(image.target.digest)) for image in result.images],
+        [note for unpacked in result.unpacked.values() for note in unpacked.mistyped],
+        [f"passed over {one.name or short(one.digest)}: {one.reason}" for one in result.passed_over],
         [f"lamina: {one.error}" for one in result.failed[1:]],  # the first ends the command
-    ]
-    for kind in lines:
-        for line in islice(kind, _SHOWN):
-            say(line)
-        if len(kind) > _SHOWN:
-            say(f"and {len(kind) - _SHOWN} more; --json lists them")
+    )
+    for lines in kinds:
+        for line in lines[:_SHOWN]:
+            view.tell(line)
+        if len(lines) > _SHOWN:
+            view.tell(f"and {len(lines) - _SHOWN} more such; --json lists them")
 
 
-def _document(result: ImportResult) -> dict[str, object]:
-    return {
-        "images": [{"name": image.name, "digest": image.target.digest} for image in result.images],
-        "passed_over": [
-            {"name": one.name, "digest": one.digest, "reason": one.reason} for one in result.passed_over
-        ],
-        "failed": [
-            {"name": one.name, "digest": one.digest, "error": str(one.error)} for one in result.failed
-        ],
-    }
-
-
-COMMANDS = (import_,)
+def _imported(image: Image, unpacked: Unpacked | None) -> str:
+    left_out = unpacked.xattrs_left_out if unpacked else 0
+    more = f", {left_out} xattrs left out" if left_out else ""
+    return f"imported {familiar(image.name)} ({short(image.target.digest)}){more}"

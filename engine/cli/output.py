@@ -1,63 +1,103 @@
-"""What people and programs see: tables, JSON, sizes, progress bars.
+"""What people and programs see: tables, JSON, messages, sizes and times.
 
-Sync. Results go to stdout, progress and messages to stderr; bars only on a terminal.
+Sync. Results go to stdout, messages to stderr. On a terminal a table fits, with short digests that every
+command takes; elsewhere all is whole, as programs read it.
 """
 
+import json
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
+import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
-from rich.tree import Tree
 
+from engine.cli.table import Column, Fault, render
 from engine.errors import printable
-from engine.progress import Report, Step
+from engine.oci.short import short_forms
 from engine.snapshots import Leftover
 
 __all__ = [
-    "Tree",
+    "View",
     "age",
-    "console",
-    "escape",
+    "document",
     "human_bytes",
-    "print_json",
-    "print_table",
-    "progress",
     "resisting",
+    "rfc3339",
     "say",
     "short",
+    "write",
 ]
 
-# A pipe has no width: rich would cut lines at 80. Names are shown as they are: `:ox:` is no ox.
-console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
-_messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a command shows what it has to show: as JSON, briefly, or in whole."""
+
+    json: bool = False
+    quiet: bool = False
+    no_trunc: bool = False
+
+    def tell(self, message: str) -> None:
+        """Write a line for people to stderr, where nothing else says it."""
+        if not self.json and not self.quiet:
+            say(message)
+
+    @property
+    def width(self) -> int | None:
+        """Columns that a line may have; None where nobody looks at it, or all is asked for."""
+        if self.no_trunc or not sys.stdout.isatty():
+            return None
+        return shutil.get_terminal_size().columns
+
+    def shortener(self, names: Iterable[str]) -> Callable[[str], str]:
+        """Return what shortens a digest so that it is told from all of `names`, where there is a width.
+
+        Names that are no digests stay as they are.
+        """
+        if self.width is None:
+            return str
+        forms = short_forms(names)
+        return lambda name: forms.get(name, name)
+
+    def table(
+        self,
+        columns: Sequence[Column],
+        rows: Sequence[Sequence[str]],
+        faults: Sequence[Fault] = (),
+        *,
+        none: str,
+    ) -> None:
+        """Write a table, or on stderr that there is `none` of it."""
+        if not rows and not faults:
+            say(none)
+            return
+        header, *lines = render(columns, rows, faults, width=self.width)
+        if rows:
+            click.secho(header, bold=True)
+        write(lines)
 
 
-def print_json(value: object) -> None:
-    """Write one JSON document to stdout."""
-    data = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
-    sys.stdout.write(data.decode() + "\n")
+def write(lines: Iterable[str]) -> None:
+    """Write lines to stdout."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a plain table to stdout; column widths fit, nothing is cut off."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in headers:
-        table.add_column(header, no_wrap=True, overflow="ignore")
-    for row in rows:
-        table.add_row(*(escape(printable(cell, 1000)) for cell in row))
-    console.print(table)
+def document(value: object) -> None:
+    """Write one JSON document to stdout, in ASCII: whatever the locale, it can be read."""
+    built = msgspec.to_builtins(value, enc_hook=str, str_keys=True)
+    write([json.dumps(built, indent=2)])
 
 
 def say(message: str) -> None:
-    """Write a line for people to stderr."""
-    _messages.print(escape(printable(message, 4000)))
+    """Write a line for people to stderr, if anybody can read it there."""
+    try:
+        sys.stderr.write(f"{printable(message, 4000)}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # closed or full: the exit code still tells
 
 
 def resisting(left: Sequence[Leftover]) -> str:
@@ -77,7 +117,7 @@ def short(digest: str) -> str:
 def human_bytes(count: float) -> str:
     """Return a size in the unit that suits it, powers of 1000 as disks and networks use."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if round(count, 1) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
@@ -88,49 +128,11 @@ def age(nanoseconds: int) -> str:
     passed = max(0, (datetime.now(UTC).timestamp() - nanoseconds / 1e9))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if passed >= size:
-            return f"{passed / size:.0f} {unit} ago"
-    return f"{passed:.0f} s ago"
+            return f"{passed // size:.0f} {unit} ago"
+    return f"{passed // 1:.0f} s ago"
 
 
-def _waits() -> Report:
-    told: set[str] = set()
-
-    def report(step: Step, item: str, _total: int, _done: int, /) -> None:
-        if step is Step.WAIT and item not in told:
-            told.add(item)
-            say(f"lamina: waiting: {item}")
-
-    return report
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """Give a report that shows a bar for each thing under way; without a terminal only waits."""
-    if not sys.stderr.isatty():
-        yield _waits()
-        return
-    columns = (
-        TextColumn("{task.fields[step]:>10}"),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=_messages, transient=True) as bars:
-        tasks: dict[tuple[Step, str], Any] = {}
-
-        def report(step: Step, item: str, total: int, done: int, /) -> None:
-            key = (step, item)
-            amount = (
-                f"{done} of {total} layers"
-                if step is Step.FLUSH
-                else f"{human_bytes(done)} of {human_bytes(total)}"
-            )
-            if key not in tasks:
-                title = escape(printable(item)) if step is Step.WAIT else short(item)
-                tasks[key] = bars.add_task(title, total=total, step=step, amount=amount)
-            bars.update(tasks[key], completed=done, amount=amount)
-            if done >= total:
-                bars.update(tasks[key], visible=False)
-
-        yield report
+def rfc3339(nanoseconds: int) -> str:
+    """Return a time as RFC 3339 has it, in UTC."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"

@@ -1,142 +1,200 @@
 """Commands on snapshots: snapshots ls|tree|usage|rm."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import click
+import msgspec
 
-from engine.cli.context import Context, as_json, snapshotter_option
-from engine.cli.output import (
-    Tree,
-    age,
-    console,
-    escape,
-    human_bytes,
-    print_json,
-    print_table,
-    resisting,
-    say,
-)
+from engine.cli import shapes
+from engine.cli.completion import snapshot_names
+from engine.cli.context import Context, action, listing, snapshotter_option
+from engine.cli.ending import Incomplete
+from engine.cli.output import View, age, document, human_bytes, resisting, say, write
+from engine.cli.table import Column
 from engine.errors import EngineError, FailedPrecondition
 from engine.snapshots import Info, Snapshotter
 from engine.stores import Stores
 
-__all__ = ["COMMANDS"]
+__all__ = ["list_snapshots", "remove", "tree", "usage"]
 
 
-def _chosen(stores: Stores, name: str | None) -> Sequence[Snapshotter]:
-    return [stores.snapshotter(name)] if name else stores.snapshotters()
+class _Found(NamedTuple):
+    backend: Snapshotter
+    info: Info
 
 
-def _holding(stores: Stores, name: str | None, key: str) -> Snapshotter:
-    """Return the backend that was named, or else the one that has the snapshot `key`."""
-    return stores.snapshotter(name) if name else stores.holder(key)
+class _Survey(NamedTuple):
+    """Every snapshot, and what is wrong with each backend that cannot tell."""
+
+    found: list[_Found]
+    faults: list[shapes.ShownSnapshot]
+
+    def tell_faults(self) -> None:
+        for fault in self.faults:
+            say(f"lamina: {fault.snapshotter}: {fault.error}")
 
 
-@click.group("snapshots")
-def snapshots_group() -> None:
-    """List, draw, measure and remove snapshots."""
+def _survey(stores: Stores, name: str | None) -> _Survey:
+    survey = _Survey([], [])
+    for backend in [stores.snapshotter(name)] if name else stores.snapshotters():
+        try:
+            survey.found.extend(_Found(backend, info) for info in backend.walk())
+        except EngineError as error:
+            survey.faults.append(shapes.ShownSnapshot(snapshotter=backend.name, error=str(error)))
+    for broken, why in () if name else stores.broken.items():
+        survey.faults.append(shapes.ShownSnapshot(snapshotter=broken, error=why))
+    return survey
 
 
-@snapshots_group.command("ls")
+@click.command("ls")
 @snapshotter_option
-@as_json
+@listing
 @click.pass_obj
-def list_snapshots(context: Context, snapshotter: str | None, as_json: bool) -> None:
+def list_snapshots(context: Context, snapshotter: str | None, view: View) -> None:
     """List the snapshots."""
     with context.reading() as stores:
-        rows = list(_rows(stores, snapshotter))
-    if as_json:
-        print_json(rows)
+        survey = _survey(stores, snapshotter)
+    if view.json:
+        rows = [shapes.snapshot(backend.name, info) for backend, info in survey.found]
+        document([*rows, *survey.faults])
         return
-    found = [(row["snapshotter"], row["info"]) for row in rows if "info" in row]
-    print_table(
-        ("SNAPSHOTTER", "KIND", "CREATED", "KEY", "PARENT"),
-        [(name, i.kind, age(i.created), i.key, i.parent or "-") for name, i in found],
+    survey.tell_faults()
+    if view.quiet:
+        write(info.key for _, info in survey.found)
+        return
+    short = view.shortener(info.key for _, info in survey.found)
+    view.table(
+        (
+            Column("KEY"),
+            Column("SNAPSHOTTER", goes=4),
+            Column("KIND", goes=2),
+            Column("CREATED", goes=1),
+            Column("PARENT", goes=3),
+        ),
+        [
+            (short(i.key), backend.name, i.kind, age(i.created), short(i.parent) or "-")
+            for backend, i in survey.found
+        ],
+        none="no snapshots",
     )
-    _tell_errors(rows)
 
 
-def _tell_errors(rows: Sequence[dict[str, Any]]) -> None:
-    for row in rows:
-        if "error" in row:
-            say(f"lamina: {row['snapshotter']}: {row['error']}")
-
-
-def _rows(stores: Stores, name: str | None) -> Iterator[dict[str, Any]]:
-    """Give a row for each snapshot, and one with the error for each backend that cannot tell."""
-    for backend in _chosen(stores, name):
-        try:
-            yield from ({"snapshotter": backend.name, "info": info} for info in backend.walk())
-        except EngineError as error:
-            yield {"snapshotter": backend.name, "error": str(error)}
-    if not name:
-        yield from ({"snapshotter": broken, "error": why} for broken, why in stores.broken.items())
-
-
-@snapshots_group.command("tree")
+@click.command("tree")
 @snapshotter_option
+@listing
 @click.pass_obj
-def tree(context: Context, snapshotter: str | None) -> None:
-    """Draw what stands on what, and how much each takes up by itself."""
+def tree(context: Context, snapshotter: str | None, view: View) -> None:
+    """Draw what stands on what, and how much each takes up."""
     with context.reading() as stores:
-        rows = list(_rows(stores, snapshotter))
-        for backend in _chosen(stores, snapshotter):
-            infos = [row["info"] for row in rows if row["snapshotter"] == backend.name and "info" in row]
-            if infos:
-                console.print(_drawing(backend, infos))
-    _tell_errors(rows)
+        survey = _survey(stores, snapshotter)
+        children: defaultdict[tuple[str, str], list[_Found]] = defaultdict(list)
+        for found in survey.found:
+            children[found.backend.name, found.info.parent].append(found)
+        short = view.shortener(info.key for _, info in survey.found)
+        backends = sorted({backend.name for backend, _ in survey.found})
+        if view.json:
+            forest = [branch for name in backends for branch in _branches(children, name, "")]
+            document([*forest, *survey.faults])
+            return
+        for name in backends:
+            write([name])
+            write(
+                f"{guide}{short(found.info.key)}" + ("" if view.quiet else _about(found))
+                for guide, found in _drawn(children, name)
+            )
+    survey.tell_faults()
 
 
-def _drawing(backend: Snapshotter, infos: Sequence[Info]) -> Tree:
-    children: defaultdict[str, list[Info]] = defaultdict(list)
-    for info in infos:
-        children[info.parent].append(info)
-    drawing = Tree(f"[bold]{backend.name}[/bold]")
-    pending = [(drawing, info) for info in children[""]]
+_Children = defaultdict[tuple[str, str], list[_Found]]
+
+
+def _about(found: _Found) -> str:
+    size = human_bytes(found.backend.usage(found.info.key).size)
+    return f"  {found.info.kind}, {size}"
+
+
+def _drawn(children: _Children, name: str) -> Iterator[tuple[str, _Found]]:
+    """Yield the snapshots of a backend from the bottom up, each with the lines that lead to it."""
+    # Not by recursion: as many may stand on each other as someone commits.
+    pending = [("", found, at == 0) for at, found in enumerate(reversed(children[name, ""]))]
     while pending:
-        above, info = pending.pop(0)
-        size = human_bytes(backend.usage(info.key).size)
-        node = above.add(f"{escape(info.key)}  [dim]{info.kind}, {size}[/dim]")
-        pending += [(node, child) for child in children[info.key]]
-    return drawing
+        lead, found, is_last = pending.pop()
+        yield lead + ("└── " if is_last else "├── "), found
+        lead += "    " if is_last else "│   "
+        above = reversed(children[name, found.info.key])
+        pending += [(lead, child, at == 0) for at, child in enumerate(above)]
 
 
-@snapshots_group.command("usage")
-@click.argument("keys", nargs=-1)
+def _branches(children: _Children, name: str, parent: str) -> list[dict[str, Any]]:
+    """Return the snapshots on a parent, each with those on it as `children`."""
+    made: dict[str, dict[str, Any]] = {}
+    pending = list(children[name, parent])
+    roots = [found.info.key for found in pending]
+    while pending:
+        backend, info = pending.pop(0)
+        shape = shapes.snapshot(name, info, backend.usage(info.key))
+        made[info.key] = {**msgspec.to_builtins(shape), "children": []}
+        if info.parent in made:
+            made[info.parent]["children"].append(made[info.key])
+        pending += children[name, info.key]
+    return [made[key] for key in roots]
+
+
+@click.command("usage")
+@click.argument("keys", nargs=-1, shell_complete=snapshot_names)
 @snapshotter_option
-@as_json
+@listing
 @click.pass_obj
-def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, as_json: bool) -> None:
+def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, view: View) -> None:
     """Show what snapshots take up, their parents left out; all of them by default."""
     with context.reading() as stores:
-        found = [] if keys else list(_rows(stores, snapshotter))
-        chosen = [(_holding(stores, snapshotter, key), key) for key in keys] or [
-            (stores.snapshotter(row["snapshotter"]), row["info"].key) for row in found if "info" in row
+        if keys:
+            named = [stores.find_snapshot(key, snapshotter) for key in keys]
+            survey = _Survey([_Found(backend, backend.stat(key)) for backend, key in named], [])
+        else:
+            survey = _survey(stores, snapshotter)
+        rows = [
+            shapes.snapshot(found.backend.name, found.info, found.backend.usage(found.info.key))
+            for found in survey.found
         ]
-        rows = [(backend.name, key, backend.usage(key)) for backend, key in chosen]
-    broken = [row for row in found if "error" in row]
-    if as_json:
-        print_json([*({"snapshotter": s, "key": k, "usage": u} for s, k, u in rows), *broken])
+    if view.json:
+        document([*rows, *survey.faults])
         return
-    print_table(
-        ("SNAPSHOTTER", "SIZE", "INODES", "KEY"),
-        [(name, human_bytes(use.size), str(use.inodes), key) for name, key, use in rows],
+    survey.tell_faults()
+    if view.quiet:
+        write(str(row.key) for row in rows)
+        return
+    short = view.shortener(info.key for _, info in survey.found)
+    view.table(
+        (
+            Column("KEY"),
+            Column("SIZE", goes=3, right=True),
+            Column("INODES", goes=1, right=True),
+            Column("SNAPSHOTTER", goes=2),
+        ),
+        [
+            (short(str(row.key)), human_bytes(row.size or 0), str(row.inodes), row.snapshotter)
+            for row in rows
+        ],
+        none="no snapshots",
     )
-    _tell_errors(broken)
 
 
-@snapshots_group.command("rm")
-@click.argument("keys", nargs=-1, required=True)
+@click.command("rm")
+@click.argument("keys", nargs=-1, required=True, shell_complete=snapshot_names)
 @snapshotter_option
+@action
 @click.pass_obj
-def remove(context: Context, keys: tuple[str, ...], snapshotter: str | None) -> None:
-    """Remove snapshots that nothing stands on, writable mounts that are kept among them."""
+def remove(context: Context, keys: tuple[str, ...], snapshotter: str | None, view: View) -> None:
+    """Remove snapshots that nothing stands on."""
     with context.stores() as stores:
-        left = stores.remove_snapshots([(_holding(stores, snapshotter, key), key) for key in keys])
+        chosen = [stores.find_snapshot(key, snapshotter) for key in keys]
+        left = stores.remove_snapshots(chosen)
+    removed = [shapes.SnapshotName(snapshotter=backend.name, key=key) for backend, key in chosen]
+    done = {"removed": removed, "left": left}
     if left:
-        raise FailedPrecondition(resisting(left))
-
-
-COMMANDS = (snapshots_group,)
+        raise Incomplete(FailedPrecondition(resisting(left)), done)
+    if view.json:
+        document(done)

@@ -1,35 +1,43 @@
 """Commands on the store as a whole: gc, backends."""
 
 import click
+import msgspec
 
 from engine import plugins
-from engine.cli.context import Context, as_json
-from engine.cli.output import human_bytes, print_json, print_table, resisting, say
+from engine.cli import shapes
+from engine.cli.context import Context, action, listing
+from engine.cli.ending import Incomplete
+from engine.cli.output import View, document, human_bytes, resisting, say, write
+from engine.cli.table import Column
+from engine.errors import EngineError
+from engine.gc.collect import Collected
 
-__all__ = ["COMMANDS"]
+__all__ = ["backends", "gc"]
 
 
 @click.command("gc")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@as_json
+@action
 @click.pass_obj
-def gc(context: Context, dry_run: bool, as_json: bool) -> None:
+def gc(context: Context, dry_run: bool, view: View) -> None:
     """Remove everything that no image, mount or running work holds."""
     with context.reading() if dry_run else context.stores() as stores:
         collected = stores.collect(dry_run=dry_run)
-    if collected.left:
-        say(f"lamina: {resisting(collected.left)}")
-    if as_json:
-        print_json(collected)
-        return
-    for digest in collected.blobs:
-        click.echo(f"blob      {digest}")
-    for node in collected.snapshots:
-        click.echo(f"snapshot  {node.backend} {node.key}")
-    for ref in collected.ingests:
-        click.echo(f"ingest    {ref}")
+    done = shapes.collection(collected, dry_run=dry_run)
+    if not view.json and not view.quiet:
+        _print(collected, dry_run=dry_run)
     for error in collected.errors:
         say(f"lamina: kept: {error}")
+    if collected.left:
+        raise Incomplete(EngineError(resisting(collected.left)), msgspec.structs.asdict(done))
+    if view.json:
+        document(done)
+
+
+def _print(collected: Collected, *, dry_run: bool) -> None:
+    write(f"blob      {digest}" for digest in collected.blobs)
+    write(f"snapshot  {node.backend} {node.key}" for node in collected.snapshots)
+    write(f"ingest    {ref}" for ref in collected.ingests)
     verb = "would remove" if dry_run else "removed"
     say(
         f"{verb} {len(collected.blobs)} blobs ({human_bytes(collected.blob_bytes)}), "
@@ -39,33 +47,24 @@ def gc(context: Context, dry_run: bool, as_json: bool) -> None:
 
 
 @click.command("backends")
-@as_json
+@listing
 @click.pass_obj
-def backends(context: Context, as_json: bool) -> None:
+def backends(context: Context, view: View) -> None:
     """List the snapshotters, whether they work here, and why not."""
     with context.reading() as stores:
         found = plugins.backends(stores.root)
-    if as_json:
-        print_json(
-            [
-                {
-                    "name": backend.name,
-                    "unpacks": backend.probe.unpacks,
-                    "mounts": backend.probe.mounts,
-                    "reason": backend.probe.reason,
-                }
-                for backend in found
-            ]
-        )
+    if view.json:
+        document([shapes.backend(backend) for backend in found])
+        return
+    if view.quiet:
+        write(backend.name for backend in found)
         return
     yes_no = {True: "yes", False: "no"}
-    print_table(
-        ("NAME", "UNPACKS", "MOUNTS", "WHY NOT"),
+    view.table(
+        (Column("NAME"), Column("UNPACKS"), Column("MOUNTS"), Column("WHY NOT", goes=1, least=12)),
         [
             (b.name, yes_no[b.probe.unpacks], yes_no[b.probe.mounts], b.probe.reason or "-")
             for b in found
         ],
+        none="no snapshotters",
     )
-
-
-COMMANDS = (gc, backends)

@@ -23,7 +23,7 @@ from engine.oci.identity import ChainID, chain_ids
 from engine.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, Compression, layer_compression
 from engine.oci.platform import Platform, choose, matches, normalise
 
-__all__ = ["Layer", "ResolvedImage", "is_attestation", "may_be_image", "resolve"]
+__all__ = ["Layer", "Read", "ResolvedImage", "is_attestation", "may_be_image", "resolve"]
 
 _ATTESTATION = "vnd.docker.reference.type"  # annotation of buildkit's, beside the images of an index
 

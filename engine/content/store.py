@@ -12,14 +12,24 @@ import msgspec
 from engine import labels as label_rules
 from engine.content import discard, extents
 from engine.content.writer import Writer
-from engine.errors import AlreadyExists, DataLoss, NotFound, Refused, Unavailable
+from engine.errors import (
+    AlreadyExists,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    Refused,
+    Unavailable,
+    printable,
+)
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, LeaseItem, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import leases
+from engine.metadata.digests import full_name
 from engine.oci.digest import Digest, hasher
+from engine.oci.short import beginnings
 
 __all__ = ["BeingWritten", "ContentStore", "Status"]
 
@@ -51,6 +61,22 @@ class ContentStore:
         """Return a blob's record; with a lease, pin it in the same step. Raises NotFound."""
         with self._meta.write() if lease else self._meta.read() as txn:
             return self._pinned(txn, digest, lease)
+
+    def find(self, text: str) -> Digest:
+        """Return the digest of the blob that `text` means: all of it, or the first digits.
+
+        NotFound, InvalidArgument where it is no digest or begins several.
+        """
+        with self._meta.read() as txn:
+            found = full_name(BLOBS, txn, self._namespace, text=text, name=lambda blob: blob.digest)
+        if found is None and not beginnings(text):
+            raise InvalidArgument(
+                f"{printable(text)!r} is not a sha256 or sha512 digest, nor the first digits of one; "
+                "`lamina content ls` lists them"
+            )
+        if found is None:
+            raise NotFound(f"no blob {text}; `lamina content ls` lists them")
+        return Digest(found)
 
     def _get(self, txn: Transaction, digest: Digest) -> Blob:
         blob = BLOBS.get(txn, self._namespace, digest)

@@ -4,9 +4,11 @@ Sync. The bytes stream once through: inflate, hash, archive, rules, layer tree, 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 
+from engine import limits
 from engine.callables import named
 from engine.diff.budget import Budget
 from engine.diff.decompress import decompressed
@@ -16,8 +18,8 @@ from engine.diff.rules import Rules
 from engine.diff.tar import TarReader
 from engine.errors import os_errors
 from engine.failpoints import hit
+from engine.fs.room import Room
 from engine.oci.digest import Digest, hasher
-from engine.oci.mediatypes import Compression
 from engine.snapshots import Target
 
 __all__ = ["Applied", "apply_layer"]
@@ -34,7 +36,6 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 
 def apply_layer(
     packed: Iterable[bytes | memoryview],
-    compression: Compression,
     target: Target,
     *,
     diff_id: Digest,
@@ -58,12 +59,12 @@ def apply_layer(
 
     def hashed() -> Iterator[bytes]:
         nonlocal unpacked
-        for piece in decompressed(counted(), compression):
+        for piece in decompressed(counted(), limits.LAYER):
             running.update(piece)
             unpacked += len(piece)
             yield piece
 
-    budget = Budget()
+    budget = Budget(Room(Path(target.place).parent).take)
     rules = Rules(budget, name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
     with os_errors("unpacking a layer"), ahead(hashed()) as pieces:
         _write_tree(pieces, rules, budget, target)
@@ -77,7 +78,7 @@ def apply_layer(
 
 def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: Target) -> None:
     with named(target.sink)(target.place) as sink:
-        reader = TarReader(pieces)
+        reader = TarReader(budget.taken(pieces))
         tree = LayerTree(sink, rules, budget)
         try:
             for operation in rules.operations(reader):

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, Self
 
 from engine import limits
-from engine.diff.budget import Budget
+from engine.diff.budget import BLOCK, Budget
 from engine.diff.rules import Action, Operation, Rules, split_name
+from engine.diff.sparse import blocks
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
 
@@ -29,7 +30,7 @@ __all__ = [
     "path_of",
 ]
 
-_BLOCK = 4096  # what the smallest file takes on the file systems that people use
+_LONG_LINK = 60  # bytes: ext4 keeps a shorter one in its inode
 _NOTHING: frozenset[bytes] = frozenset()  # most folders hide nothing, and there may be many
 _STEPS = 4096  # folders and links that one entry may make us walk through
 
@@ -78,7 +79,7 @@ class Symlink(Leaf):
     __slots__ = ("is_absolute", "steps", "text")
 
     def __init__(self, text: bytes) -> None:
-        super().__init__(0)
+        super().__init__(BLOCK if len(text) >= _LONG_LINK else 0)
         self.text = text
         self.is_absolute = text.startswith(b"/")
         self.steps: list[bytes] | None = None  # split when first followed
@@ -118,7 +119,7 @@ class Sink(Protocol):
         """Make an empty folder; its attributes come with `finish`."""
 
     def make_file(self, parent: Folder, name: bytes, entry: Entry, payload: Payload) -> None:
-        """Make a regular file with the bytes of `payload`."""
+        """Make a regular file with the bytes of `payload`, of a sparse one (`entry.parts`) its parts."""
 
     def make_symlink(self, parent: Folder, name: bytes, entry: Entry) -> None:
         """Make a symbolic link."""
@@ -184,8 +185,12 @@ class LayerTree:
         entry, name = operation.entry, operation.name
         if name in parent.names:
             self._free(parent, name)
+        if entry.parts is None:
+            size = -(-entry.size // BLOCK) * BLOCK
+        else:
+            size = blocks(entry.parts, BLOCK) * BLOCK
+            self._budget.scattered(size)
         self._sink.make_file(parent, name, entry, payload)
-        size = -(-entry.size // _BLOCK) * _BLOCK
         self.size += size
         self.inodes += 1
         self._budget.kept(len(name))
@@ -251,7 +256,7 @@ class LayerTree:
         self._budget.folder()
         self._sink.make_folder(parent, name)
         folder = Folder(parent, name)
-        self.size += _BLOCK
+        self.size += BLOCK
         self.inodes += 1
         self._keep(parent, name, folder)
         return folder
@@ -273,7 +278,7 @@ class LayerTree:
             node = pending.pop()
             if isinstance(node, Folder):
                 node.is_gone = True
-                self.size -= _BLOCK
+                self.size -= BLOCK
                 self.inodes -= 1
                 pending += node.names.values()
             else:

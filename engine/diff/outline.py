@@ -7,7 +7,6 @@ are written one after the other with their depth, not as paths.
 
 import struct
 from collections.abc import Iterator
-from itertools import islice
 
 import msgspec
 
@@ -37,19 +36,29 @@ class Outline(msgspec.Struct, frozen=True):
 
 
 _HEAD = struct.Struct(">QQQ")  # size, inodes, records
-_AT_ONCE = 4096  # records: as objects they take ten times as much as here
+_AT_ONCE = 4096  # names and folders: as objects they take ten times as much as here
 _records = msgspec.msgpack.Decoder(list[_Record])
 
 
-def encode(outline: Outline) -> bytes:
-    """Return an outline as bytes: a head, and records in pieces, each after its length."""
-    count, pieces = 0, []
-    records = map(_record, folders(outline.root))
-    while piece := list(islice(records, _AT_ONCE)):
-        count += len(piece)
+def encode(outline: Outline) -> Iterator[bytes]:
+    """Yield an outline as bytes: a head, and records in pieces, each after its length."""
+    yield _HEAD.pack(outline.size, outline.inodes, sum(1 for _ in folders(outline.root)))
+    for piece in _batches(outline.root):
         data = msgspec.msgpack.encode(piece)
-        pieces += [len(data).to_bytes(4, "big"), data]
-    return _HEAD.pack(outline.size, outline.inodes, count) + b"".join(pieces)
+        yield len(data).to_bytes(4, "big")
+        yield data
+
+
+def _batches(root: Folder) -> Iterator[list[_Record]]:
+    batch, held = [], 0
+    for folder in folders(root):
+        batch.append(_record(folder))
+        held += 1 + len(folder.names)
+        if held >= _AT_ONCE:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _record(folder: Folder) -> _Record:

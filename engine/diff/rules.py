@@ -137,6 +137,8 @@ class Rules:
             _check_symlink(entry)
         elif action is Action.NODE:
             _check_node(entry)
+        elif entry.size > limits.FILE:
+            raise Refused(f"{printable(entry.name)!r} is over {limits.FILE} bytes large")
         return Operation(action, parent, name, entry)
 
     def _link_target(self, entry: Entry) -> bytes:

@@ -2,18 +2,20 @@
 
 Pure. Reads ustar, pax, GNU and old archives. Where readers of the field disagree on bytes, so that an
 archive could show one tree to a scanner and another to us, the bytes are refused: bad checksums and
-numbers, sizes on entries that have no body, malformed or oversized extension headers, sparse files,
-unknown types, a zero block in the middle. Names stay bytes. Global pax headers apply to nothing, as
+numbers, sizes on entries that have no body, malformed or oversized extension headers, unknown types,
+a zero block in the middle. Names stay bytes. Global pax headers apply to nothing, as
 in Go's archive/tar, which containerd and umoci read with.
 """
 
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from zlib import adler32
 
 import msgspec
 
 from engine import limits
+from engine.diff import sparse
 from engine.errors import Refused, printable
 
 __all__ = [
@@ -33,13 +35,14 @@ _ZEROS = bytes(BLOCK)
 
 FILE, HARDLINK, SYMLINK = b"0", b"1", b"2"
 CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = b"3", b"4", b"5", b"6"
+_GNU_SPARSE = b"S"
 _BODILESS = frozenset((HARDLINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
 _KNOWN = _BODILESS | {FILE}
-_SAME_AS_FILE = frozenset((b"\0", b"7"))  # before POSIX; "contiguous"
+_SAME_AS_FILE = frozenset((b"\0", b"7", _GNU_SPARSE))  # before POSIX; "contiguous"
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_LABEL = b"x", b"g", b"L", b"K", b"V"
 
 _XATTR = b"SCHILY.xattr."
-_READ = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
+_READ = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")) | sparse.KEYS
 _RECORD = re.compile(rb"([1-9][0-9]{0,19}) ([^=]+)=")
 # A run of well-formed short records that mean nothing here. Short, so that the length can be part of
 # the pattern: one by one they would cost fifteen times as much as any other bytes of an archive.
@@ -57,7 +60,10 @@ _LARGEST = (1 << 63) - 1
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One member of an archive, as its headers say it; `mtime` is in nanoseconds."""
+    """One member of an archive, as its headers say it; `mtime` is in nanoseconds.
+
+    Of a sparse file the payload has only the `parts`; `size` is what it has with its holes.
+    """
 
     name: bytes
     type: bytes
@@ -70,6 +76,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     major: int
     minor: int
     xattrs: dict[bytes, bytes]
+    parts: sparse.Parts | None = None
 
 
 _NONE: dict[bytes, bytes] = {}
@@ -164,10 +171,53 @@ class TarReader:
             block, pax, name, link = header
             entry = _entry(block, pax, name, link)
             self._begin_body(entry.size)
+            if block[156:157] == _GNU_SPARSE or not sparse.KEYS.isdisjoint(pax):
+                entry = self._sparse(entry, block, pax)
             self._entries += 1
             yield entry
             self._skip_body()
         self._finish()
+
+    def _sparse(self, entry: Entry, block: bytes, pax: dict[bytes, bytes]) -> Entry:
+        """Return the entry of a sparse file; what is left of its body then are its parts."""
+        name, size = entry.name, entry.size
+        if block[156:157] == _GNU_SPARSE:
+            size, parts = _size(block[483:495]), self._old_sparse_parts(block)
+        elif sparse.is_in_data(pax):
+            parts = sparse.parts_in_data(self._blocks_of_body())
+        else:
+            parts = sparse.parts_in_pax(pax)
+        if not sparse.KEYS.isdisjoint(pax):
+            if entry.type != FILE or block[156:157] == _GNU_SPARSE:
+                raise Refused(f"archive has {printable(name)!r} as a sparse file, which it cannot be")
+            name = pax.get(sparse.NAME) or name
+            for key in reversed(sparse.SIZES):
+                size = _pax_number(pax, key, size)
+        parts = sparse.checked(parts, size, self._left, name)
+        return msgspec.structs.replace(entry, name=name, size=size, parts=parts)
+
+    def _blocks_of_body(self) -> Iterator[bytes]:
+        while self._left >= BLOCK:
+            self._left -= BLOCK
+            yield self._take(BLOCK, "a file")
+
+    def _old_sparse_parts(self, block: bytes) -> sparse.Parts:
+        """Return the map of GNU's old format: in the header, and in blocks between it and the body."""
+        if block[257:265] != b"ustar  \0":
+            raise Refused("archive has a sparse file in a header that is not GNU's")
+        numbers: list[int] = []
+        fields, is_extended = block[386:482], block[482]
+        while True:
+            for at in range(0, len(fields), 24):
+                if not fields[at]:
+                    break  # as in GNU tar: further blocks may follow all the same
+                numbers += (_size(fields[at : at + 12]), _size(fields[at + 12 : at + 24]))
+            if len(numbers) > 2 * limits.SPARSE_PARTS:
+                raise Refused(f"archive has a sparse file of over {limits.SPARSE_PARTS} parts")
+            if not is_extended:
+                return array("q", numbers)
+            further = self._take(BLOCK, "a map of a sparse file")
+            fields, is_extended = further[:504], further[504]
 
     def _header(self) -> tuple[bytes, dict[bytes, bytes], bytes | None, bytes | None] | None:
         """Return the next real header and the extensions before it, None at the end."""
@@ -337,6 +387,7 @@ def _pax_records(body: bytes, into: dict[bytes, bytes]) -> int:
     """
     size, has_nul = len(body), b"\0" in body
     count = 0
+    pairs: list[tuple[bytes, bytes]] = []
     at = _end_of_run(body, 0)
     while at < size:
         found = _RECORD.match(body, at)
@@ -344,15 +395,17 @@ def _pax_records(body: bytes, into: dict[bytes, bytes]) -> int:
         if not found or end > size or found.end() >= end or body[end - 1] != 0x0A:
             raise Refused("archive has a malformed pax record")
         key = found[2]
-        if key.startswith(b"GNU.sparse."):
-            raise Refused("archive has a sparse file, which no image builder writes")
         is_xattr = key.startswith(_XATTR)
         if has_nul and (b"\0" in key or (not is_xattr and body.find(b"\0", at, end) >= 0)):
             raise Refused("archive has a NUL in a pax record")
         if is_xattr or key in _READ:
             into[key] = body[found.end() : end - 1]
+        elif key in sparse.PAIR:
+            pairs.append((key, body[found.end() : end - 1]))
         at = _end_of_run(body, end)
         count += 1
+    if pairs:
+        into[sparse.MAP] = sparse.joined(pairs)
     return count
 
 

@@ -1,7 +1,7 @@
 """What a tree takes up on disk, each inode counted once. Sync."""
 
+import errno
 import os
-import stat
 
 from engine.fs.kernel import open_beneath
 
@@ -11,20 +11,33 @@ _BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 
 
 def measure(root: int) -> tuple[int, int]:
-    """Return (bytes on disk, inodes) of all below the directory `root` is a descriptor of."""
+    """Return (bytes on disk, inodes) of all below the directory `root` is a descriptor of.
+
+    What someone mounted in it does not count: only the folder below that, as an inode.
+    """
     size, inodes = 0, 0
     seen: set[int] = set()
     pending = [b""]
     while pending:
         path = pending.pop()
-        folder = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            folder = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            inodes += 1
+            continue
+        try:
+            if path:
+                size += os.fstat(folder).st_blocks * _BLOCK
+                inodes += 1
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    info = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(info.st_mode):
+                    if entry.is_dir(follow_symlinks=False):
                         pending.append(os.path.join(path, os.fsencode(entry.name)))
-                    elif info.st_nlink > 1:
+                        continue
+                    info = entry.stat(follow_symlinks=False)
+                    if info.st_nlink > 1:
                         if info.st_ino in seen:
                             continue
                         seen.add(info.st_ino)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import lmdb
 
-from engine.errors import FailedPrecondition, PermissionDenied, os_errors
+from engine.errors import FailedPrecondition, PermissionDenied, ResourceExhausted, os_errors
 from engine.fs.kernel import release_mapped
 from engine.kv import turn
-from engine.kv.faults import mapped
+from engine.kv.faults import OUTGROWN, mapped
 from engine.kv.gate import Gate
 from engine.kv.opening import HEADROOM, allocate_lock, discard_unfinished, open_file
 from engine.kv.turn import Turn
@@ -140,8 +140,13 @@ class Environment:
         with mapped(self._path), self._turn.taken():
             if self._mapped_bytes < self._map_bytes and self._room() < HEADROOM:
                 self._map_anew()
-            with self._begun(write=True) as txn:
-                yield txn
+            try:
+                with self._begun(write=True) as txn:
+                    yield txn
+            except lmdb.MapFullError as error:
+                if self._mapped_bytes < self._map_bytes:  # it is memory that ran out, not the store
+                    raise ResourceExhausted(f"store {self._path}: {OUTGROWN}") from error
+                raise
 
     @contextmanager
     def _begun(self, *, write: bool) -> Iterator[Transaction]:

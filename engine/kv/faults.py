@@ -21,17 +21,15 @@ from engine.errors import (
     from_os_error,
 )
 
-__all__ = ["mapped"]
+__all__ = ["OUTGROWN", "mapped"]
 
 _ROOM = 32 << 20  # bytes free below which a failed write means that the disk is full
 
+OUTGROWN = "it has outgrown the address space of this process; raise the limit (ulimit -v)"
+
 _KINDS: tuple[tuple[type[Exception], type[EngineError], str], ...] = (
     (lmdb.MapFullError, ResourceExhausted, "the store has reached its largest size"),
-    (
-        lmdb.MapResizedError,
-        ResourceExhausted,
-        "it has outgrown the address space of this process; raise the limit (ulimit -v)",
-    ),
+    (lmdb.MapResizedError, ResourceExhausted, OUTGROWN),
     (lmdb.MemoryError, ResourceExhausted, "out of memory or address space (ulimit -v)"),
     (lmdb.ReadersFullError, Unavailable, "too many readers; try again"),
     (lmdb.TlsFullError, Unavailable, "too many environments; try again"),

@@ -8,11 +8,11 @@ carries its own names: a key finds, it does not tell.
 import hashlib
 from collections.abc import Iterable
 
-__all__ = ["Part", "encode", "name_in", "number"]
+__all__ = ["LONGEST", "Part", "encode", "name_in", "number", "opening"]
 
 Part = str | bytes | int
 
-_LONGEST = 128
+LONGEST = 128
 _HASHED = b"\xff\xff"
 
 
@@ -25,9 +25,18 @@ def _encode(part: Part) -> bytes:
     if isinstance(part, int):
         return number(part)
     raw = part.encode() if isinstance(part, str) else part
-    if len(raw) > _LONGEST:
+    if len(raw) > LONGEST:
         return _HASHED + hashlib.sha256(raw).digest()
     return len(raw).to_bytes(2, "big") + raw
+
+
+def opening(parts: Iterable[Part], text: str, size: int) -> bytes:
+    """Return how the keys begin that continue `parts` with one of `size` bytes that begins as `text`.
+
+    Where so long a part is replaced, that is how all begin whose part is.
+    """
+    head = _HASHED if size > LONGEST else size.to_bytes(2, "big") + text.encode()
+    return encode(parts) + head
 
 
 def name_in(key: bytes) -> str:

@@ -103,7 +103,6 @@ class Lease(Record, frozen=True):
     created: int
     expires: int | None = None
     owner: Owner | None = None
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class LeaseItem(Record, frozen=True):

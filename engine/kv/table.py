@@ -4,7 +4,7 @@ Sync. A table holds no state: every call names the transaction that it works in,
 several tables commit together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -61,13 +61,13 @@ class Table(Generic[R]):
 
     def scan(self, txn: Transaction, *prefix: Part) -> list[R]:
         """Return all records whose keys begin with `prefix`, in key order."""
-        return [self._decode(value) for _, value in self._items(txn, prefix)]
+        return [self._decode(value) for _, value in self._items(txn, keys.encode(prefix))]
 
     def survey(self, txn: Transaction, *prefix: Part) -> tuple[list[R], list[Damaged]]:
         """Return what `scan` does, and beside it the records that cannot be read."""
         found: list[R] = []
         damaged: list[Damaged] = []
-        for key, value in self._items(txn, prefix):
+        for key, value in self._items(txn, keys.encode(prefix)):
             try:
                 found.append(self._decode(value))
             except DataLoss as error:
@@ -76,7 +76,24 @@ class Table(Generic[R]):
 
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
-        return next(self._items(txn, prefix), None) is not None
+        return next(self._items(txn, keys.encode(prefix)), None) is not None
+
+    def beginning(
+        self, txn: Transaction, *prefix: Part, text: str, size: int, name: Callable[[R], str]
+    ) -> Iterator[str]:
+        """Yield the last parts of keys that have `size` bytes and begin as `text`.
+
+        `name` returns it for a record whose key does not tell, being too long.
+        """
+        for key, value in self._items(txn, keys.opening(prefix, text, size)):
+            found = keys.name_in(bytes(key))
+            if size > keys.LONGEST:
+                try:
+                    found = name(self._decode(value))
+                except DataLoss:
+                    continue
+            if len(found) == size and found.startswith(text):
+                yield found
 
     def clear(self, txn: Transaction, *prefix: Part) -> None:
         """Remove all records whose keys begin with `prefix`, readable or not."""
@@ -86,11 +103,10 @@ class Table(Generic[R]):
                 cursor.delete()
 
     def _items(
-        self, txn: Transaction, prefix: tuple[Part, ...]
+        self, txn: Transaction, start: bytes
     ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
         if self.name not in txn.databases:
             return
-        start = keys.encode(prefix)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
             while found and bytes(cursor.key()[: len(start)]) == start:

@@ -6,14 +6,17 @@ names is in the store.
 
 from collections.abc import Mapping
 
-from engine.errors import AlreadyExists, NotFound
+from engine.errors import AlreadyExists, FailedPrecondition, NotFound
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, IMAGES, Image, now
 from engine.kv.table import Damaged
 from engine.oci.documents import Descriptor
 from engine.oci.reference import familiar, parse_reference
+from engine.oci.short import beginnings, the_one
 
 __all__ = ["ImageStore"]
+
+_SHOWN = 5  # names in a message
 
 
 def _absent(full: str) -> NotFound:
@@ -28,16 +31,29 @@ class ImageStore:
         self._namespace = namespace
 
     def get(self, name: str) -> Image:
-        """Return the image that `name` means, in its full or its familiar form. Raises NotFound."""
-        with self._meta.read() as txn:
-            return self._get(txn, name)
+        """Return the image that `name` means: its name, full or familiar, or digits of its digest.
 
-    def _get(self, txn: Transaction, name: str) -> Image:
-        full = str(parse_reference(name))
-        image = IMAGES.get(txn, self._namespace, full)
-        if image is None:
-            raise _absent(full)
-        return image
+        NotFound, InvalidArgument for what is no name or begins several digests.
+        """
+        with self._meta.read() as txn:
+            return self._named(txn, name) or self._of_digest(txn, name)[0]
+
+    def named(self, name: str) -> Image | None:
+        """Return the image of that very name, full or familiar, or None."""
+        with self._meta.read() as txn:
+            return self._named(txn, name)
+
+    def _named(self, txn: Transaction, name: str) -> Image | None:
+        return IMAGES.get(txn, self._namespace, str(parse_reference(name)))
+
+    def _of_digest(self, txn: Transaction, text: str) -> list[Image]:
+        """Return the images whose digest begins as `text`, by name: one digest, one name or more."""
+        starts = tuple(beginning.text for beginning in beginnings(text))
+        readable = IMAGES.survey(txn, self._namespace)[0] if starts else []
+        found = [image for image in readable if image.target.digest.startswith(starts)]
+        if the_one((image.target.digest for image in found), text, "images") is None:
+            raise _absent(str(parse_reference(text)))
+        return sorted(found, key=lambda image: image.name)
 
     def walk(self) -> list[Image]:
         """Return all images whose records can be read, by name."""
@@ -88,9 +104,21 @@ class ImageStore:
         IMAGES.put(txn, image, self._namespace, full)
         return image
 
-    def remove(self, name: str) -> None:
-        """Take a name away; what only it kept is garbage. Raises NotFound."""
+    def remove(self, name: str) -> str:
+        """Take a name away, and return it in full; what only it kept is garbage.
+
+        NotFound; for digits of a digest that has several names FailedPrecondition.
+        """
         with self._meta.write() as txn:
             full = str(parse_reference(name))
-            if not IMAGES.delete(txn, self._namespace, full):
-                raise _absent(full)
+            if IMAGES.delete(txn, self._namespace, full):
+                return full
+            found = [image.name for image in self._of_digest(txn, name)]
+            if len(found) > 1:
+                names = ", ".join(familiar(one) for one in found[:_SHOWN])
+                more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+                raise FailedPrecondition(
+                    f"image {name} has {len(found)} names ({names}{more}); remove it by name"
+                )
+            IMAGES.delete(txn, self._namespace, found[0])
+            return found[0]

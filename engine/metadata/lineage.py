@@ -5,6 +5,8 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from engine import labels as label_rules
@@ -29,9 +31,10 @@ from engine.kv.schema import (
 )
 from engine.labels import Labels
 from engine.metadata import leases
+from engine.metadata.digests import full_name
 from engine.snapshots import Commit, Info, Kind, Usage
 
-__all__ = ["MetaStore", "drop", "info_of"]
+__all__ = ["MetaStore", "drop", "full_key", "info_of"]
 
 _KIND = "snapshot"
 
@@ -46,6 +49,15 @@ def info_of(record: Snapshot) -> Info:
         updated=record.updated,
         labels=record.labels,
     )
+
+
+def full_key(meta: Environment, backend: str, namespace: str, text: str) -> str | None:
+    """Return the key of the committed snapshot whose chain ID begins as `text`, or None.
+
+    InvalidArgument if there are several.
+    """
+    with meta.read() as txn:
+        return full_name(SNAPSHOTS, txn, backend, namespace, text=text, name=lambda record: record.key)
 
 
 def drop(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
@@ -214,10 +226,11 @@ class MetaStore:
         with self._meta.read() as txn:
             return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
 
-    def forget(self, number: int) -> None:
-        """Note that the folder of a removed snapshot is gone."""
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Note that the folders of removed snapshots are gone, for good."""
         with self._meta.write() as txn:
-            TRASH.delete(txn, _KIND, self._backend, number)
+            for number in numbers:
+                TRASH.delete(txn, _KIND, self._backend, number)
 
     def _put(self, txn: Transaction, record: Snapshot) -> None:
         SNAPSHOTS.put(txn, record, self._backend, self._namespace, record.key)

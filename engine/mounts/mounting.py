@@ -289,10 +289,21 @@ class Mounting:
             in {MountState.MOUNTED, MountState.CHANGING, None}
         ]
         if not found:
+            self._check_elsewhere(places, records)
             raise NotFound(
                 f"lamina has mounted nothing at {[*places][-1]}; `lamina mounts` lists what it has"
             )
         return min(found, key=lambda pair: (pair[1] is None, pair[0].mount_id not in on_top))
+
+    def _check_elsewhere(self, places: Collection[str], records: Sequence[MountRecord]) -> None:
+        """Raise FailedPrecondition if a target is mounted in sight of other processes alone."""
+        others = [r for r in records if r.target in places and r.space != here()]
+        table = MountTable.read() if others else None
+        for record in others:
+            if table and self.claims.state(record, table) is MountState.MOUNTED:
+                raise FailedPrecondition(
+                    f"{record.target} is mounted in another mount namespace; unmount it from there"
+                )
 
     def _umount(
         self, record: MountRecord, entry: MountEntry, table: MountTable, *, lazy: bool

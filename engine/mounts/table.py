@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.processes import pid_namespace
+
 __all__ = [
     "MountEntry",
     "MountID",
@@ -161,8 +163,8 @@ class MountTable:
     def read(cls) -> "MountTable":
         """Read it from /proc."""
         own = _own()
-        initial = Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PIDS
-        return cls(own, tuple(_others(own.number)), initial)
+        # 0: of a kernel without pid namespaces, where everyone sees all processes.
+        return cls(own, tuple(_others(own.number)), pid_namespace() in {0, _INITIAL_PIDS})
 
     @classmethod
     def read_own(cls) -> "MountTable":

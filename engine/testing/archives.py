@@ -15,7 +15,18 @@ import zstandard
 
 from engine.oci.digest import digest_of
 
-__all__ = ["END", "archive", "docker_archive", "layout", "member", "pack", "pax_record", "tar_layout"]
+__all__ = [
+    "END",
+    "SPARSE_FORMS",
+    "archive",
+    "docker_archive",
+    "layout",
+    "member",
+    "pack",
+    "pax_record",
+    "sparse_member",
+    "tar_layout",
+]
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -87,6 +98,46 @@ def pax_record(key: bytes, value: bytes) -> bytes:
 def extended(records: Mapping[bytes, bytes], kind: str = "x") -> bytes:
     """Return a pax header."""
     return member("pax", kind, b"".join(pax_record(k, v) for k, v in records.items()))
+
+
+SPARSE_FORMS = ("S", "0.0", "0.1", "1.0")
+
+
+def sparse_member(form: str, name: bytes, size: int, parts: Sequence[tuple[int, bytes]]) -> bytes:
+    """Return a sparse file of `size` bytes with the data of `parts`, each at its offset."""
+    data = b"".join(part for _, part in parts)
+    numbers = [number for offset, part in parts for number in (offset, len(part))]
+    words = [b"%d" % number for number in numbers]
+    if form == "S":
+        return _old_sparse(name, size, numbers, data)
+    about = {b"GNU.sparse.realsize" if form == "1.0" else b"GNU.sparse.size": b"%d" % size}
+    if form == "1.0":
+        lines = b"".join(word + b"\n" for word in (b"%d" % len(parts), *words))
+        data = lines + bytes(-len(lines) % BLOCK) + data
+        about |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0"}
+    else:
+        about[b"GNU.sparse.numblocks"] = b"%d" % len(parts)
+    if form == "0.1":
+        about[b"GNU.sparse.map"] = b",".join(words)
+    records = b"".join(pax_record(*record) for record in about.items())
+    if form == "0.0":
+        keys = (b"GNU.sparse.offset", b"GNU.sparse.numbytes") * len(parts)
+        records += b"".join(map(pax_record, keys, words))
+        return member("pax", "x", records) + member(name, "0", data)
+    records += pax_record(b"GNU.sparse.name", name)
+    return member("pax", "x", records) + member("GNUSparseFile.0/x", "0", data)
+
+
+def _old_sparse(name: bytes, size: int, numbers: Sequence[int], data: bytes) -> bytes:
+    fields = [_octal(number, 12) for number in numbers]
+    first, rest = fields[:8], fields[8:]
+    own = {257: b"ustar  \0", 386: b"".join(first), 482: b"\1" if rest else b"\0", 483: _octal(size, 12)}
+    header = member(name, "S", fields={**own, 124: _octal(len(data), 12)})
+    further = b""
+    while rest:
+        now, rest = rest[:42], rest[42:]
+        further += b"".join(now).ljust(504, b"\0") + (b"\1" if rest else b"\0").ljust(8, b"\0")
+    return header + further + data + bytes(-len(data) % BLOCK)
 
 
 def archive(*members: bytes) -> bytes:

@@ -24,7 +24,6 @@ from engine.errors import (
 )
 from engine.mount import Mount, mounted
 from engine.oci.digest import digest_of
-from engine.oci.mediatypes import Compression
 from engine.snapshots import Commit, Kind, Snapshotter
 from engine.testing.archives import archive, member
 from engine.testing.trees import read_tree
@@ -83,7 +82,7 @@ class SnapshotterSuite:
         mask = os.umask(0)
         try:
             target = self._backend.sink(f"new {name}")
-            apply_layer([data], Compression.NONE, target, diff_id=digest_of(data))
+            apply_layer([data], target, diff_id=digest_of(data))
         finally:
             os.umask(mask)
         self._backend.commit(Commit(name=name, key=f"new {name}", parent=parent or None))
@@ -166,12 +165,15 @@ class SnapshotterSuite:
         assert backend.stat("n").parent == "c"
 
     def check_rebase_errors(self) -> None:
-        """A parent given at commit must exist and be committed."""
+        """A parent given at commit must exist and be committed, if one can be given then at all."""
         backend = self._backend
-        if not backend.capabilities.rebase:
-            return
         backend.prepare("a")
         backend.prepare("b")
+        if not backend.capabilities.rebase:
+            backend.commit(Commit(name="c", key="b"))
+            with raises(InvalidArgument):
+                backend.commit(Commit(name="n", key="a", parent="c"))
+            return
         with raises(NotFound):
             backend.commit(Commit(name="n", key="a", parent="nowhere"))
         with raises(FailedPrecondition):
@@ -351,7 +353,7 @@ class SnapshotterSuite:
             data = archive(*members)
             self._backend.prepare(f"k{position}")
             target = self._backend.sink(f"k{position}")
-            apply_layer([data], Compression.NONE, target, diff_id=digest_of(data))
+            apply_layer([data], target, diff_id=digest_of(data))
             below = f"n{position - 1}" if position else None
             steps.append(Commit(name=f"n{position}", key=f"k{position}", parent=below))
         os.umask(mask)

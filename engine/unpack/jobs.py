@@ -7,7 +7,6 @@ import msgspec
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, by_name
-from engine.oci.mediatypes import Compression
 from engine.snapshots import Sealing, Target
 
 __all__ = [
@@ -35,7 +34,6 @@ class ApplyJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     root: str
     number: int
     size: int
-    compression: Compression
     diff_id: str
     target: Target
     failpoints: str = ""

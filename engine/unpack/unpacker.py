@@ -30,6 +30,7 @@ from engine.unpack.committer import has
 from engine.unpack.jobs import ApplyJob
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.lease import HeldLease
+from engine.unpack.packing import mistyped
 from engine.unpack.plan import missing_from
 from engine.unpack.workshop import Workshop
 
@@ -50,6 +51,8 @@ class Unpacked:
     entries: int
     bytes_unpacked: int
     xattrs_left_out: int
+    mistyped: tuple[str, ...]
+    """A line for each layer whose bytes are packed in another way than its media type says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,19 @@ class Unpacker:
         self._shop = workshop
 
     async def unpack(
-        self, image: ResolvedImage, snapshotter: Snapshotter, lease: HeldLease, report: Report
+        self,
+        image: ResolvedImage,
+        snapshotter: Snapshotter,
+        lease: HeldLease,
+        report: Report,
+        *,
+        strict: bool = False,
     ) -> Unpacked:
         """Unpack what is missing of `image` and anchor it to the image's config.
 
-        Everything made or found is pinned by `lease`. Raises Refused for a bad layer, NotFound where a
-        blob is missing, ResourceExhausted and others.
+        Everything made or found is pinned by `lease`. With `strict` a layer whose media type disagrees
+        with its bytes is refused, else the bytes decide. Raises Refused for a bad layer, NotFound where
+        a blob is missing, ResourceExhausted and others.
         """
         chain = image.chain
         snapshotter.capabilities.check_layers(snapshotter.name, len(chain))
@@ -101,6 +111,7 @@ class Unpacker:
         # The config gets the anchor in the end, so it must still be there then.
         needed = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
         _, *blobs = await trio.to_thread.run_sync(self._content.pin, needed, lease.id)
+        odd = await trio.to_thread.run_sync(self._mistyped, image, strict)
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
         applied: list[Applied] = []
         async with self._shop.flights.caller(report) as join:
@@ -127,7 +138,14 @@ class Unpacker:
             entries=sum(one.entries for one in applied),
             bytes_unpacked=sum(one.bytes_unpacked for one in applied),
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
+            mistyped=odd,
         )
+
+    def _mistyped(self, image: ResolvedImage, strict: bool) -> tuple[str, ...]:
+        odd = tuple(mistyped(image.layers, self._content))
+        if odd and strict:
+            raise Refused(f"{odd[0]}; without --strict the bytes decide")
+        return odd
 
     def _anchor(self, image: ResolvedImage, first: int, snapshotter: Snapshotter, top: str) -> None:
         changes: dict[Digest, labels.Labels] = {
@@ -203,7 +221,6 @@ class Unpacker:
             root=str(self._root),
             number=work.blob.number,
             size=work.blob.size,
-            compression=work.layer.compression,
             diff_id=work.layer.diff_id,
             target=work.snapshotter.sink(key),
             failpoints=failpoints.terms(),

@@ -101,7 +101,6 @@ class _Worker:
 
         return apply_layer(
             extents.read(self._environment(job.root), job.number, job.size),
-            job.compression,
             job.target,
             diff_id=parse_digest(job.diff_id),
             progress=report,

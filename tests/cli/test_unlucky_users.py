@@ -28,7 +28,7 @@ def test_umount_leaves_what_others_mounted_on_top(tmp_path: Path) -> None:
     subprocess.run(["umount", target], check=True)
     lamina(root, "umount", target)
     assert list(target.iterdir()) == []
-    assert lamina_json(root, "snapshots", "ls")[0]["info"]["kind"] == "committed"
+    assert lamina_json(root, "snapshots", "ls")[0]["kind"] == "committed"
 
 
 @pytest.mark.parametrize("backend", ["overlay", "copy"])

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.app import host_platform
-from engine.stores import open_stores
+from engine.stores import host_platform, open_stores
 from engine.testing.trees import TreeEntry, differences, read_tree
 from tests.command import lamina, lamina_json
 from tests.compat.differences import KNOWN

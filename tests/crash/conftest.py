@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.app import host_platform
 from engine.mount import Mount, mounted
-from engine.stores import open_stores
+from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import lamina
 from tests.crash.harness import Case

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import trio
 
-from engine.app import Engine, host_platform, open_engine
+from engine.app import Engine, open_engine
 from engine.oci.digest import parse_digest
 from engine.snapshots import Kind
-from engine.stores import Stores, open_stores
+from engine.stores import Stores, host_platform, open_stores
 from engine.testing.trees import TreeEntry, differences
 from tests.command import dump
 from tests.support import tree_of

@@ -56,7 +56,7 @@ def test_commands_work_after_a_kill(case: Case, root: Path, command: str, fracti
     lamina(root, *case.arguments(command))
     assert_tree(root, case, "overlay")
     lamina(root, "gc")
-    keys = [row["info"]["key"] for row in lamina_json(root, "snapshots", "ls")]
+    keys = [row["key"] for row in lamina_json(root, "snapshots", "ls")]
     assert len(keys) == 3
     assert not [key for key in keys if key.startswith("extract-")]
     lamina(root, "image", "rm", "image")

@@ -37,6 +37,7 @@ KINDS = {
     errno.ENOMEM: ResourceExhausted,
     errno.EAGAIN: ResourceExhausted,
     errno.EMLINK: ResourceExhausted,
+    errno.EFBIG: ResourceExhausted,
     errno.EACCES: PermissionDenied,
     errno.EPERM: PermissionDenied,
     errno.EROFS: PermissionDenied,

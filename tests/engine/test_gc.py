@@ -242,6 +242,21 @@ def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
     assert blobs(stores) == {held}
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"lost+found", b"zfs"])
+def test_a_folder_that_is_no_backend_stops_nothing(stores, name):
+    chain(stores, "1")
+    put(stores, b"garbage")
+    os.mkdir(os.fsencode(stores.root.snapshots) + b"/" + name)
+    (stores.root.snapshots / "a file").touch()
+    assert [backend.name for backend in stores.snapshotters()] == ["copy"]
+    assert stores.holder("1").name == "copy"
+    for dry_run in (True, False):
+        collected = stores.collect(dry_run=dry_run)
+        assert collected.blobs == [digest_of(b"garbage")]
+        assert [node.key for node in collected.snapshots] == ["1"]
+        assert len(collected.errors) == os.fsdecode(name).isprintable()
+
+
 # -- snapshots --------------------------------------------------------------------------------
 
 

@@ -404,31 +404,7 @@ def test_blobs_that_are_here_need_not_be_in_the_archive(stores, tmp_path):
     assert layers_of(stores, "example.org/b:1") == LAYERS
 
 
-# -- unpacking: how a layer is packed must be what its media type says -------------------------
-
-_CONFLICTS = [
-    (f"{LAYER}{said}", done) for said, done in product(["", "+gzip", "+zstd"], ["none", "gzip", "zstd"])
-]
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(("media_type", "packing"), _CONFLICTS)
-def test_packing_and_media_type_agree(stores, tmp_path, media_type, packing):
-    said = media_type.removeprefix(LAYER).removeprefix("+") or "none"
-    files = Files()
-    layer = files.blob(pack(HELLO, packing)[1], media_type)
-    files.name(files.image([HELLO], layers=[layer]))
-    path = files.folder(tmp_path / "image")
-    if said == packing:
-        import_image(stores, path, snapshotter="overlay")
-        assert len(stores.snapshotter("overlay").walk()) == 1
-        return
-    with pytest.raises(Refused, match="by its media type"):
-        import_image(stores, path, snapshotter="overlay")
-    left = records(stores)
-    assert not any(left.values())
-    assert not extents(stores)
-
+# -- unpacking -------------------------------------------------------------------------------
 
 _M_11 = {
     "M-11 wrong": [digest_of(WORLD), digest_of(b"?")],

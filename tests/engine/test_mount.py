@@ -1,13 +1,21 @@
 """Mounts: long option lists by both ways, unwinding, and knowing what is in use."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from engine import mount as mounting
-from engine.errors import EngineError, FailedPrecondition, NotFound, ResourceExhausted
-from engine.mount import Mount, activate, deactivate, mounted, with_options
+from engine.errors import (
+    EngineError,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from engine.mount import Mount, activate, deactivate, mounted, with_options, writes_to
+from engine.mounts.options import REMOUNT
 from engine.mounts.table import MountTable, is_mounted
 
 pytestmark = pytest.mark.root
@@ -30,6 +38,10 @@ def overlay_of(lowers: list[Path]) -> Mount:
     return Mount(type="overlay", source="overlay", options=["ro", joined, "index=off"])
 
 
+def unknown(*_arguments: object) -> None:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
 def test_more_layers_than_a_page_of_options(tmp_path: Path) -> None:
     target = tmp_path / "mnt"
     target.mkdir()
@@ -49,9 +61,6 @@ def test_the_same_on_a_kernel_without_lowerdir_plus(
     target.mkdir()
     where = Path.cwd()
 
-    def unknown(*_arguments: object) -> None:
-        raise OSError(22, "Invalid argument")
-
     monkeypatch.setattr(mounting, "_mount_by_parts", unknown)
     with mounted([overlay_of(lowers)], target):
         assert len(list(target.iterdir())) == 60
@@ -69,6 +78,51 @@ def test_a_list_is_mounted_whole_or_not_at_all(tmp_path: Path) -> None:
     missing = Mount(type="bind", source=str(tmp_path / "nowhere"), options=["rbind"], target="/below")
     with pytest.raises(NotFound):
         activate([bind, missing], target)
+    assert not is_mounted(target)
+
+
+def test_a_list_may_mount_below_its_first(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "mnt"
+    (source / "below").mkdir(parents=True)
+    (source / "file").touch()
+    target.mkdir()
+    mounts = [
+        Mount(type="bind", source=str(source), options=["rbind", "rw"]),
+        Mount(type="tmpfs", source="tmpfs", options=["size=1m"], target="/below"),
+    ]
+    with mounted(mounts, target):
+        assert (target / "file").exists()
+        assert is_mounted(target / "below")
+        (target / "below" / "new").touch()
+    assert not is_mounted(target)
+    assert list((source / "below").iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", ["remount", "statvfs"])
+def test_a_bind_that_cannot_be_made_read_only_is_none(
+    tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernel makes every bind writable at first: one that stays so must not stay at all.
+    source, target = tmp_path / "source", tmp_path / "mnt"
+    source.mkdir()
+    target.mkdir()
+    real = mounting._mount
+
+    def no_remount(where: str, place: str, kind: str, flags: int, data: str) -> None:
+        if flags & REMOUNT:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(where, place, kind, flags, data)
+
+    def no_statvfs(_path: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if fails == "remount":
+        monkeypatch.setattr(mounting, "_mount", no_remount)
+    else:
+        monkeypatch.setattr(os, "statvfs", no_statvfs)
+    bind = Mount(type="bind", source=str(source), options=["rbind", "ro"])
+    with pytest.raises(PermissionDenied):
+        activate([bind], target)
     assert not is_mounted(target)
 
 
@@ -134,16 +188,19 @@ def test_a_busy_mount_is_not_unmounted(tmp_path: Path) -> None:
     deactivate(target)
 
 
-@pytest.mark.parametrize("kind", ["bind", "overlay"])
-def test_flags_reach_the_mount(tmp_path: Path, kind: str) -> None:
-    lowers = lower_folders(tmp_path, 2 if kind == "bind" else 100)
+@pytest.mark.parametrize("kind", ["bind", "overlay", "relative overlay"])
+def test_flags_reach_the_mount(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "relative overlay":
+        monkeypatch.setattr(mounting, "_mount_by_parts", unknown)
+    lowers = lower_folders(tmp_path, {"bind": 2, "overlay": 100}.get(kind, 40))
     target = tmp_path / "mnt"
     target.mkdir()
     bind = Mount(type="bind", source=str(lowers[0]), options=["rbind", "rw"])
-    mount = {"bind": bind, "overlay": overlay_of(lowers)}[kind]
+    mount = bind if kind == "bind" else overlay_of(lowers)
     with mounted(with_options([mount], ["nosuid", "nodev", "noexec"]), target):
         shown = os.statvfs(target).f_flag
     assert shown & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC) == 0xE
+    assert bool(shown & os.ST_RDONLY) == (kind != "bind")
 
 
 def test_a_bind_keeps_what_the_mount_of_its_source_forbids(tmp_path: Path) -> None:
@@ -175,3 +232,34 @@ def test_a_long_aufs_mount_is_made_in_calls_of_a_page_each(
     assert [flags for flags, _ in calls] == [0x3] + [0x23] * (len(calls) - 1)
     assert len(calls) > 2
     assert all(len(data) < 4095 for _, data in calls)
+
+
+def test_a_long_aufs_mount_is_whole_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first piece is mounted (here as a tmpfs), a later one is refused: lower branches are missing.
+    real = mounting._mount
+
+    def short(_source: str, target: str, _kind: str, flags: int, _data: str) -> None:
+        if flags & REMOUNT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real("tmpfs", target, "tmpfs", 0, "")
+
+    monkeypatch.setattr(mounting, "_mount", short)
+    branches = ":".join(f"/{'x' * 100}/{number}=ro+wh" for number in range(120))
+    with pytest.raises(EngineError):
+        activate([Mount(type="aufs", source="none", options=[f"br:{branches}"])], tmp_path)
+    assert not is_mounted(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "folder"),
+    [
+        ([Mount(type="bind", source="/a", options=["rbind", "rw"])], "/a"),
+        ([Mount(type="bind", source="/a", options=["rbind", "ro"])], None),
+        ([Mount(type="overlay", source="overlay", options=["lowerdir=/l", "upperdir=/u"])], "/u"),
+        ([Mount(type="overlay", source="overlay", options=["ro", "lowerdir=/l:/m"])], None),
+        ([Mount(type="aufs", source="none", options=["dio", "br:/u=rw:/l=ro+wh"])], "/u"),
+        ([Mount(type="aufs", source="none", options=["ro", "dio", "br:/l=ro+wh"])], None),
+    ],
+)
+def test_knows_where_what_is_written_goes(mounts: list[Mount], folder: str | None) -> None:
+    assert writes_to(mounts) == (Path(folder) if folder else None)

@@ -195,18 +195,18 @@ def test_a_root_of_another_user(tmp_path):
         Root(tmp_path / "root")
 
 
-def test_a_root_being_repaired(tmp_path):
+def test_a_root_that_someone_has_for_himself(tmp_path):
     with Root(tmp_path / "root"):
         pass
     with (tmp_path / "root" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(FailedPrecondition, match="being repaired"):
+        with pytest.raises(FailedPrecondition, match="locked by another process"):
             Root(tmp_path / "root")
     with Root(tmp_path / "root"):
         pass
 
 
-def test_an_open_root_keeps_repairers_out(tmp_path):
+def test_nobody_has_an_open_root_for_himself(tmp_path):
     with Root(tmp_path / "root") as root:
         with (root.path / "lock").open() as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

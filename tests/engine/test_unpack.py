@@ -1,8 +1,10 @@
 """The unpacker: parallel layers, ordered commits, failures that leave nothing, on real workers."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,14 @@ from engine.mount import mounted
 from engine.oci.digest import digest_of
 from engine.progress import Step
 from engine.snapshots import Kind
-from engine.testing.archives import archive, layout, member
+from engine.testing.archives import archive, layout, member, pack
 from engine.unpack.plan import missing_from
 from engine.unpack.unpacker import Unpacked
 from snapshotters.overlay import OverlaySnapshotter
 from tests.conftest import AMD64, children
-from tests.support import BACKENDS
+from tests.engine.image_files import LAYER as OCI_LAYER
+from tests.engine.image_files import Files
+from tests.support import BACKENDS, tree_of
 
 pytestmark = pytest.mark.root
 
@@ -72,6 +76,7 @@ def test_unpacks_once(tmp_path: Path, backend: str) -> None:
             entries=0,
             bytes_unpacked=0,
             xattrs_left_out=0,
+            mistyped=(),
         )
         assert not actives(engine)
         resolved = engine.stores.resolve(image.target)
@@ -240,6 +245,8 @@ def test_a_backend_that_cannot_rebase_gets_its_parents_first(
         await engine.unpack(image.name, snapshotter="overlay")
         chain = engine.stores.resolve(image.target).chain
         assert order == list(zip(chain, ["", *chain[:-1]], strict=True))
+        tree = set(tree_of(engine.stores, "overlay", chain[-1], tmp_path / "mnt"))
+        assert tree == {b"base", b"second", b"third"} | {b"base/%d" % n for n in range(50) if n != 1}
 
     run(tmp_path, work)
 
@@ -273,6 +280,36 @@ def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
         assert done.xattrs_left_out == 1
 
     run(tmp_path, work)
+
+
+def test_the_bytes_decide_how_a_layer_is_packed(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        for said, done in product(("none", "gzip", "zstd"), repeat=2):
+            layer = archive(member(f"{said}-{done}"))
+            (image,) = await engine.import_image(_typed(tmp_path / "image", layer, said, done))
+            note = f"packed with {done} by its bytes, {said} by its media type"
+            if said != done:
+                with pytest.raises(Refused, match=f"{note}; without --strict the bytes decide"):
+                    await engine.unpack(image.name, snapshotter="overlay", strict=True)
+                assert not folders(engine)
+            unpacked = await engine.unpack(image.name, snapshotter="overlay", strict=said == done)
+            assert unpacked.applied == 1
+            assert [line.partition(": ")[2] for line in unpacked.mistyped] == [note] * (said != done)
+            again = await engine.unpack(image.name, snapshotter="overlay")
+            assert (again.applied, again.mistyped) == (0, unpacked.mistyped)
+            engine.stores.images.remove(image.name)
+            await engine.collect()
+
+    run(tmp_path, work)
+
+
+def _typed(folder: Path, layer: bytes, said: str, done: str) -> Path:
+    """Return a layout whose one layer is packed with `done` under the media type of `said`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    files = Files()
+    media_type = OCI_LAYER + pack(b"", said)[0]
+    files.name(files.image([layer], layers=[files.blob(pack(layer, done)[1], media_type)]))
+    return files.folder(folder)
 
 
 def test_workers_end_with_their_engine(tmp_path: Path) -> None:

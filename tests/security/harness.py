@@ -76,9 +76,9 @@ def file(
     return ("file", hashlib.sha256(data).hexdigest(), mode, owner, names, _keys(xattrs))
 
 
-def link(target: str, links: Sequence[str] = ()) -> Shape:
+def link(target: str, links: Sequence[str] = (), owner: tuple[int, int] = (0, 0)) -> Shape:
     names = tuple(name.encode() for name in links)
-    return ("link", repr(os.fsencode(target)), 0o777, (0, 0), names, ())
+    return ("link", repr(os.fsencode(target)), 0o777, owner, names, ())
 
 
 def node(kind: str, numbers: str = "", mode: int = 0o644) -> Shape:

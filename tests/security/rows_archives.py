@@ -1,6 +1,14 @@
 """Attacks by the archive's bytes: what one reader takes for one tree and another for another."""
 
-from engine.testing.archives import END, archive, extended, member, pax_record
+from engine.testing.archives import (
+    END,
+    SPARSE_FORMS,
+    archive,
+    extended,
+    member,
+    pax_record,
+    sparse_member,
+)
 from tests.security.harness import (
     D,
     F,
@@ -20,7 +28,6 @@ __all__ = ["ARCHIVES"]
 _BAD_RECORD = Fails("malformed pax record")
 _BAD_SIZE = Fails("malformed size")
 _SIZE_RANGE = Fails("size out of range")
-_SPARSE = Fails("a sparse file")
 _UNKNOWN = Fails("unknown type")
 _CUT_OFF = Fails("cut off")
 
@@ -54,9 +61,22 @@ def _broken_checksum(header: bytes) -> bytes:
     return header[:148] + b"000001\0 " + header[156:]
 
 
-def _gnu_sparse_header() -> bytes:
-    """Return an old GNU sparse file: a map in the header, sizes of exabytes."""
-    return member("f", "S", fields={386: b"00000000000\0", 398: b"77777777777\0", 483: b"\x7f" * 12})
+_NO_PARTS = {b"GNU.sparse.map": b"0,0", b"GNU.sparse.numblocks": b"1"}
+_LARGE = Fails("over 17592186040320 bytes large")
+_HOLES = [
+    (0, b"begin"),
+    (5000, b"x" * 700),
+    *((10_000 * n, b"%d" % n) for n in range(1, 60)),
+    (2**20, b""),
+]
+_FILLED = b"".join(
+    bytes(offset - (_HOLES[n - 1][0] + len(_HOLES[n - 1][1]) if n else 0)) + data
+    for n, (offset, data) in enumerate(_HOLES)
+)
+
+
+def _sparse(form: str, size: int, *parts: tuple[int, bytes]) -> list[list[bytes]]:
+    return [[sparse_member(form, b"f", size, parts), F("last")]]
 
 
 ARCHIVES = (
@@ -130,24 +150,42 @@ ARCHIVES = (
     ),
     Row(
         "T-05",
-        "sparse files are refused in each of their forms: no image builder writes them",
+        "a sparse file is read in each of GNU's forms, and its map strictly (more in test_sparse)",
         {
-            "pax-1.0": Input(
-                [[F("f", pax={b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0"})]], _SPARSE
+            **{
+                form: Input(_sparse(form, 2**20, *_HOLES), {"f": file(_FILLED), "last": file()})
+                for form in SPARSE_FORMS
+            },
+            "a-hole-at-the-end": Input(
+                _sparse("1.0", 9000, *_HOLES[:2]),
+                {"f": file(_FILLED[:5700] + bytes(3300)), "last": file()},
             ),
-            "pax-0.1": Input([[F("f", pax={b"GNU.sparse.map": b"0,1,1,1"})]], _SPARSE),
-            "pax-0.0": Input([[F("f", pax={b"GNU.sparse.numblocks": b"100000000"})]], _SPARSE),
-            "global": Input([[extended({b"GNU.sparse.major": b"1"}, "g"), F("f")]], _SPARSE),
-            "old-gnu": Input([[_gnu_sparse_header()]], _UNKNOWN),
+            "overlap": Input(
+                _sparse("S", 2**20, (0, b"abc"), (2, b"d")), Fails("parts that overlap or end beyond it")
+            ),
+            "global": Input([[extended({b"GNU.sparse.major": b"1"}, "g"), F("f")]], {"f": file()}),
+            "a-name-that-leads-out": Input(
+                [[F("f", pax={**_NO_PARTS, b"GNU.sparse.name": b"../.."})]], Fails("ends in '..'")
+            ),
         },
     ),
     Row(
         "T-06",
-        "no file becomes larger than the bytes that come for it",
+        "no file becomes larger than may be, whatever its holes; blocks count where bytes are scattered",
         {
-            "realsize": Input([[F("f", pax={b"GNU.sparse.realsize": b"%d" % 2**63})]], _SPARSE),
-            "name": Input([[F("f", pax={b"GNU.sparse.name": b"g"})]], _SPARSE),
-            "no-data": Input([[F("f", pax={b"size": b"%d" % (2**63 - 1)})]], _CUT_OFF),
+            "realsize": Input(
+                [[F("f", pax={**_NO_PARTS, b"GNU.sparse.size": b"%d" % (2**63 - 1)})]], _LARGE
+            ),
+            "just-over": Input(
+                _sparse("1.0", 50_001), Fails("over 50000 bytes large"), limits={"FILE": 50_000}
+            ),
+            "scattered": Input(
+                # A byte takes a block: 40 KB of an archive would take 40 MB.
+                _sparse("1.0", 2**30, *((n * 4096, b"x") for n in range(200))),
+                Fails("sparse files that take over 700000 bytes"),
+                limits={"LAYER": 700_000},
+            ),
+            "no-data": Input([[F("f", pax={b"size": b"%d" % (2**63 - 1)})]], _LARGE),
         },
     ),
     Row(
@@ -177,7 +215,7 @@ ARCHIVES = (
             "underscore": Input(_size_field(b"0_000000001\0"), _BAD_SIZE),
             "after-nul": Input(_size_field(b"1\x002\0\0\0\0\0\0\0\0\0"), _BAD_SIZE),
             "letters-after": Input(_size_field(b"1x\0\0\0\0\0\0\0\0\0\0"), _BAD_SIZE),
-            "largest": Input(_size_field(b"\x80\0\0\0\x7f" + b"\xff" * 7), _CUT_OFF),
+            "largest": Input(_size_field(b"\x80\0\0\0\x7f" + b"\xff" * 7), _LARGE),
             "over-the-largest": Input(_size_field(b"\x80\0\0\0" + b"\xff" * 8), _SIZE_RANGE),
             "96-bit": Input(_size_field(b"\xbf" + b"\xff" * 11), _SIZE_RANGE),
             "base-256": Input(
@@ -295,7 +333,7 @@ ARCHIVES = (
             "label": Input([[member("label", "V", b"x" * 600), F("f")]], {"f": file()}),
             **{
                 f"type-{kind.encode().hex()}": Input([[member("f", kind, b"x" * 600), F("g")]], _UNKNOWN)
-                for kind in ("M", "D", "S", "X", "A", "E", "Z", "8", "9", "!", " ", "\x7f")
+                for kind in ("M", "D", "X", "A", "E", "Z", "8", "9", "!", " ", "\x7f")
             },
         },
     ),

@@ -4,13 +4,15 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from engine.app import open_engine
-from engine.errors import Refused, ResourceExhausted
+from engine.errors import EngineError, Refused, ResourceExhausted
 from engine.oci.digest import digest_of
 from engine.oci.identity import chain_ids
 from engine.snapshots import Commit
@@ -202,6 +204,37 @@ def test_file_systems_limit_of_links(
     assert descriptors() == before
     check_store(stores, stores.snapshotter(backend))
     world.check_untouched(stores.root.path)
+
+
+@pytest.mark.parametrize(
+    ("code", "blocks", "kind", "says"),
+    [
+        (errno.E2BIG, 0, Refused, "do not fit in this file system"),
+        (errno.ENOSPC, 1 << 20, Refused, "do not fit in this file system"),
+        (errno.ENOSPC, 1000, ResourceExhausted, "no space left"),
+        (errno.EDQUOT, 1 << 20, ResourceExhausted, "quota"),
+    ],
+)
+@pytest.mark.parametrize("entry", [F, D])
+@pytest.mark.usefixtures("umask_0")
+def test_xattrs_that_a_file_system_cannot_hold(
+    entry: Callable[..., bytes],
+    code: int,
+    blocks: int,
+    kind: type[EngineError],
+    says: str,
+    stores: Stores,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """X-07: ext4 says "no space" of an xattr that is too large, which is no reason to free any."""
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    monkeypatch.setattr(os, "fstatvfs", lambda _file: SimpleNamespace(f_bavail=blocks))
+    layer = archive(entry("d", pax={b"SCHILY.xattr.user.x": b"v"}))
+    check_failure(stores.snapshotter("overlay"), [layer], Fails(says, kind))
 
 
 def test_p_04_links_that_multiply_steps_end_early(stores, umask_0):

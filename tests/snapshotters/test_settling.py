@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from engine.diff.apply import apply_layer
 from engine.errors import FailedPrecondition, InvalidArgument, NotFound
 from engine.oci.digest import digest_of
-from engine.oci.mediatypes import Compression
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
@@ -57,7 +56,7 @@ def commit_chain(backend: Snapshotter, layers: list[bytes], prefix: str = "", be
     for number, layer in enumerate(layers):
         key = f"{prefix}key {number}"
         backend.prepare(key)
-        apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+        apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
         parent = steps[-1].name if steps else below
         steps.append(Commit(name=f"{prefix}{number}", key=key, parent=parent or None))
     backend.commit(*steps)
@@ -173,7 +172,7 @@ def seal(backend: Snapshotter, sealer: Sealer, *steps: Commit) -> object:
 def applied(backend: Snapshotter, key: str, *members: bytes) -> Commit:
     layer = archive(*members)
     backend.prepare(key)
-    apply_layer([layer], Compression.NONE, backend.sink(key), diff_id=digest_of(layer))
+    apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
     return Commit(name=f"done {key}", key=key)
 
 

@@ -1,0 +1,84 @@
+"""Completion of words in a shell: the command `completion`, and what there is to complete.
+
+Sync.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from engine.cli.context import Context, default_root
+from engine.cli.output import write
+from engine.errors import EngineError
+from engine.oci.reference import familiar
+from engine.stores import Stores
+
+__all__ = ["blob_names", "completion", "image_names", "mount_targets", "snapshot_names"]
+
+_MOST = 500
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what a shell needs to complete words.
+
+    For bash: source <(lamina completion bash)
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    root = context.find_root()
+    write([found(root.command, {}, "lamina", "_LAMINA_COMPLETE").source()])
+
+
+Names = Callable[[Stores], Iterator[str]]
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def _completer(names: Names) -> Completer:
+    def complete(
+        context: click.Context, _parameter: click.Parameter, begun: str
+    ) -> list[CompletionItem]:
+        try:
+            with _reading(context) as stores:
+                found = [name for name in names(stores) if name.startswith(begun)]
+        except (EngineError, OSError):  # there is nothing to offer, and nowhere to say why
+            return []
+        return [CompletionItem(name) for name in found[:_MOST]]
+
+    return complete
+
+
+@contextmanager
+def _reading(context: click.Context) -> Iterator[Stores]:
+    """Open the store that the words so far name."""
+    given = context.find_root().params
+    root, namespace = given.get("root") or default_root(), given.get("namespace") or "default"
+    with Context(Path(root), namespace).reading() as stores:
+        yield stores
+
+
+def _images(stores: Stores) -> Iterator[str]:
+    yield from (familiar(image.name) for image in stores.images.walk())
+
+
+def _blobs(stores: Stores) -> Iterator[str]:
+    yield from (blob.digest for blob in stores.content.walk())
+
+
+def _snapshots(stores: Stores) -> Iterator[str]:
+    yield from (info.key for backend in stores.snapshotters() for info in backend.walk())
+
+
+def _targets(stores: Stores) -> Iterator[str]:
+    yield from (record.target for record in stores.mounting.walk() if record.state == "mounted")
+
+
+image_names = _completer(_images)
+blob_names = _completer(_blobs)
+snapshot_names = _completer(_snapshots)
+mount_targets = _completer(_targets)

@@ -1,0 +1,161 @@
+"""The command `image inspect`: what an image is made of, and how whoever made it wants it run.
+
+Sync. Its config is the image's own text: nothing in it is taken for granted, all is escaped and bounded.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from engine import limits
+from engine.cli import shapes
+from engine.cli.completion import image_names
+from engine.cli.context import Context, action, platform_option
+from engine.cli.output import View, document, human_bytes, write
+from engine.cli.table import Column
+from engine.content.image import ResolvedImage
+from engine.errors import NotFound, printable
+from engine.kv.schema import Image
+from engine.oci.documents import decode_json
+from engine.oci.platform import Platform
+from engine.oci.reference import familiar
+from engine.stores import Stores
+
+__all__ = ["inspect"]
+
+_MOST = 100  # values of one kind that are shown to people
+_LONGEST = 2000
+_TEXTS = (("USER", "User"), ("WORKDIR", "WorkingDir"), ("STOP SIGNAL", "StopSignal"))
+_WORDS = (("ENTRYPOINT", "Entrypoint"), ("COMMAND", "Cmd"))
+_SETS = (("PORTS", "ExposedPorts"), ("VOLUMES", "Volumes"))
+
+Facts = Iterator[tuple[str, Sequence[str]]]
+
+
+@click.command("inspect")
+@click.argument("name", metavar="IMAGE", shell_complete=image_names)
+@platform_option
+@action
+@click.pass_obj
+def inspect(context: Context, name: str, platform: Platform | None, view: View) -> None:
+    """Show what an image is made of and how it is run."""
+    with context.reading() as stores:
+        image = stores.images.get(name)
+        resolved = _resolved(stores, image, platform)
+        key = resolved.manifest.config.key
+        config = decode_json(stores.content.read_all(key, limits.CONFIG), f"config {key}", limits.CONFIG)
+        about = msgspec.structs.replace(
+            shapes.image(stores, image), unpacked=stores.unpacked_into(resolved)
+        )
+    if view.json:
+        document(shapes.details(about, resolved, config))
+        return
+    if view.quiet:
+        write([image.target.digest])
+        return
+    values = config if isinstance(config, dict) else {}
+    _print_facts([*_facts(about, resolved), *_run_facts(_mapping(values.get("config")))])
+    _print_layers(view, resolved)
+    _print_history(view, resolved, values.get("history"))
+
+
+def _resolved(stores: Stores, image: Image, platform: Platform | None) -> ResolvedImage:
+    """Return an image for a platform or, where none is asked for, for one that is here."""
+    if platform:
+        return stores.resolve(image.target, platform)
+    found = stores.present(image.target)
+    if not found:
+        raise NotFound(f"nothing of image {familiar(image.name)} is in the store; import it again")
+    return found[0]
+
+
+def _facts(about: shapes.ShownImage, resolved: ResolvedImage) -> Facts:
+    yield "IMAGE", [familiar(about.name)]
+    yield "DIGEST", [str(about.digest)]
+    yield "PLATFORM", [str(resolved.config.platform)]
+    if about.platforms and len(about.platforms) > 1:
+        yield "ALSO FOR", [one for one in about.platforms if one != str(resolved.config.platform)]
+    yield "CREATED", [resolved.config.created or "-"]
+    yield "CONFIG", [resolved.manifest.config.digest]
+    yield "UNPACKED", [", ".join(about.unpacked or ()) or "-"]
+    if about.error:
+        yield "ERROR", [str(about.error)]
+
+
+def _run_facts(config: Mapping[str, Any]) -> Facts:
+    """Yield what a config says of running the image, where it does."""
+    for title, key in _WORDS:
+        if isinstance(config.get(key), list) and config[key]:
+            yield title, [json.dumps(config[key], ensure_ascii=False)]
+    for title, key in _TEXTS:
+        if isinstance(config.get(key), str) and config[key]:
+            yield title, [config[key]]
+    for title, key in _SETS:
+        if _mapping(config.get(key)):
+            yield title, [", ".join(config[key])]
+    if isinstance(config.get("Env"), list) and config["Env"]:
+        yield "ENVIRONMENT", [str(line) for line in config["Env"]]
+    labels = _mapping(config.get("Labels"))
+    if labels:
+        yield "LABELS", [f"{key}={value}" for key, value in labels.items()]
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _print_facts(facts: Sequence[tuple[str, Sequence[str]]]) -> None:
+    wide = max(len(title) for title, _ in facts)
+    for title, values in facts:
+        shown = [printable(value, _LONGEST) for value in values[:_MOST]]
+        if len(values) > _MOST:
+            shown.append(f"… and {len(values) - _MOST} more, which --json shows")
+        for at, line in enumerate(shown):
+            click.echo(click.style(f"{'' if at else title:<{wide}}  ", bold=True) + line)
+
+
+def _print_layers(view: View, resolved: ResolvedImage) -> None:
+    digests = [layer.descriptor.digest for layer in resolved.layers]
+    short, short_chain = view.shortener(digests), view.shortener(resolved.chain)
+    columns = (
+        Column("LAYER"),
+        Column("SIZE", goes=2, right=True),
+        Column("PACKED", goes=1),
+        Column("CHAIN ID", goes=3),
+    )
+    rows = [
+        (
+            short(layer.descriptor.digest),
+            human_bytes(layer.descriptor.size),
+            layer.compression,
+            short_chain(chain),
+        )
+        for layer, chain in zip(resolved.layers, resolved.chain, strict=True)
+    ]
+    if rows:
+        click.echo()
+        view.table(columns, rows, none="")
+
+
+def _print_history(view: View, resolved: ResolvedImage, history: object) -> None:
+    steps = [step for step in history if isinstance(step, dict)] if isinstance(history, list) else []
+    if not steps:
+        return
+    digests = [layer.descriptor.digest for layer in resolved.layers]
+    short, left = view.shortener(digests), iter(digests)
+    rows = [
+        (
+            "-" if step.get("empty_layer") is True else short(next(left, "?")),
+            str(step.get("created") or "-")[: len("2026-11-21")],
+            " ".join(str(step.get("created_by") or step.get("comment") or "-").split()),
+        )
+        for step in steps[:_MOST]
+    ]
+    click.echo()
+    columns = (Column("LAYER"), Column("CREATED", goes=1), Column("CREATED BY", goes=2, least=12))
+    view.table(columns, rows, none="")
+    if len(steps) > _MOST:
+        click.echo(f"… and {len(steps) - _MOST} steps more, which --json shows")

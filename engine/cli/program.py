@@ -1,0 +1,196 @@
+"""The commands of `lamina`: what there is, by which names, and what each is for.
+
+Sync. A command's module is loaded when the command is used: help and completion need none of them.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from click.shell_completion import CompletionItem, shell_complete
+
+from engine import failpoints
+from engine.cli import signals
+from engine.cli.context import Context, default_root
+from engine.cli.ending import end
+from engine.cli.output import say
+
+__all__ = ["ALIASES", "COMMANDS", "Listed", "lamina", "run"]
+
+_COMPLETE = "_LAMINA_COMPLETE"
+
+
+class Listed(NamedTuple):
+    """A command: where it is, as "module:attribute" below this package, and its first line of help."""
+
+    place: str
+    help: str
+
+
+COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
+    "import": Listed(
+        "importing:import_", "Import the images of a folder or an archive, and unpack them."
+    ),
+    "images": Listed("images:images", "List the images."),
+    "image": {
+        "ls": Listed("images:images", "List the images."),
+        "inspect": Listed("inspecting:inspect", "Show what an image is made of and how it is run."),
+        "tag": Listed("images:tag", "Give an image another name."),
+        "rm": Listed("images:remove", "Remove image names; `lamina gc` then frees what only they kept."),
+    },
+    "unpack": Listed(
+        "unpacking:unpack", "Unpack an image into snapshots; what is there is not done again."
+    ),
+    "mount": Listed("mounting:mount", "Mount an image at a folder, read-only unless --rw is given."),
+    "umount": Listed("mounts:umount", "Unmount what `lamina mount` mounted; what was written stays."),
+    "mounts": Listed("mounts:mounts", "List what is mounted, and the writable mounts that are kept."),
+    "content": {
+        "ls": Listed("content:list_blobs", "List the blobs."),
+        "get": Listed("content:get", "Write a blob to stdout, verified on the way."),
+        "rm": Listed("content:remove", "Remove blobs that no image needs."),
+        "verify": Listed("verifying:verify", "Hash blobs again, all of them by default."),
+    },
+    "snapshots": {
+        "ls": Listed("snapshots:list_snapshots", "List the snapshots."),
+        "tree": Listed("snapshots:tree", "Draw what stands on what, and how much each takes up."),
+        "usage": Listed("snapshots:usage", "Show what snapshots take up, their parents left out."),
+        "rm": Listed("snapshots:remove", "Remove snapshots that nothing stands on."),
+    },
+    "gc": Listed("store:gc", "Remove everything that no image, mount or running work holds."),
+    "backends": Listed("store:backends", "List the snapshotters, whether they work here, and why not."),
+    "demo": Listed("demo:demo", "Do all of it with an image that it makes itself; nothing stays."),
+    "completion": Listed("completion:completion", "Print what a shell needs to complete words."),
+}
+
+_GROUPS = {
+    "image": "List, inspect, tag and remove images.",
+    "content": "List, read, check and remove blobs.",
+    "snapshots": "List, draw, measure and remove snapshots.",
+}
+
+ALIASES: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("image", "import"): ("import",),
+    ("load",): ("import",),
+    ("inspect",): ("image", "inspect"),
+    ("tag",): ("image", "tag"),
+    ("rmi",): ("image", "rm"),
+    ("unmount",): ("umount",),
+    ("snapshot",): ("snapshots",),
+}
+"""What users of docker, podman and ctr type, and the command that it means."""
+
+
+def _command(path: tuple[str, ...]) -> click.Command | None:
+    path = ALIASES.get(path, path)
+    found: Any = COMMANDS
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    if isinstance(found, Listed):
+        module, _, attribute = found.place.partition(":")
+        command: click.Command = getattr(import_module(f"engine.cli.{module}"), attribute)
+        return command
+    return _Group(path, name=path[-1], help=_GROUPS[path[-1]]) if found else None
+
+
+class _Group(click.Group):
+    """A group whose commands are those of the table below a path."""
+
+    def __init__(self, path: tuple[str, ...] = (), **options: str) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self._path = path
+
+    def _entries(self) -> dict[str, str]:
+        found: Any = COMMANDS
+        for name in self._path:
+            found = found[name]
+        return {
+            name: entry.help if isinstance(entry, Listed) else _GROUPS[name]
+            for name, entry in found.items()
+        }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._entries())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _command((*self._path, cmd_name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._entries().items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        items = [
+            CompletionItem(name, help=text)
+            for name, text in self._entries().items()
+            if name.startswith(incomplete)
+        ]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
+
+
+def _aliases() -> str:
+    return "; ".join(f"{' '.join(alias)} for {' '.join(name)}" for alias, name in ALIASES.items())
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Also understood: {_aliases()}.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, readable=False),
+    default=default_root,
+    help="Folder of the store.",
+    show_default="/var/lib/lamina, or ~/.local/share/lamina when not root",
+)
+@click.option("--namespace", default="default", show_default=True, help="Whose objects to use.")
+@click.version_option(package_name="lamina")
+@click.pass_context
+def lamina(context: click.Context, root: Path, namespace: str) -> None:
+    """Container images into mounted root file systems."""
+    context.obj = Context(root, namespace)
+
+
+def run() -> int:
+    """Run the command line that this process was started with, and return its exit code."""
+    words = sys.argv[1:]
+    try:
+        signals.raising()
+        logging.getLogger().addHandler(logging.NullHandler())  # stderr is for one line, the error
+        logging.getLogger("engine.kv.turn").addHandler(_WAITING)
+        failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
+        if _COMPLETE in os.environ:
+            return shell_complete(lamina, {}, "lamina", _COMPLETE, os.environ[_COMPLETE])
+        return _run(words)
+    except BaseException as error:  # noqa: BLE001  the one place that turns errors into codes
+        return end(error, as_json="--json" in words)
+
+
+def _run(words: list[str]) -> int:
+    code = 0
+    try:
+        # Not click's `main`: it has ways of its own with an interrupt and with a closed pipe.
+        with lamina.make_context("lamina", words) as context:
+            lamina.invoke(context)
+    except click.exceptions.NoArgsIsHelpError as asked:
+        click.echo(asked.format_message())
+    except click.exceptions.Exit as done:  # after --help and --version
+        code = done.exit_code
+    sys.stdout.flush()  # here, where a failure is still explained
+    return code
+
+
+class _Waiting(logging.Handler):
+    """Shows that the store is being waited for: nothing else would tell."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say(f"lamina: {record.getMessage()}")
+
+
+_WAITING = _Waiting()

@@ -1,0 +1,260 @@
+"""What JSON says of each kind of thing, the same in every command; docs/json.md describes it.
+
+Sync. A field that cannot be told, as of a damaged record, is left out, and `error` says why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engine.cli.output import rfc3339
+from engine.content.image import ResolvedImage
+from engine.errors import EngineError, NotFound, printable
+from engine.gc.collect import Collected
+from engine.importing import ImportResult
+from engine.kv.schema import Blob, Image, MountRecord
+from engine.plugins import Backend
+from engine.snapshots import Info, Leftover, Usage
+from engine.stores import Stores
+
+__all__ = [
+    "ImageDetails",
+    "ShownBackend",
+    "ShownBlob",
+    "ShownCollection",
+    "ShownImage",
+    "ShownMount",
+    "ShownSnapshot",
+    "SnapshotName",
+    "backend",
+    "blob",
+    "collection",
+    "details",
+    "image",
+    "imported",
+    "mount",
+    "snapshot",
+]
+
+
+class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A name, and the image that it means here: of several platforms the best for this machine."""
+
+    name: str
+    digest: str | UnsetType = UNSET
+    media_type: str | UnsetType = UNSET
+    platform: str | UnsetType = UNSET
+    platforms: list[str] | UnsetType = UNSET
+    layers: int | UnsetType = UNSET
+    size: int | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    updated: str | UnsetType = UNSET
+    unpacked: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ImageDetails(ShownImage, frozen=True, kw_only=True):
+    """An image with the documents that it is made of."""
+
+    manifest: Any
+    config: Any
+    chain_ids: list[str]
+
+
+class ShownBlob(msgspec.Struct, frozen=True, kw_only=True):
+    """A blob."""
+
+    digest: str
+    size: int | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    updated: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class SnapshotName(msgspec.Struct, frozen=True, kw_only=True):
+    """What names a snapshot."""
+
+    snapshotter: str
+    key: str
+
+
+class ShownSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a backend; what it takes up itself only where that was asked for."""
+
+    snapshotter: str
+    key: str | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    updated: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    size: int | UnsetType = UNSET
+    inodes: int | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ShownMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount, or what a writable one keeps."""
+
+    name: str
+    target: str | UnsetType = UNSET
+    image: str | UnsetType = UNSET
+    snapshotter: str | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
+    rw: bool | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshotter and whether it works here."""
+
+    name: str
+    unpacks: bool
+    mounts: bool
+    reason: str
+
+
+class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collection removed, or would remove."""
+
+    dry_run: bool
+    blobs: list[str]
+    snapshots: list[SnapshotName]
+    ingests: list[str]
+    leases: list[str]
+    blob_bytes: int
+    snapshot_bytes: int
+    left: Sequence[Leftover]
+    errors: list[str]
+
+
+def image(stores: Stores, record: Image) -> ShownImage:
+    """Return what there is to say of an image; what is wrong with it as its `error`."""
+    about = ShownImage(
+        name=record.name,
+        digest=record.target.digest,
+        media_type=record.target.media_type,
+        created=rfc3339(record.created),
+        updated=rfc3339(record.updated),
+    )
+    try:
+        found = stores.present(record.target)
+        if not found:
+            raise NotFound(f"nothing of {record.target.digest} is in the store; import it again")
+        for one in found:
+            stores.check_complete(one)
+        return msgspec.structs.replace(
+            about,
+            platform=str(found[0].config.platform),
+            platforms=[str(one.config.platform) for one in found],
+            layers=len(found[0].manifest.layers),
+            size=_size(found),
+            unpacked=stores.unpacked_into(found[0]),
+        )
+    except EngineError as error:
+        return msgspec.structs.replace(about, error=str(error))
+
+
+def imported(stores: Stores, result: ImportResult, snapshotter: str | None) -> dict[str, Any]:
+    """Return what came of an import: images, what is none, what failed, and how it was unpacked."""
+    return {
+        "images": [image(stores, record) for record in result.images],
+        "passed_over": [asdict(one) for one in result.passed_over],
+        "failed": [
+            {"name": one.name, "digest": one.digest, "error": printable(str(one.error), 4000)}
+            for one in result.failed
+        ],
+        "unpacked": [
+            {"digest": digest, "snapshotter": snapshotter, **asdict(unpacked)}
+            for digest, unpacked in result.unpacked.items()
+        ],
+    }
+
+
+def _size(images: Sequence[ResolvedImage]) -> int:
+    """Return what the blobs of images take up together, each counted once."""
+    parts = {
+        part.digest: part.size
+        for image in images
+        for part in (*image.path, image.manifest.config, *image.manifest.layers)
+    }
+    return sum(parts.values())
+
+
+def details(about: ShownImage, resolved: ResolvedImage, config: object) -> ImageDetails:
+    """Return an image of one platform with the documents that it is made of."""
+    shown = {
+        **msgspec.structs.asdict(about),
+        "platform": str(resolved.config.platform),
+        "layers": len(resolved.manifest.layers),
+    }
+    return ImageDetails(
+        **shown, manifest=resolved.manifest, config=config, chain_ids=list(resolved.chain)
+    )
+
+
+def blob(record: Blob) -> ShownBlob:
+    """Return what there is to say of a blob."""
+    return ShownBlob(
+        digest=record.digest,
+        size=record.size,
+        created=rfc3339(record.created),
+        updated=rfc3339(record.updated),
+        labels=record.labels,
+    )
+
+
+def snapshot(snapshotter: str, info: Info, usage: Usage | None = None) -> ShownSnapshot:
+    """Return what there is to say of a snapshot."""
+    return ShownSnapshot(
+        snapshotter=snapshotter,
+        key=info.key,
+        kind=info.kind,
+        parent=info.parent,
+        created=rfc3339(info.created),
+        updated=rfc3339(info.updated),
+        labels=info.labels,
+        size=usage.size if usage else UNSET,
+        inodes=usage.inodes if usage else UNSET,
+    )
+
+
+def mount(record: MountRecord, state: str | None = None) -> ShownMount:
+    """Return what there is to say of a mount, in its own state or in another."""
+    return ShownMount(
+        name=record.key,
+        target=record.target,
+        image=record.image,
+        snapshotter=record.backend,
+        parent=record.top,
+        rw=record.rw,
+        state=state or record.state,
+        created=rfc3339(record.created),
+    )
+
+
+def backend(found: Backend) -> ShownBackend:
+    """Return what there is to say of a backend."""
+    probe = found.probe
+    return ShownBackend(name=found.name, unpacks=probe.unpacks, mounts=probe.mounts, reason=probe.reason)
+
+
+def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
+    """Return what a collection did."""
+    return ShownCollection(
+        dry_run=dry_run,
+        blobs=collected.blobs,
+        snapshots=[SnapshotName(snapshotter=n.backend, key=n.key) for n in collected.snapshots],
+        ingests=collected.ingests,
+        leases=collected.leases,
+        blob_bytes=collected.blob_bytes,
+        snapshot_bytes=collected.snapshot_bytes,
+        left=collected.left,
+        errors=collected.errors,
+    )

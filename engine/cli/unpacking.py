@@ -1,0 +1,55 @@
+"""The command `unpack`."""
+
+from dataclasses import asdict
+
+import click
+
+from engine.app import Engine
+from engine.cli.bars import progress
+from engine.cli.completion import image_names
+from engine.cli.context import Context, action, platform_option, snapshotter_option
+from engine.cli.output import View, document, human_bytes, write
+from engine.cli.running import run
+from engine.oci.platform import Platform
+from engine.unpack.unpacker import Unpacked
+
+__all__ = ["unpack"]
+
+
+@click.command("unpack")
+@click.argument("name", metavar="IMAGE", shell_complete=image_names)
+@snapshotter_option
+@platform_option
+@click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
+@action
+@click.pass_obj
+def unpack(
+    context: Context,
+    name: str,
+    snapshotter: str | None,
+    platform: Platform | None,
+    strict: bool,
+    view: View,
+) -> None:
+    """Unpack an image into snapshots; what is there is not done again."""
+
+    async def work(engine: Engine) -> tuple[str, Unpacked]:
+        backend = engine.stores.snapshotter(snapshotter).name
+        with progress(view) as report:
+            unpacked = await engine.unpack(
+                name, snapshotter=backend, platform=platform, strict=strict, report=report
+            )
+        return backend, unpacked
+
+    backend, done = run(context, work)
+    if view.json:
+        document({"snapshotter": backend, **asdict(done)})
+        return
+    for note in done.mistyped:
+        view.tell(note)
+    left_out = f", {done.xattrs_left_out} xattrs left out" if done.xattrs_left_out else ""
+    view.tell(
+        f"unpacked {done.applied} of {done.layers} layers: {done.entries} entries, "
+        f"{human_bytes(done.bytes_unpacked)}{left_out}"
+    )
+    write([done.chain_id])

@@ -1,0 +1,47 @@
+"""Which of the images that a name stands for are in the store: an index lists many platforms.
+
+Sync.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from engine import limits
+from engine.content.image import Read, ResolvedImage, resolve
+from engine.oci.documents import Descriptor, parse_index
+from engine.oci.mediatypes import INDEXES, MANIFESTS
+from engine.oci.platform import Platform, choose
+
+__all__ = ["present"]
+
+_Path = tuple[Descriptor, ...]
+
+
+def present(
+    target: Descriptor, platform: Platform, read: Read, is_here: Callable[[Descriptor], bool]
+) -> list[ResolvedImage]:
+    """Return the images of `target` whose manifests are here, the best for `platform` first.
+
+    Raises Refused for documents that break a rule, NotFound for a config that is not here.
+    """
+    found = [
+        replace(resolve(path[-1], platform, read), path=path)
+        for path in _paths((target,), read, is_here)
+    ]
+    best = choose(platform, [image.config.platform for image in found])
+    if best:
+        found.insert(0, found.pop(best))
+    return found
+
+
+def _paths(path: _Path, read: Read, is_here: Callable[[Descriptor], bool]) -> Iterator[_Path]:
+    """Yield how each manifest that is here is reached."""
+    last = path[-1]
+    if last.media_type not in INDEXES:
+        yield path
+    elif len(path) <= limits.INDEX_DEPTH:
+        for entry in parse_index(read(last, limits.MANIFEST), last.media_type).manifests:
+            # Attestations are manifests, too, but for no machine.
+            about_others = entry.platform is not None and entry.platform.os == "unknown"
+            if not about_others and entry.media_type in INDEXES | MANIFESTS and is_here(entry):
+                yield from _paths((*path, entry), read, is_here)
