@@ -428,10 +428,10 @@ def test_many_images_without_names(stores, tmp_path):
     files = Files()
     entry = files.image()
     manifest = json.loads(files.files["blobs/" + entry["digest"].replace(":", "/")])
-    for number in range(300):
+    for number in range(30):
         files.list(files.document({**manifest, "annotations": {"n": str(number)}}, MANIFEST))
     import_image(stores, files.tar(tmp_path / "image.tar"))
-    assert len(names(stores)) == 300
+    assert len(names(stores)) == 30
 
 
 # -- found out before the work ----------------------------------------------------------------
@@ -579,6 +579,27 @@ def test_each_index_is_read_once():
         resolve(target, Platform(**AMD64), reader)
     assert len(read) == limits.INDEX_DEPTH
     assert len(set(read)) == len(read)
+
+
+def test_what_is_listed_often_is_looked_at_once(stores, tmp_path):
+    """A listing of images goes through all that is here, and must not either."""
+    files = Files()
+    below = files.image()
+    for _ in range(limits.INDEX_DEPTH - 1):
+        below = files.index(*[below] * 10)
+    (image,) = import_image(stores, files.name(below).folder(tmp_path / "image"))
+    assert len(stores.present(image.target)) == 1
+
+
+def test_an_entry_with_a_digest_of_another_kind_disturbs_nobody(stores, tmp_path):
+    files = Files()
+    odd = {**files.image([WORLD]), "digest": "blake3:" + "0" * 64}
+    entry = {**files.image(), "platform": AMD64}
+    files.name(files.index({**odd, "platform": ARM64}, entry, odd)).list(odd)
+    result = import_all(stores, files.folder(tmp_path / "image"))
+    (image,) = result.images
+    assert "not a sha256 or sha512 digest: 'blake3:" in str(result.failed[0].error)
+    assert [found.path[-1].digest for found in stores.present(image.target)] == [entry["digest"]]
 
 
 def test_a_bomb_of_indexes_ends(monkeypatch):
