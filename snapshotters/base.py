@@ -20,6 +20,7 @@ from typing import ClassVar
 import msgspec
 
 from engine import labels as label_rules
+from engine.diff import acl
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
@@ -317,7 +318,7 @@ def _make_root(tree: Path) -> None:
     """Make the root of a tree: 0755 0:0 whatever it would inherit from a setgid bit or an ACL."""
     tree.mkdir(mode=0o755)
     os.chown(tree, 0, 0)
-    for key in ("system.posix_acl_access", "system.posix_acl_default"):
+    for key in (acl.ACCESS, acl.DEFAULT):
         with suppress(OSError):  # there is none, as nearly always
             os.removexattr(tree, key)
     tree.chmod(0o755)

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.diff.layer import Folder, path_of
-from engine.fs.attributes import beneath, keeping_time
+from engine.fs.attributes import beneath
 from engine.fs.kernel import ioctl_ficlone
 from engine.fs.room import Room
 from engine.snapshots import Usage
-from snapshotters.attributes import give_attributes, read_attributes
+from snapshotters.attributes import changing, give_attributes, read_attributes
 from snapshotters.descriptors import OpenFolders
 
 __all__ = ["fill"]
@@ -73,7 +73,7 @@ class _Filling:
         self._sources.trim()
         self._targets.trim()
         source, target = self._sources.get(place), self._targets.get(place)
-        with keeping_time(target):
+        with changing(target):
             both = list(self._fill_names(place, source, target))
         if place.own is None or (place.own.attributes is None and place.depth):
             give_attributes(target, read_attributes(source), place.name)

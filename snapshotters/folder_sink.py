@@ -54,6 +54,7 @@ class FolderSink:
         self._outline = file
         self._here: Folder | None = None
         self._here_fd = -1
+        self._left_out = 0
 
     def _folder(self, folder: Folder) -> int:
         if folder is not self._here:  # mostly it is: archives go folder by folder
@@ -76,7 +77,8 @@ class FolderSink:
                 _write_parts(file, entry.size, placed(entry.parts, payload()))
             if entry.uid or entry.gid or entry.xattrs:
                 xattrs = tuple(entry.xattrs.items())
-                give_owner(file, entry.mode, entry.uid, entry.gid, xattrs, entry.name)
+                left_out = give_owner(file, entry.mode, entry.uid, entry.gid, xattrs, entry.name)
+                self._left_out += left_out
             os.utime(file, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(file)
@@ -125,8 +127,8 @@ class FolderSink:
                     self._opened.drop(place)
         remove_entry(self._folder(parent), name)
 
-    def finish(self, root: Folder, size: int, inodes: int) -> None:
-        """Give folders their attributes and write the outline."""
+    def finish(self, root: Folder, size: int, inodes: int) -> int:
+        """Give folders their attributes and write the outline; return how many ACLs were left out."""
         for folder in folders(root):
             if folder.depth:
                 self._finish_folder(folder, folder.attributes or _NONE)
@@ -135,12 +137,13 @@ class FolderSink:
         os.utime(self._root, ns=(0, 0))
         with self._outline.open("wb") as file:
             file.writelines(outline.encode(Outline(root, size, inodes)))
+        return self._left_out
 
     def _finish_folder(self, folder: Folder, attributes: Attributes) -> None:
         parent = self._folder(folder.parent)
         mode, uid, gid, mtime, xattrs = attributes
         if uid or gid or xattrs:
-            give_attributes(self._opened.get(folder), attributes, folder.name)
+            self._left_out += give_attributes(self._opened.get(folder), attributes, folder.name)
             return
         # By name where no more is to be done: the folder is of this sink's making, no link.
         if mode != _NONE.mode:

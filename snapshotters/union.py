@@ -14,11 +14,11 @@ from pathlib import Path
 
 from engine.diff.layer import Attributes, Folder
 from engine.diff.outline import Outline
-from engine.fs.attributes import folder_descriptor, keeping_time
+from engine.fs.attributes import folder_descriptor
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Kind, Usage
-from snapshotters.attributes import give_attributes
+from snapshotters.attributes import changing, give_attributes
 from snapshotters.base import BaseSnapshotter
 from snapshotters.combined import Combined, CombinedFolder
 from snapshotters.descriptors import OpenFolders
@@ -115,7 +115,7 @@ class _Settling:
     def _changing(self, folder: Folder) -> Iterator[int]:
         self._opened.trim()
         opened = self._opened.get(folder)
-        with keeping_time(opened):
+        with changing(opened):
             yield opened
 
     def _inherit(self, step: _Step) -> None:

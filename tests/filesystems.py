@@ -13,8 +13,9 @@ from tests.conftest import peer
 
 __all__ = ["formatted", "in_memory"]
 
-_BYTES = {"btrfs": 256 << 20, "xfs": 320 << 20}  # sparse; xfs takes no less than 300 MiB
-_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"]}
+# Sparse; xfs takes no less than 300 MiB.
+_BYTES = {"btrfs": 256 << 20, "xfs": 320 << 20, "ext4": 64 << 20}
+_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
 
 
 @contextmanager
@@ -27,13 +28,14 @@ def in_memory(folder: Path, mebibytes: int = 512) -> Iterator[Path]:
 
 
 @contextmanager
-def formatted(kind: str, image: Path, target: Path) -> Iterator[Path]:
+def formatted(kind: str, image: Path, target: Path, *options: str) -> Iterator[Path]:
     """Mount a new file system at a folder."""
     program, *words = _MAKE[kind]
     with image.open("wb") as file:
         file.truncate(_BYTES[kind])
     subprocess.run([peer(program), *words, image], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", image, target], check=True)  # frees the loop device by itself
+    words = ",".join(("loop", *options))  # frees the loop device by itself
+    subprocess.run(["mount", "-o", words, image, target], check=True)
     try:
         yield target
     finally:

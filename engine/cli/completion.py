@@ -32,7 +32,7 @@ def completion(context: click.Context, shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     root = context.find_root()
-    write([found(root.command, {}, "lamina", "_LAMINA_COMPLETE").source()])
+    write([found(root.command, {}, "lamina", "_LAMINA_COMPLETE").source().rstrip()])
 
 
 Names = Callable[[Stores], Iterator[str]]

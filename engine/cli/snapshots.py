@@ -148,7 +148,7 @@ def _branches(children: _Children, name: str, parent: str) -> list[dict[str, Any
 @listing
 @click.pass_obj
 def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, view: View) -> None:
-    """Show what snapshots take up, their parents left out; all of them by default."""
+    """Show what snapshots take up, their parents left out."""
     with context.reading() as stores:
         if keys:
             named = [stores.find_snapshot(key, snapshotter) for key in keys]

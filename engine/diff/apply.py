@@ -67,16 +67,17 @@ def apply_layer(
     budget = Budget(Room(Path(target.place).parent).take)
     rules = Rules(budget, name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
     with os_errors("unpacking a layer"), ahead(hashed()) as pieces:
-        _write_tree(pieces, rules, budget, target)
+        without = _write_tree(pieces, rules, budget, target)
     return Applied(
         diff_id=f"{running.name}:{running.hexdigest()}",
         bytes_unpacked=unpacked,
         entries=budget.entries,
-        xattrs_left_out=rules.xattrs_left_out,
+        xattrs_left_out=rules.xattrs_left_out + without,
     )
 
 
-def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: Target) -> None:
+def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: Target) -> int:
+    """Apply the archive in `pieces`; return how many ACLs were left out."""
     with named(target.sink)(target.place) as sink:
         reader = TarReader(budget.taken(pieces))
         tree = LayerTree(sink, rules, budget)
@@ -85,6 +86,6 @@ def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: T
                 hit("apply.entry")
                 tree.apply(operation, reader.payload)
             hit("apply.finish")
-            tree.finish()
+            return tree.finish()
         finally:
             dissolve(tree.root)

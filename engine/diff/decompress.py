@@ -43,9 +43,11 @@ def sniff(head: bytes) -> Compression:
 def decompressed(packed: Iterable[bytes | memoryview], limit: int) -> Iterator[bytes]:
     """Yield the unpacked bytes of `packed`. Refused for damaged ones, and beyond `limit` bytes."""
     source = iter(packed)
-    first = next(source, b"")
-    found = sniff(bytes(first[:SNIFFED]))
-    whole = chain((first,), source)
+    head = b""
+    while len(head) < SNIFFED and (piece := next(source, b"")):
+        head += piece
+    found = sniff(head)
+    whole = chain((head,), source)
     if found is Compression.GZIP:
         unpacked = _gunzip(whole)
     elif found is Compression.ZSTD:

@@ -139,8 +139,11 @@ class Sink(Protocol):
     def remove(self, parent: Folder, name: bytes, node: Folder | Leaf) -> None:
         """Remove what this sink made at a name, a whole tree if it is a folder."""
 
-    def finish(self, root: Folder, size: int, inodes: int) -> None:
-        """End the layer: give folders their attributes and keep what waits for the layers below."""
+    def finish(self, root: Folder, size: int, inodes: int) -> int:
+        """End the layer: give folders their attributes and keep what waits for the layers below.
+
+        Return how many ACLs had to be left out, because they cannot be held here.
+        """
 
 
 class LayerTree:
@@ -172,11 +175,14 @@ class LayerTree:
             self._last = (operation.parent, parent)
         self._do[operation.action](parent, operation, payload)
 
-    def finish(self) -> None:
-        """End the layer: what waits for the layers below is reduced to what they can show."""
+    def finish(self) -> int:
+        """End the layer: what waits for the layers below is reduced to what they can show.
+
+        Return how many ACLs were left out.
+        """
         for folder in folders(self.root):
             _reduce(folder)
-        self._sink.finish(self.root, self.size, self.inodes)
+        return self._sink.finish(self.root, self.size, self.inodes)
 
     # -- the operations -----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 import msgspec
 
 from engine import limits
-from engine.diff import tar
+from engine.diff import acl, tar
 from engine.diff.budget import Budget
 from engine.diff.tar import Entry
 from engine.errors import Refused, printable
@@ -26,6 +26,8 @@ _HIGHEST_ID = (1 << 32) - 2  # the next one means "leave as it is" to chown(2)
 _HIGHEST_MAJOR, _HIGHEST_MINOR = (1 << 12) - 1, (1 << 20) - 1  # what dev_t of Linux holds
 _LATEST = (1 << 63) - 1  # nanoseconds
 
+# A device or fifo can have one too, but only by a path, which nothing here goes by.
+_WITH_ACLS = {acl.ACCESS: {tar.FILE, tar.DIRECTORY}, acl.DEFAULT: {tar.DIRECTORY}}
 _CAPABILITY = b"security.capability"
 _CAPABILITY_SIZES = {0x02000000: 20, 0x03000000: 24}  # linux/capability.h; no kernel takes 1 any more
 _CAPABILITY_EFFECTIVE = 0x1  # the one flag beside the revision
@@ -239,16 +241,26 @@ def _keeps(entry: Entry, key: bytes, value: bytes) -> bool:
     """Say whether an xattr goes into the tree; the others are left out, counted and reported.
 
     trusted.* steers overlay and other layers of the host, as does user.overlay.*; security.* but
-    capabilities, and system.* (ACLs), are the host's to decide.
+    capabilities, and system.* but ACLs, are the host's to decide.
     """
     if not key or len(key) > limits.NAME:
         raise Refused(f"{printable(entry.name)!r} has a malformed xattr name")
     if key == _CAPABILITY:
         return entry.type == tar.FILE and _is_capability(entry, value)
+    if key in {acl.ACCESS, acl.DEFAULT}:
+        return _is_acl(entry, value) and entry.type in _WITH_ACLS[key]
     if key.startswith(b"user."):
         on_file = entry.type in {tar.FILE, tar.DIRECTORY}  # the kernel allows no others (xattr(7))
         return on_file and len(key) > 5 and not key.startswith(b"user.overlay.")
     return False
+
+
+def _is_acl(entry: Entry, value: bytes) -> bool:
+    if acl.is_empty(value):
+        return False
+    if not acl.is_well_formed(value):
+        raise Refused(f"{printable(entry.name)!r} has a malformed ACL")
+    return True
 
 
 def _is_capability(entry: Entry, value: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Directories by descriptor, and their times kept. Sync."""
+"""Directories by descriptor. Sync."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.fs.kernel import open_beneath
 
-__all__ = ["beneath", "folder_descriptor", "keeping_time"]
+__all__ = ["beneath", "folder_descriptor"]
 
 
 @contextmanager
@@ -28,13 +28,3 @@ def beneath(root: int, path: bytes) -> Iterator[int]:
         yield folder
     finally:
         os.close(folder)
-
-
-@contextmanager
-def keeping_time(folder: int) -> Iterator[None]:
-    """Give a directory its times back after the block made or removed names in it."""
-    before = os.fstat(folder)
-    try:
-        yield
-    finally:
-        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -56,7 +56,7 @@ def _entry(path: bytes, info: os.stat_result, group: list[bytes], relative: byte
     xattrs = (
         (key, os.getxattr(path, key, follow_symlinks=False))
         for key in sorted(os.listxattr(path, follow_symlinks=False))
-        if not key.startswith("trusted.overlay.")
+        if not key.startswith(("trusted.overlay.", "trusted.SGI_ACL_"))  # XFS's own names of ACLs
     )
     return TreeEntry(
         mode=info.st_mode,

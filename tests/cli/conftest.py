@@ -1,12 +1,14 @@
 """Fixtures of the command line's tests: images, and stores that hold them, made once and copied."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.testing.archives import archive, layout, member
-from tests.command import lamina
+from tests.command import lamina, lamina_json
 
 BASE = archive(
     member("etc/", "5", mode=0o755),
@@ -27,6 +29,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another image of the same name."""
     return layout(tmp_path_factory.mktemp("other") / "app", [OTHER], tag="1")
+
+
+@pytest.fixture(scope="session")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What the demo says it did."""
+    unused = tmp_path_factory.mktemp("demo") / "unused"
+    shown: Mapping[str, Any] = lamina_json(unused, "demo")
+    assert not unused.exists()
+    return shown
 
 
 @pytest.fixture(scope="session")

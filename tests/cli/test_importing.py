@@ -16,7 +16,7 @@ from tests.engine.image_files import HELLO, WORLD, Files
 pytestmark = pytest.mark.root
 
 
-def _mixed(folder: Path) -> Path:
+def mixed(folder: Path) -> Path:
     """A layout of a good image, a bad one, and a chart."""
     files = Files()
     files.tag(files.image([HELLO]), "good").tag(files.chart(), "chart")
@@ -56,7 +56,7 @@ def test_what_is_no_image_is_in_the_json(tmp_path: Path):
 
 
 def test_a_bad_image_beside_a_good_one(tmp_path: Path):
-    source = _mixed(tmp_path)
+    source = mixed(tmp_path)
     done = lamina(tmp_path / "root", "import", source, code=5)
     said = done.stderr.splitlines()
     assert [line[:20] for line in said] == [
@@ -72,7 +72,7 @@ def test_a_bad_image_beside_a_good_one(tmp_path: Path):
 
 
 def test_a_bad_image_in_the_json(tmp_path: Path):
-    done = lamina(tmp_path / "root", "import", _mixed(tmp_path), "--json", code=5)
+    done = lamina(tmp_path / "root", "import", mixed(tmp_path), "--json", code=5)
     found = json.loads(done.stdout)
     assert [row["name"] for row in found["images"]] == ["docker.io/library/mixed:good"]
     assert [row["name"] for row in found["failed"]] == ["bad"]
@@ -82,7 +82,7 @@ def test_a_bad_image_in_the_json(tmp_path: Path):
 
 
 def test_a_bad_image_that_is_asked_for(tmp_path: Path):
-    root, source = tmp_path / "root", _mixed(tmp_path)
+    root, source = tmp_path / "root", mixed(tmp_path)
     lamina(root, "import", "--ref", "good", source)
     before = dump(root)
     words = ("import", "--ref", "good", "--ref")

@@ -4,6 +4,7 @@ The image of 1.5 GB takes minutes and 10 GB of disk for each compression: only w
 """
 
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.corpus import COMPRESSIONS, build
+from engine.testing.archives import SPARSE_FORMS, archive, layout, member, sparse_member
 from engine.testing.trees import differences
 from tests.command import lamina, lamina_json
 from tests.compat.images import Tree, assert_same, our_tree, removed, umoci_tree
@@ -63,6 +65,31 @@ def test_the_small_image_is_as_umoci_unpacks_it(
     done = lamina_json(small.root, "unpack", "--snapshotter", backend, small.name)
     assert done["applied"] == done["layers"] == 3
     assert_same(our_tree(small.root, small.name, backend, tmp_path / "mnt"), expected, "umoci")
+
+
+def test_holes_and_acls_are_as_umoci_unpacks_them(tmp_path: Path):
+    acl = struct.pack("<I", 2)
+    for tag, permissions, number in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 5, -1), (32, 0, -1)):
+        acl += struct.pack("<HHi", tag, permissions, number)
+    about = {f"SCHILY.xattr.system.posix_acl_{key}".encode(): acl for key in ("access", "default")}
+    holes = [(5000, b"begin"), *((n * 8192, b"%d" % n) for n in range(1, 60)), (900_000, b"")]
+    forms = SPARSE_FORMS[1:]  # umoci reads type S and then does not know what to make of it
+    layers = [
+        archive(
+            member("d/", "5", mode=0o750, pax=about),
+            *(sparse_member(form, b"d/" + form.encode(), 900_000, holes) for form in forms),
+            member("acl", mode=0o750, pax={next(iter(about)): acl}),
+            sparse_member("1.0", b"hole", 1 << 20, []),
+        ),
+        archive(member("e/", "5"), member("e/f", data=b"f")),
+    ]
+    image = layout(tmp_path / "image", layers)
+    theirs = umoci_tree(image, tmp_path / "theirs")
+    assert theirs[b"d"].xattrs == tuple(sorted((key[13:].decode(), acl) for key in about))
+    assert theirs[b"acl"].xattrs
+    assert len({theirs[b"d/" + form.encode()].detail for form in forms}) == 1
+    lamina(tmp_path / "root", "import", "--snapshotter", "overlay", image, "--name", "odd:1")
+    assert_same(our_tree(tmp_path / "root", "odd:1", "overlay", tmp_path / "mnt"), theirs, "umoci")
 
 
 def test_the_expected_tree_shows_what_the_layers_do(expected: Tree):

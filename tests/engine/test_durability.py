@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import msgspec
 import pytest
-import trio
 
 from engine.content.store import ContentStore
 from engine.content.writer import BATCH
@@ -30,12 +29,11 @@ from engine.root import Root
 from engine.snapshots import Commit, Kind, Snapshotter
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
-from engine.unpack import pool, worker
-from engine.unpack.jobs import Job
 from tests.command import LAMINA, environment
 from tests.conftest import AMD64, peer
 from tests.durability import Recorder, matches, recorded
 from tests.engine.image_files import import_image
+from tests.inline import workers_inline
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
@@ -58,17 +56,9 @@ def world(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     def record() -> AbstractContextManager[Recorder]:
         return recorded(monkeypatch, stores.root.path, tmp_path / "mnt")
 
-    here = os.open(os.devnull, os.O_WRONLY)
-    working = worker._Worker(here)
-    monkeypatch.setattr(working, "_environment", lambda _root: stores.root.blobs)
-
-    async def at_home(_pool: object, job: Job, _progress: object) -> object:
-        return await trio.to_thread.run_sync(working.run, job)
-
-    monkeypatch.setattr(pool.WorkerPool, "_run_once", at_home)
     (tmp_path / "mnt" / "target").mkdir(parents=True)
-    yield World(stores, tmp_path, record)
-    os.close(here)
+    with workers_inline(monkeypatch, stores.root):
+        yield World(stores, tmp_path, record)
 
 
 def put(content: ContentStore, data: bytes, lease: str = "", ref: str = "x", **more: object) -> Blob:

@@ -50,8 +50,9 @@ class Recorder:
     def remove(self, parent: Folder, name: bytes, node: Folder | Leaf) -> None:
         self._note("remove", parent, name)
 
-    def finish(self, root: Folder, size: int, inodes: int) -> None:
+    def finish(self, root: Folder, size: int, inodes: int) -> int:
         self.calls.append(("finish", size, inodes))
+        return 0
 
 
 def built(*members: bytes) -> tuple[LayerTree, Recorder]:
@@ -210,10 +211,11 @@ class OneFile(Recorder):
         super().__init__()
         self._file = file
 
-    def finish(self, root: Folder, size: int, inodes: int) -> None:
+    def finish(self, root: Folder, size: int, inodes: int) -> int:
         super().finish(root, size, inodes)
         for call in self.calls:
             self._file.write(repr(call).encode() + b"\n")  # type: ignore[attr-defined]
+        return 0
 
 
 def target(sink: str, place: Path) -> Target:

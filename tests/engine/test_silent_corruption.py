@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace as replace_record
 
 from engine.diff.apply import apply_layer
 from engine.errors import AlreadyExists, EngineError, FailedPrecondition
@@ -20,6 +21,7 @@ from engine.fs.room import Room
 from engine.kv.schema import EXTENT, INGESTS, LEASE_ITEMS
 from engine.metadata.leases import leased
 from engine.oci.digest import digest_of
+from engine.processes import Owner
 from engine.progress import silent
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
@@ -282,11 +284,16 @@ def test_a_resumed_ingest_is_its_new_writers(stores: Stores) -> None:
         stores.content.ingest("x", lease=first, total=len(data)) as writer,
     ):
         writer.write(data[:EXTENT])
+    with stores.root.meta.write() as txn:
+        (record,) = INGESTS.scan(txn, "default")
+        dead = replace_record(record, owner=Owner(id="dead"))
+        INGESTS.put(txn, dead, "default", "x")
     with leased(stores.root.meta, "default") as second:
         with stores.content.ingest("x", lease=second, total=len(data)) as writer:
             assert writer.offset == EXTENT
             with stores.root.meta.read() as txn:
-                assert [record.lease for record in INGESTS.scan(txn, "default")] == [second]
+                (record,) = INGESTS.scan(txn, "default")
+            assert (record.lease, record.owner) == (second, stores.root.owners.me)
             stores.collect()  # of the first lease nothing is left
             writer.write(data[EXTENT:])
             blob = writer.commit()
@@ -294,6 +301,19 @@ def test_a_resumed_ingest_is_its_new_writers(stores: Stores) -> None:
             assert [item.key for item in LEASE_ITEMS.scan(txn, "default", second)] == [blob.digest]
         stores.collect()
         assert stores.content.verify(digest_of(data)) == len(data)
+
+
+def test_an_ingest_of_other_bytes_is_not_gone_on_with(stores: Stores) -> None:
+    """Announced are as many bytes, but another digest."""
+    one, other = noise(2 * EXTENT, "one"), noise(2 * EXTENT, "other")
+    for data, size in ((one, EXTENT), (other, 2 * EXTENT)):
+        expected, total = digest_of(data), len(data)
+        with stores.content.ingest("x", lease="", expected=expected, total=total) as writer:
+            assert writer.offset == 0
+            writer.write(data[:size])
+            if size == total:
+                writer.commit()
+    assert stores.content.verify(digest_of(other)) == len(other)
 
 
 def packed_alike(layer: bytes) -> list[bytes]:

@@ -13,6 +13,7 @@ import trio
 from engine import failpoints
 from engine.app import Engine, open_engine
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, ResourceExhausted
+from engine.kv.schema import INGESTS, LEASE_ITEMS, LEASES, SNAPSHOTS, TRASH
 from engine.mount import mounted
 from engine.oci.digest import digest_of
 from engine.progress import Step
@@ -203,25 +204,76 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
-    big = [archive(*(member(f"{n}/{m}", data=b"x" * 4000) for m in range(4000))) for n in range(3)]
+MOMENTS = {
+    "a layer begins": lambda step, _total, done: step is Step.UNPACK and not done,
+    "a layer is applied": lambda step, total, done: step is Step.UNPACK and done == total,
+    "a commit begins": lambda step, _total, done: step is Step.FLUSH and not done,
+    "a commit is done": lambda step, total, done: step is Step.FLUSH and done == total,
+}
 
+
+@pytest.mark.parametrize(("moment", "nth"), list(zip(MOMENTS, [1, 2, 1, 2], strict=True)))
+def test_cancelling_leaves_nothing(tmp_path: Path, moment: str, nth: int) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = (
-            await engine.import_image(layout(tmp_path / "image", big, compression="none"))
-        ).images
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
+        seen = 0
         with trio.CancelScope() as scope:
 
-            def cancel(step: Step, _item: str, _total: int, done: int, /) -> None:
-                if step is Step.UNPACK and done:
+            def cancel(step: Step, _item: str, total: int, done: int, /) -> None:
+                nonlocal seen
+                seen += MOMENTS[moment](step, total, done)
+                if seen == nth:
                     scope.cancel()
 
             await engine.unpack(image.name, snapshotter="overlay", report=cancel)
+        assert seen >= nth
         assert scope.cancelled_caught
-        assert not actives(engine)
-        left = {info.key for info in engine.stores.snapshotter("overlay").walk()}
-        assert len(folders(engine)) == len(left)
-        assert (await engine.unpack(image.name, snapshotter="overlay")).layers == 3
+        backend = engine.stores.snapshotter("overlay")
+        chain = engine.stores.resolve(image.target).chain
+        there = {info.key for info in backend.walk()}
+        assert there == set(chain[: len(there)]), "a layer without those below it, or an active one"
+        assert len(folders(engine)) == len(there)
+        with engine.stores.root.meta.read() as txn:
+            assert LEASES.scan(txn, "default") == []
+            assert LEASE_ITEMS.scan(txn, "default") == []
+        again = await engine.unpack(image.name, snapshotter="overlay")
+        assert again.applied == len(chain) - len(there)
+        assert {info.key for info in backend.walk()} == set(chain)
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("step", "unpacks"), [(Step.STORE, False), (Step.UNPACK, True), (Step.FLUSH, True)]
+)
+def test_cancelling_an_import_leaves_nothing(tmp_path: Path, step: Step, unpacks: bool) -> None:
+    kept = archive(member("kept", data=b"k"))
+
+    async def work(engine: Engine) -> None:
+        (before,) = (await engine.import_image(layout(tmp_path / "kept", [kept], tag="x/kept:1"))).images
+        blobs = {blob.digest for blob in engine.stores.content.walk()}
+        with trio.CancelScope() as scope:
+
+            def cancel(seen: Step, _item: str, _total: int, _done: int, /) -> None:
+                if seen is step:
+                    scope.cancel()
+
+            await engine.import_image(
+                layout(tmp_path / "image", [kept, *LAYERS]),
+                snapshotter="overlay" if unpacks else None,
+                report=cancel,
+            )
+        assert scope.cancelled_caught
+        stores = engine.stores
+        assert [image.name for image in stores.images.walk()] == [before.name]
+        assert {blob.digest for blob in stores.content.walk()} == blobs
+        assert stores.content.statuses() == []
+        assert folders(engine) == []
+        with stores.root.meta.read() as txn:
+            for table in (LEASES, LEASE_ITEMS, TRASH, SNAPSHOTS, INGESTS):
+                assert table.survey(txn) == ([], []), table.name
+        with stores.root.blobs.read() as txn:
+            assert txn.raw.stat()["entries"] == len(blobs)
 
     run(tmp_path, work)
 
@@ -272,12 +324,17 @@ def test_two_at_once_share_or_race_without_harm(tmp_path: Path) -> None:
 
 
 def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
-    layer = archive(member("f", pax={b"SCHILY.xattr.trusted.x": b"1", b"SCHILY.xattr.user.x": b"2"}))
+    left_out = {b"SCHILY.xattr.trusted.x": b"1", b"SCHILY.xattr.security.y": b"1"}
+    layer = archive(
+        member("f", pax={**left_out, b"SCHILY.xattr.user.x": b"2"}),
+        member("d/", "5", pax=left_out),
+        member("l", "2", link="x", pax={b"SCHILY.xattr.user.x": b"2"}),
+    )
 
     async def work(engine: Engine) -> None:
         (image,) = (await engine.import_image(layout(tmp_path / "image", [layer]))).images
         done = await engine.unpack(image.name, snapshotter="overlay")
-        assert done.xattrs_left_out == 1
+        assert done.xattrs_left_out == 5
 
     run(tmp_path, work)
 
@@ -286,7 +343,7 @@ def test_the_bytes_decide_how_a_layer_is_packed(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
         for said, done in product(("none", "gzip", "zstd"), repeat=2):
             layer = archive(member(f"{said}-{done}"))
-            (image,) = await engine.import_image(_typed(tmp_path / "image", layer, said, done))
+            (image,) = (await engine.import_image(_typed(tmp_path / "image", layer, said, done))).images
             note = f"packed with {done} by its bytes, {said} by its media type"
             if said != done:
                 with pytest.raises(Refused, match=f"{note}; without --strict the bytes decide"):

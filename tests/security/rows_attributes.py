@@ -36,11 +36,20 @@ def _with(key: str, value: bytes) -> dict[bytes, bytes]:
     return {xattr(key): value}
 
 
-def _acl(*entries: tuple[int, int, int]) -> bytes:
+_ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+_OTHERS = ((2, 7, 1234), (4, 7, 0xFFFFFFFF))
+
+
+def _acl(*named: tuple[int, int, int], owner: int = 6, mask: int | None = 7, other: int = 0) -> bytes:
+    """Return an ACL; `named` has users, the group of the file and groups."""
+    entries = [(1, owner, 0xFFFFFFFF), *(named or [(4, 4, 0xFFFFFFFF)])]
+    entries += [] if mask is None else [(16, mask, 0xFFFFFFFF)]
+    entries.append((32, other, 0xFFFFFFFF))
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-_GRANTS_ALL = _acl((1, 7, 0xFFFFFFFF), (2, 7, 1234), (4, 7, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF))
+_BAD_ACL = Fails("malformed ACL")
+_GRANTS_ALL = _acl(*_OTHERS, owner=7, mask=7, other=7)
 
 
 ATTRIBUTES = (
@@ -174,24 +183,50 @@ ATTRIBUTES = (
     ),
     Row(
         "X-06",
-        "ACLs are left out: modes are those of the headers",
+        "ACLs are kept and checked; the modes are those of the headers, whatever an ACL says",
         {
             "access": Input(
-                [[F("f", mode=0o600, pax=_with("system.posix_acl_access", _GRANTS_ALL))]],
-                {"f": file(mode=0o600)},
+                [[F("f", mode=0o640, pax=_with(_ACCESS, _GRANTS_ALL))]],
+                {"f": file(mode=0o640, system__posix_acl_access=_acl(*_OTHERS, mask=4))},
             ),
             "default": Input(
-                [
-                    [
-                        D("d", 0o700, pax=_with("system.posix_acl_default", _GRANTS_ALL)),
-                        F("d/f", mode=0o600),
-                    ]
-                ],
-                {"d": folder(0o700), "d/f": file(mode=0o600)},
+                [[D("d", 0o700, pax=_with(_DEFAULT, _GRANTS_ALL)), F("d/f", mode=0o600), D("d/e")]],
+                {
+                    "d": folder(0o700, system__posix_acl_default=_GRANTS_ALL),
+                    "d/f": file(mode=0o600),
+                    "d/e": folder(),
+                },
             ),
-            "malformed": Input(
-                [[F("f", pax=_with("system.posix_acl_access", b"\xff" * 9))]], {"f": file()}
+            "no-more-than-the-mode": Input(
+                [[F("f", mode=0o640, pax=_with(_ACCESS, _acl(mask=None)))]], {"f": file(mode=0o640)}
             ),
+            "without-entries": Input(
+                [[F("f", pax=_with(_ACCESS, struct.pack("<I", 2)))]], {"f": file()}
+            ),
+            "default-of-a-file": Input([[F("f", pax=_with(_DEFAULT, _GRANTS_ALL))]], {"f": file()}),
+            "of-a-link": Input(
+                lambda w: [[S("l", f"{w.victim}/hello", pax=_with(_ACCESS, _GRANTS_ALL))]],
+                lambda w: {"l": link(f"{w.victim}/hello")},
+            ),
+            "of-a-fifo": Input(
+                [[member("p", "6", pax=_with(_ACCESS, _GRANTS_ALL))]], {"p": node("fifo")}
+            ),
+            "of-a-hard-link": Input(
+                [[F("f"), H("h", "f", pax=_with(_ACCESS, _GRANTS_ALL))]],
+                {"f": file(links=["h"]), "h": file(links=["f"])},
+            ),
+            "of-the-root": Input([[D("./", pax=_with(_DEFAULT, _GRANTS_ALL)), F("f")]], {"f": file()}),
+            "as-star-writes-them": Input(
+                [[F("f", mode=0o640, pax={b"SCHILY.acl.access": b"user::rw-,user:7:rwx"})]],
+                {"f": file(mode=0o640)},
+            ),
+            **{
+                f"malformed-{name}": Input([[F("f", pax=_with(_ACCESS, value))]], _BAD_ACL)
+                for name, value in {
+                    "version": struct.pack("<I", 1) + _GRANTS_ALL[4:],
+                    "short": _GRANTS_ALL[:-1],
+                }.items()
+            },
         },
     ),
     Row(
@@ -314,8 +349,11 @@ ATTRIBUTES = (
                 },
             ),
             "owner": Input([[F("f", pax={b"uid": b"4294967294"})]], {"f": file(owner=(2**32 - 2, 0))}),
-            "owner-that-means-none": Input(
+            "group-that-means-none": Input(
                 [[F("f", pax={b"gid": b"4294967295"})]], Fails("owner out of range")
+            ),
+            "owner-that-means-none": Input(
+                [[F("f", pax={b"uid": b"4294967295"})]], Fails("owner out of range")
             ),
             "owner-of-a-link": Input(
                 # To a victim, to nothing, with two names; copied to the second layer, replaced there.

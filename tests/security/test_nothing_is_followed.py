@@ -19,6 +19,7 @@ from engine.diff.tar import Entry, TarReader
 from engine.errors import EngineError
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.kernel import open_beneath
+from engine.fs.room import Room
 from engine.kv.opening import allocate_lock
 from engine.kv.schema import FORMAT
 from engine.kv.turn import Turn
@@ -146,6 +147,15 @@ def test_folders_get_their_attributes_by_what_they_are(place: Path, world: World
     world.check_untouched(place)
 
 
+def test_the_root_of_a_layer_is_always_the_same(place: Path) -> None:
+    os.chown(place / TREE, 5, 6)
+    (place / TREE).chmod(0o2700)
+    with sink_in(place) as sink:
+        sink.finish(Folder(None, b""), 0, 0)
+    info = (place / TREE).stat()
+    assert (info.st_mode & 0o7777, info.st_uid, info.st_gid, info.st_mtime) == (0o755, 0, 0, 0)
+
+
 @pytest.mark.parametrize("markers", [OverlayMarkers(), AufsMarkers()])
 def test_a_marker_is_made_anew(markers: OverlayMarkers | AufsMarkers, place: Path, world: World) -> None:
     tree = place / TREE
@@ -158,6 +168,11 @@ def test_a_marker_is_made_anew(markers: OverlayMarkers | AufsMarkers, place: Pat
             with pytest.raises(FileExistsError):
                 markers.make_opaque(opened)
     world.check_untouched(place)
+
+
+def copy_x(source: int, target: int) -> None:
+    with OpenFolders(source) as sources, OpenFolders(target) as targets:
+        filling._Filling(target, sources, targets, Room(Path("/")))._copy_file(source, target, b"x")
 
 
 @pytest.mark.parametrize(("where", "kind"), [("source", "link"), ("target", "link"), ("target", "file")])
@@ -176,7 +191,7 @@ def test_a_copy_reads_and_makes_files_only(where: str, kind: str, tmp_path: Path
         folder_descriptor(tmp_path / "target") as new,
         pytest.raises(OSError, match=r"File exists|symbolic links"),
     ):
-        filling._copy_file(old, new, b"x")
+        copy_x(old, new)
     if kind == "file":
         assert place.read_text() == "first"
     world.check_untouched(tmp_path / "target")
@@ -187,7 +202,7 @@ def test_a_copy_waits_for_no_fifo(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / "source" / "x")
     with folder_descriptor(tmp_path / "source") as old, folder_descriptor(tmp_path / "target") as new:
-        thread = threading.Thread(target=filling._copy_file, args=(old, new, b"x"))
+        thread = threading.Thread(target=copy_x, args=(old, new))
         thread.start()
         thread.join(10)
         waits = thread.is_alive()
@@ -228,7 +243,9 @@ def test_nothing_is_opened_above_a_folder_nor_beyond_a_mount(
 # -- files of the store -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lock", f"format.{os.getpid()}", "reserve"])
+@pytest.mark.parametrize(
+    "name", ["lock", f"format.{os.getpid()}", "reserve"], ids=["lock", "new", "reserve"]
+)
 def test_a_link_among_the_files_of_a_root_leads_nowhere(name: str, tmp_path: Path, world: World) -> None:
     (tmp_path / "root").mkdir(mode=0o700)
     (tmp_path / "root" / "lock").touch()  # as a maker that died leaves it

@@ -1,0 +1,201 @@
+"""docs/json.md says what `--json` writes: held against what every command really writes."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.kv import keys
+from engine.root import Root
+from engine.testing.archives import archive, layout, member
+from tests.cli.test_importing import mixed
+from tests.command import commands, lamina
+from tests.test_architecture import TOP
+
+pytestmark = pytest.mark.root
+
+_DOCS = (TOP / "docs" / "json.md").read_text(encoding="utf-8")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
+_WITHOUT = {("content", "get"), ("completion",)}
+_LISTS = {"list of images": "image", "list of unpackings": "unpacking"}
+_PYTHON = {"string": str, "number": int | float, "time": str, "boolean": bool}
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _documented() -> Mapping[str, Mapping[str, str]]:
+    """Return the fields of each shape, as paths, and their types."""
+    found = {}
+    for section in _DOCS.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        found[title] = {
+            name: kind
+            for names, kind, *_ in (_cells(line) for line in lines if line.startswith("| `"))
+            for name in re.findall(r"`([^`]+)`", names)
+        }
+    found["image details"] |= {k: v for k, v in found["image"].items() if k != "error"}
+    return found
+
+
+def _promised() -> dict[tuple[str, ...], tuple[str, bool]]:
+    """Return the shape of each command's document, and whether it is a list of those."""
+    table = _DOCS.partition("| command |")[2].partition("\n## ")[0]
+    found = {}
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            names, document = _cells(line)
+            shape = re.search(r"\[([^]]+)\]", document)
+            assert shape
+            for name in re.findall(r"`([^`]+)`", names):
+                found[tuple(name.split())] = (shape[1], document.startswith("list of"))
+    return found
+
+
+SHAPES, PROMISED = _documented(), _promised()
+
+
+def _fields(
+    value: Mapping[str, Any], shape: Mapping[str, str], path: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of an object by path; what the docs name as a whole is not looked into."""
+    for key, inner in value.items():
+        name = f"{path}{key}"
+        if name in shape:
+            yield name, inner
+        elif isinstance(inner, dict):
+            yield from _fields(inner, shape, f"{name}.")
+        elif isinstance(inner, list) and any(field.startswith(f"{name}[].") for field in shape):
+            for item in inner:
+                yield from _fields(item, shape, f"{name}[].")
+        else:
+            yield name, inner
+
+
+def _check(words: tuple[str, ...], document: Any) -> set[str]:
+    """Check a document against the docs; return the fields that it has."""
+    title, is_list = PROMISED[words]
+    assert isinstance(document, list) == is_list, words
+    shape = {**SHAPES[title], **SHAPES["error"]}
+    seen = set()
+    pending = list(document) if is_list else [document]
+    while pending:
+        item = pending.pop()
+        for name, value in _fields(item, shape):
+            assert name in shape, f"{words} writes {name}, which docs/json.md does not have"
+            kind = shape[name]
+            if kind == "time":
+                assert _TIME.fullmatch(value), (name, value)
+            if kind in _PYTHON:
+                assert isinstance(value, _PYTHON[kind]), (name, value)
+            elif kind in {"map", "document"}:
+                assert isinstance(value, dict), (name, value)
+            else:
+                assert isinstance(value, list), (name, value)
+                if kind in _LISTS:
+                    for one in value:
+                        rows = dict(_fields(one, SHAPES[_LISTS[kind]] | {"digest": "string"}))
+                        assert rows.keys() <= SHAPES[_LISTS[kind]].keys() | {"digest"}, (name, rows)
+                elif kind == "list of snapshots":
+                    pending += value
+                else:
+                    assert all(isinstance(one, str) for one in value), (name, value)
+            seen.add(name)
+    return seen
+
+
+def test_every_command_is_documented():
+    known = {words for words, _ in commands()}
+    assert set(PROMISED) | _WITHOUT == known
+
+
+@pytest.fixture(scope="module")
+def seen(
+    tmp_path_factory: pytest.TempPathFactory, image: Path, demonstrated: Mapping[str, Any]
+) -> dict[str, set[str]]:
+    """What every command wrote, on a store that has one of each kind, damaged ones too."""
+    folder = tmp_path_factory.mktemp("json")
+    root, target = folder / "root", folder / "mnt"
+    target.mkdir()
+    found: dict[str, set[str]] = {title: set() for title in SHAPES}
+    ran = set()
+
+    def run(*args: object, code: int = 0) -> Any:
+        document = json.loads(lamina(root, *args, "--json", code=code).stdout)
+        words = next(w for w in PROMISED if w == tuple(map(str, args))[: len(w)])
+        ran.add(words)
+        found[PROMISED[words][0]] |= _check(words, document)
+        if code:
+            found["error"] |= {f"error.{name}" for name in document["error"]}
+        return document
+
+    (imported,) = run("import", image)["images"]
+    run("import", mixed(folder), "--ref", "absent", code=3)
+    run("import", folder / "mixed", code=5)
+    run("image", "rm", "mixed:good")
+    run("gc")
+    run("unpack", "app:1")
+    assert run("image", "tag", "app:1", "app:2") | {"name": "", "created": "", "updated": ""} == (
+        imported | {"name": "", "created": "", "updated": ""}
+    )
+    assert run("images")[0] == imported
+    assert run("image", "ls") == run("images")
+    details = run("image", "inspect", "app:1")
+    assert {key: details[key] for key in imported} == imported
+    run("image", "rm", "app:2")
+    assert run("mount", "app:1", target, "--rw", "--name", "web") == run("mounts")[0]
+    assert run("umount", target)["state"] == "kept"
+    run("mount", "app:1", target)
+    assert run("umount", target)["state"] == "unmounted"
+    run("content", "ls")
+    run("content", "verify")
+    listed = {row["key"]: row for row in run("snapshots", "ls")}
+    for row in run("snapshots", "usage"):
+        assert {key: row[key] for key in listed[row["key"]]} == listed[row["key"]]
+    (bottom,) = run("snapshots", "tree")
+    assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
+    run("snapshots", "rm", "web")
+    run("backends")
+    for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
+        run(*words, code=code)
+    _damage(root, folder, run)
+    found["demo"] = _check(("demo",), demonstrated)
+    assert ran | {("demo",)} == set(PROMISED)
+    return found
+
+
+def _damage(root: Path, folder: Path, run: Any) -> None:
+    other = layout(folder / "other", [archive(member("of", data=b"another"))])
+    lamina(root, "import", other)
+    lamina(root, "image", "rm", "other")
+    stuck = next(path for path in (root / "snapshots").glob("*/*/fs/of"))
+    subprocess.run(["chattr", "+i", stuck], check=True)
+    try:
+        assert run("gc", "--dry-run")["dry_run"]
+        run("gc", code=1)
+        key = run("snapshots", "ls")[-1]["key"]
+    finally:
+        for path in [stuck, *(root / "trash").rglob("of")]:
+            subprocess.run(["chattr", "-i", path], check=False, capture_output=True)
+    with Root(root) as opened, opened.meta.write() as txn:
+        for table, *name in (
+            ("images", "default", "bad:1"),
+            ("blobs", "default", "sha256:bad"),
+            ("mounts", "default", "bad"),
+            ("snapshots", "copy", "default", key),
+        ):
+            txn.raw.put(keys.encode(name), b"\xc1", db=txn.databases[table])
+    (root / "snapshots" / "copy").mkdir(exist_ok=True)
+    for words in (["images"], ["mounts"], ["content", "ls"], ["snapshots", "ls"], ["gc"]):
+        run(*words)
+
+
+@pytest.mark.parametrize("title", SHAPES)
+def test_what_is_documented_is_written(seen: dict[str, set[str]], title: str):
+    rare = {"left[].path", "left[].reason"} if title == "removal of snapshots" else set()
+    assert SHAPES[title].keys() - seen[title] <= rare

@@ -1,0 +1,67 @@
+"""The bounds, each with why it is what it is: a test by the constant would pass ten times as high."""
+
+from engine import limits
+from engine.diff.budget import Budget
+
+MIB, GIB = 1 << 20, 1 << 30
+
+BOUNDS = {
+    "MANIFEST": (4 * MIB, "what containerd takes; registries take no more"),
+    "CONFIG": (8 * MIB, "a thousand times a usual one: histories and labels grow"),
+    "JSON_DEPTH": (32, "documents have some 6 levels; no parser's stack ends before"),
+    "JSON_TOKENS": (
+        700_000,
+        "values in memory take 100 bytes each: 70 MB; honest documents have 500,000",
+    ),
+    "JSON_WIDE": (8 * MIB, "text outside ASCII takes four times its size"),
+    "INDEX_DEPTH": (8, "indexes in indexes; tools write 2"),
+    "INDEX_ENTRIES": (10_000, "platforms times tags of one archive"),
+    "LAYERS": (500, "overlayfs mounts no more (OVL_MAX_STACK)"),
+    "REFERENCE": (255, "the longest name that registries take"),
+    "ARCHIVE_ENTRIES": (100_000, "a `docker save` of a thousand images has 30,000"),
+    "ARCHIVE_NAME": (4096, "PATH_MAX"),
+    "ARCHIVE_NAMES": (16 * MIB, "100,000 blobs with 77 bytes each, twice"),
+    "ARCHIVE_TWINS": (GIB, "comparing reads both: seconds"),
+    "ARCHIVE_CONFIGS": (64 * MIB, "thousands of configs of 10 KiB, held while they are read"),
+    "ARCHIVE_LINKS": (16, "old docker links once"),
+    "IMAGE": (256 * GIB, "the largest images, with models, have 100 GiB"),
+    "IMAGE_ENTRIES": (8_000_000, "four layers at their bound"),
+    "LAYER": (64 * GIB, "the largest layers, a model each, have 50 GiB"),
+    "LAYER_ENTRIES": (2_000_000, "a worker of 550 MiB, as measured with LAYER_NAMES"),
+    "LAYER_DIRECTORIES": (500_000, "270 MiB of a worker, as measured"),
+    "LAYER_NAMES": (256 * MIB, "128 bytes for each entry that there may be"),
+    "LAYER_LINK_STEPS": (8_000_000, "seconds; honest layers have thousands"),
+    "FILE": (16 * (1 << 40) - 4096, "the largest file of ext4 (with blocks of 4 KiB)"),
+    "SPARSE_PARTS": (1 << 20, "as in Go's archive/tar; 16 MiB of numbers"),
+    "AFTER_END": (MIB, "tools pad archives to 10 KiB"),
+    "EXTENSION": (MIB, "as in Go's archive/tar"),
+    "EXTENSIONS_IN_ROW": (16, "tools write two or three"),
+    "PAX_RECORDS": (160, "XATTRS and what bsdtar writes of each file"),
+    "PATH_DEPTH": (512, "half of what PATH_MAX allows with names of 3 letters"),
+    "NAME": (255, "NAME_MAX"),
+    "LINK_TARGET": (4095, "PATH_MAX without its NUL"),
+    "LINKS_FOLLOWED": (255, "as in securejoin, which umoci and containerd use"),
+    "XATTRS": (128, "tools write three"),
+    "XATTR_BYTES": (64 * 1024, "XATTR_SIZE_MAX"),
+    "ZSTD_WINDOW": (128 * MIB, "`zstd --long=27`, what the zstd command takes unasked"),
+}
+
+
+def test_bounds_are_what_they_should_be() -> None:
+    found = {
+        name: value
+        for name, value in vars(limits).items()
+        if name.isupper() and name not in {"MIB", "GIB"}
+    }
+    assert found == {name: value for name, (value, _) in BOUNDS.items()}
+
+
+def test_650_000_ordinary_paths_are_no_problem() -> None:
+    # As in node_modules: 100 bytes each, in 60,000 folders, were all of it kept.
+    budget = Budget()
+    for number in range(650_000):
+        budget.entry()
+        budget.kept(100)
+        if number % 11 == 0:
+            budget.folder()
+            budget.kept(100)

@@ -1,0 +1,35 @@
+"""Workers that are no processes: jobs are done on a thread of the test, where it can look on.
+
+Sync.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+
+from engine.root import Root
+from engine.unpack.jobs import Job, Reply
+from engine.unpack.pool import WorkerPool
+from engine.unpack.worker import _Worker
+
+__all__ = ["workers_inline"]
+
+
+@contextmanager
+def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[None]:
+    """Do all jobs on this process's threads; its umask must be 0."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    working = _Worker(nowhere)
+    monkeypatch.setattr(working, "_environment", lambda _root: root.blobs)
+
+    async def at_home(_pool: object, job: Job, _progress: object) -> Reply:
+        return await trio.to_thread.run_sync(working.run, job)
+
+    monkeypatch.setattr(WorkerPool, "_run_once", at_home)
+    try:
+        yield
+    finally:
+        os.close(nowhere)

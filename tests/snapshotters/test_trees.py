@@ -1,0 +1,124 @@
+"""Stacks in which what is hidden could show again, by name: each backend against the plain model."""
+
+import pytest
+
+from engine.stores import Stores
+from engine.testing.trees import differences
+from tests.property.layer_model import Member, describe
+from tests.property.test_layer_stacks import expected_tree, packed
+from tests.snapshotters.test_settling import commit_chain
+from tests.support import BACKENDS, apply_stack, tree_of
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
+
+
+def path(name: str) -> tuple[bytes, ...]:
+    return tuple(part.encode() for part in name.split("/"))
+
+
+def D(name: str, mode: int = 0o755, uid: int = 0, note: bytes = b"") -> Member:  # noqa: N802
+    return Member(path(name), "5", mode, (uid, uid), 7, note=note)
+
+
+def F(name: str, data: str = "") -> Member:  # noqa: N802
+    return Member(path(name), "0", data=data.encode())
+
+
+def S(name: str, target: str, uid: int = 0) -> Member:  # noqa: N802
+    return Member(path(name), "2", owner=(uid, uid), mtime=5, link=target.encode())
+
+
+def H(name: str, target: str) -> Member:  # noqa: N802
+    return Member(path(name), "1", link=target.encode())
+
+
+def W(name: str) -> Member:  # noqa: N802
+    *above, last = path(name)
+    return Member((*above, b".wh." + last), "0")
+
+
+def O(name: str = "") -> Member:  # noqa: N802, E743
+    return Member((*(path(name) if name else ()), b".wh..wh..opq"), "0")
+
+
+CLOSED = [D("a", 0o700, 7, b"a note"), F("a/x", "lower"), D("a/b", 0o711, 8), F("a/b/y", "lower")]
+
+STACKS = {
+    # what is implied, and what was there before
+    "implied": [CLOSED, [F("a/b/new")]],
+    "implied twice": [CLOSED, [F("a/b/new")], [F("a/b/newer")]],
+    "implied, then said": [CLOSED, [F("a/b/new")], [D("a", 0o750, 9)], [F("a/b/newer")]],
+    "implied over a mark": [CLOSED, [D("a", 0o750, 9), O("a"), F("a/mid")], [F("a/new")]],
+    "implied over two marks": [
+        CLOSED,
+        [O("a"), D("a/b", 0o700, 3)],
+        [O("a"), F("a/b/z")],
+        [F("a/b/new")],
+    ],
+    "implied below a mark": [CLOSED, [O("a"), F("a/b/new")]],
+    "implied after a mark": [CLOSED, [O("a")], [F("a/b/new")]],
+    "implied over a whiteout": [CLOSED, [W("a")], [F("a/b/new")]],
+    "implied with its whiteout": [CLOSED, [W("a"), F("a/b/new")]],
+    "implied with a whiteout below it": [CLOSED, [W("a/b"), F("a/b/new")]],
+    "implied over a file": [CLOSED, [F("a")], [F("a/b/new")]],
+    "implied over a link": [CLOSED, [S("a", "nowhere", 4)], [F("a/b/new")]],
+    "implied over an opaque root": [CLOSED, [O(), F("c")], [F("a/b/new")]],
+    "implied with an opaque root": [CLOSED, [O(), F("a/b/new")]],
+    "a file where a folder was, below": [CLOSED, [F("a/b")], [F("a/b/new")]],
+    # folder, file, folder
+    "folder, file, folder": [CLOSED, [F("a", "file")], [D("a", 0o751, 3)]],
+    "folder, file, folder, implied": [CLOSED, [F("a")], [D("a", 0o751, 3)], [F("a/b/new")]],
+    "folder, link, folder": [CLOSED, [S("a", "b")], [D("a"), D("a/b"), F("a/b/z")]],
+    "folder, file, folder below": [CLOSED, [F("a/b")], [D("a/b", 0o751, 3), F("a/b/z")]],
+    "folder, whiteout, folder": [CLOSED, [W("a")], [D("a", 0o751, 3), F("a/b/z")]],
+    "folder, file, folder, file, folder": [CLOSED, [F("a")], [F("a/x")], [F("a")], [F("a/b/z")]],
+    "folder, file, opaque folder": [CLOSED, [F("a")], [D("a"), O("a"), F("a/z")], [F("a/b/new")]],
+    "opaque, file, opaque": [CLOSED, [O("a"), F("a/z")], [F("a")], [O("a"), F("a/new")]],
+    # marks over marks
+    "three marks": [CLOSED, [O("a"), F("a/1")], [O("a"), F("a/2")], [O("a"), F("a/3")]],
+    "a mark above and one below": [CLOSED, [O("a/b"), F("a/b/1")], [O("a"), F("a/b/2")]],
+    "a mark below and one above": [
+        CLOSED,
+        [O("a"), F("a/b/1")],
+        [O("a/b"), F("a/b/2")],
+        [O(), F("a/b/3")],
+    ],
+    "a whiteout below a mark": [CLOSED, [W("a/x"), O("a/b")], [F("a/x"), F("a/b/y")]],
+    "hidden and back": [CLOSED, [W("a/x"), W("a/b")], [F("a/x", "upper"), D("a/b")], [O("a"), D("a/b")]],
+    "a root marked twice": [CLOSED, [O(), F("c/1")], [O(), F("c/2"), F("a")]],
+    # names of one file
+    "a name replaced above": [[F("x", "1"), H("y", "x"), H("z", "x")], [F("x", "2")]],
+    "a name hidden above": [[F("x", "1"), H("y", "x"), H("z", "x")], [W("x")]],
+    "a name replaced in its layer": [[F("x", "1"), H("y", "x"), F("x", "2"), H("z", "x")], [F("w")]],
+    "a name put in its own place": [[F("x", "1"), H("x", "x"), H("y", "x")], [F("w")]],
+    "a link to the first of two": [[F("x", "1"), H("y", "x"), F("x", "2"), H("z", "y")], [F("w")]],
+    "its folder replaced": [[F("d/x", "1"), H("y", "d/x"), F("d"), H("z", "y")], [F("w")]],
+    "a folder replaced by a name in it": [[F("d/x", "1"), H("d", "d/x")], [F("w")]],
+    "names in two folders": [
+        [F("d/x", "1"), H("e/y", "d/x")],
+        [W("d"), F("e/z")],
+        [F("e/z"), H("e/q", "e/z")],
+    ],
+    "names of a link": [[S("l", "nowhere", 5), H("m", "l")], [W("l")], [S("l", "m", 6), H("n", "l")]],
+}
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_stacks(name: str, at_once: bool, stores: Stores) -> None:
+    backend = stores.snapshotter(name)
+    wrong = {}
+    for about, stack in STACKS.items():
+        expected = expected_tree(stack)
+        assert expected is not None, about
+        layers = [packed(layer) for layer in stack]
+        top = commit_chain(backend, layers) if at_once else apply_stack(backend, layers)
+        found = tree_of(stores, name, top, stores.root.path.parent / "mnt")
+        if lines := differences(found, describe(expected)):
+            wrong[about] = lines
+        while top:
+            below = backend.stat(top).parent
+            backend.remove(top)
+            top = below
+        backend.cleanup()
+    assert not wrong
