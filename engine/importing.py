@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from engine.archive.contents import Listed
+from engine.archive.contents import Candidate
 from engine.archive.images import Planned
 from engine.archive.importer import Brought, Failed, PassedOver, Wanted, about, import_images
 from engine.errors import EngineError
@@ -100,7 +100,7 @@ class Importing:
 
 
 @contextmanager
-def _naming(listed: Listed) -> Iterator[None]:
+def _naming(listed: Candidate) -> Iterator[None]:
     try:
         yield
     except EngineError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from engine.archive.contents import Listed, Name
+from engine.archive.contents import Candidate, Name
 from engine.content.image import is_attestation, may_be_image
 from engine.errors import InvalidArgument, NotFound, Refused, printable
 from engine.oci.documents import Descriptor
@@ -22,7 +22,7 @@ _SHOWN = 10  # images that a message lists
 _DIGITS = re.compile(r"(?:sha256:|sha512:)?[0-9a-f]{4,}\Z")
 
 
-def asked_for(images: Sequence[Listed], refs: Iterable[str], where: str) -> list[Listed]:
+def asked_for(images: Sequence[Candidate], refs: Iterable[str], where: str) -> list[Candidate]:
     """Return the images that `refs` choose, by name, by tag or by digest; without any, all.
 
     One that is chosen by name comes with that name only. NotFound for what names none, InvalidArgument
@@ -31,7 +31,7 @@ def asked_for(images: Sequence[Listed], refs: Iterable[str], where: str) -> list
     return [image for ref in refs for image in _meant(images, ref, where)] or list(images)
 
 
-def _meant(images: Sequence[Listed], ref: str, where: str) -> list[Listed]:
+def _meant(images: Sequence[Candidate], ref: str, where: str) -> list[Candidate]:
     full = _full(ref)
     found = []
     for image in images:
@@ -43,7 +43,7 @@ def _meant(images: Sequence[Listed], ref: str, where: str) -> list[Listed]:
     return found or _beginning(images, ref, where)
 
 
-def _beginning(images: Sequence[Listed], ref: str, where: str) -> list[Listed]:
+def _beginning(images: Sequence[Candidate], ref: str, where: str) -> list[Candidate]:
     starts = (ref,) if ":" in ref else (f"sha256:{ref}", f"sha512:{ref}")
     found = [image for image in images if _DIGITS.match(ref) and image.digest.startswith(starts)]
     if not found:
@@ -62,7 +62,7 @@ def _full(reference: str) -> str:
         return ""
 
 
-def full_names(images: Iterable[Listed]) -> Counter[str]:
+def full_names(images: Iterable[Candidate]) -> Counter[str]:
     """Return the references that the names of images stand for, and for how many images each does."""
     return Counter(
         full for image in images for full in {_full(name.reference) for name in image.names} if full
@@ -85,9 +85,9 @@ def full_name(name: Name, owners: Mapping[str, int]) -> str:
     return full
 
 
-def merged(images: Iterable[Listed]) -> list[Listed]:
+def merged(images: Iterable[Candidate]) -> list[Candidate]:
     """Return each image once, with all names that it is listed under."""
-    found: dict[object, Listed] = {}
+    found: dict[object, Candidate] = {}
     for image in images:
         what = image.what
         if isinstance(what, Descriptor):
@@ -100,9 +100,9 @@ def merged(images: Iterable[Listed]) -> list[Listed]:
     return list(found.values())
 
 
-def grouped(images: Iterable[Listed]) -> list[list[Listed]]:
+def grouped(images: Iterable[Candidate]) -> list[list[Candidate]]:
     """Return together what may be one image for several platforms: all of a name, all without."""
-    groups: dict[object, list[Listed]] = {}
+    groups: dict[object, list[Candidate]] = {}
     for position, image in enumerate(images):
         key: object = position
         if isinstance(image.what, Descriptor):
@@ -111,15 +111,15 @@ def grouped(images: Iterable[Listed]) -> list[list[Listed]]:
     return list(groups.values())
 
 
-def for_platform(group: Sequence[Listed], platform: Platform) -> list[Listed]:
+def for_platform(group: Sequence[Candidate], platform: Platform) -> list[Candidate]:
     """Return the one of a group that suits the platform; all, if they are not made for several.
 
     What cannot be an image stays, to be named by whoever finds out what it is; attestations go, as
     they belong to the images. NotFound if none suits.
     """
     offers: list[Platform | None] = []
-    images: list[Listed] = []
-    others: list[Listed] = []
+    images: list[Candidate] = []
+    others: list[Candidate] = []
     for one in group:
         if not isinstance(one.what, Descriptor):
             return list(group)

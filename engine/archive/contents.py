@@ -21,7 +21,7 @@ from engine.oci.digest import Digest, digest_of
 from engine.oci.documents import Descriptor, convert, decode_json, parse_index
 from engine.oci.mediatypes import OCI_INDEX, OCI_MANIFEST
 
-__all__ = ["Contents", "DockerFiles", "Listed", "Name", "blob_name", "find_images", "read_small"]
+__all__ = ["Candidate", "Contents", "DockerFiles", "Name", "blob_name", "find_images", "read_small"]
 
 _LAYOUT, _INDEX, _DOCKER, _VERSION = "oci-layout", "index.json", "manifest.json", "version"
 _DIR = "Directory Transport Version: 1."  # containers/image, directory/directory_dest.go
@@ -45,7 +45,7 @@ class DockerFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Candidate:
     """One image as a source lists it.
 
     Its digest is that of its manifest or index, for docker of its config, as far as the source tells.
@@ -68,7 +68,7 @@ class Contents:
     """What a source lists, and its files as they are named in an OCI layout."""
 
     files: Source
-    images: Sequence[Listed]
+    images: Sequence[Candidate]
 
 
 class _DockerEntry(msgspec.Struct, frozen=True, rename="pascal"):
@@ -113,14 +113,14 @@ def read_small(source: Source, name: str, limit: int) -> bytes:
 # -- OCI layouts ------------------------------------------------------------------------------
 
 
-def _oci(files: Source, where: str, stem: str) -> list[Listed]:
+def _oci(files: Source, where: str, stem: str) -> list[Candidate]:
     layout = decode_json(read_small(files, _LAYOUT, limits.MANIFEST), _LAYOUT)
     if not isinstance(layout, dict) or layout.get("imageLayoutVersion") != "1.0.0":
         raise Refused(f"{_LAYOUT} names an unknown version of the layout")
     index = parse_index(read_small(files, _INDEX, limits.MANIFEST), what=_INDEX)
     if not index.manifests:
         raise Refused(f"{where} holds no image: {_INDEX} is empty")
-    return [Listed(_names(entry, stem), entry.digest, entry) for entry in index.manifests]
+    return [Candidate(_names(entry, stem), entry.digest, entry) for entry in index.manifests]
 
 
 def _names(entry: Descriptor, stem: str) -> tuple[Name, ...]:
@@ -134,7 +134,7 @@ def _names(entry: Descriptor, stem: str) -> tuple[Name, ...]:
 # -- docker archives --------------------------------------------------------------------------
 
 
-def _docker(files: Source, where: str) -> list[Listed]:
+def _docker(files: Source, where: str) -> list[Candidate]:
     value = decode_json(read_small(files, _DOCKER, _DOCKER_LIMIT), _DOCKER, _DOCKER_LIMIT)
     if not isinstance(value, list):
         raise Refused(f"{_DOCKER} is not a list of images")
@@ -144,7 +144,7 @@ def _docker(files: Source, where: str) -> list[Listed]:
         raise Refused(f"{_DOCKER} lists over {limits.INDEX_ENTRIES} images")
     entries = [convert(entry, _DockerEntry, _DOCKER) for entry in value]
     return [
-        Listed(
+        Candidate(
             tuple(Name(tag, tag) for tag in entry.repo_tags),
             _image_id(entry.config),
             DockerFiles(entry.config, tuple(entry.layers)),
@@ -172,7 +172,7 @@ def _dir(files: Source) -> Contents:
     # Of OCI documents only: docker's always say what they are.
     media_type = value.get("mediaType") or (OCI_INDEX if value.get("manifests") else OCI_MANIFEST)
     target = Descriptor(media_type=str(media_type), digest=digest_of(data), size=len(data))
-    return Contents(_DirFiles(files, blob_name(target.key)), [Listed((), target.digest, target)])
+    return Contents(_DirFiles(files, blob_name(target.key)), [Candidate((), target.digest, target)])
 
 
 @dataclass(frozen=True, slots=True)

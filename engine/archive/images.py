@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 
 from engine import labels, limits
-from engine.archive.contents import DockerFiles, Listed
+from engine.archive.contents import Candidate, DockerFiles
 from engine.archive.ingest import Ingest, manifest_labels
 from engine.content.image import ResolvedImage, resolve
 from engine.diff.decompress import SNIFFED, sniff
@@ -37,7 +37,7 @@ class Planned:
     `target` is not known yet of an image in docker's form with packed layers: it names their digests.
     """
 
-    listed: Listed
+    listed: Candidate
     target: Descriptor | None
     layers: int
     store: Callable[[], tuple[Descriptor, ResolvedImage]]
@@ -45,7 +45,7 @@ class Planned:
     """In full; none for an image that will be called by its digest."""
 
 
-def plan(listed: Listed, ingest: Ingest, platform: Platform) -> Planned:
+def plan(listed: Candidate, ingest: Ingest, platform: Platform) -> Planned:
     """Read what an image consists of.
 
     Raises Refused for what is wrong or missing (`NotAnImage` for what is none), NotFound if there is
@@ -59,7 +59,7 @@ def plan(listed: Listed, ingest: Ingest, platform: Platform) -> Planned:
 # -- OCI --------------------------------------------------------------------------------------
 
 
-def _plan_oci(listed: Listed, target: Descriptor, ingest: Ingest, platform: Platform) -> Planned:
+def _plan_oci(listed: Candidate, target: Descriptor, ingest: Ingest, platform: Platform) -> Planned:
     image = resolve(target, platform, ingest.document, chosen=listed.chosen)
     for layer in image.manifest.layers:
         ingest.check(layer)
@@ -100,7 +100,7 @@ class _DockerLayer:
         return Descriptor(media_type=_DOCKER_LAYERS[self.packing], digest=digest, size=self.size)
 
 
-def _plan_docker(listed: Listed, files: DockerFiles, ingest: Ingest, platform: Platform) -> Planned:
+def _plan_docker(listed: Candidate, files: DockerFiles, ingest: Ingest, platform: Platform) -> Planned:
     data = ingest.small(files.config, limits.CONFIG)
     if len(files.layers) > limits.LAYERS:
         raise Refused(f"it has over {limits.LAYERS} layers")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.archive.choosing import asked_for, for_platform, full_name, full_names, grouped, merged
-from engine.archive.contents import Listed, find_images
+from engine.archive.contents import Candidate, find_images
 from engine.archive.images import Planned, plan
 from engine.archive.ingest import Ingest
 from engine.archive.opening import open_source, title
@@ -58,7 +58,7 @@ class Imported:
     """An image whose content is in the store, and the names that it shall get."""
 
     names: tuple[str, ...]
-    listed: Listed
+    listed: Candidate
     target: Descriptor
     image: ResolvedImage
 
@@ -74,7 +74,7 @@ class Brought:
     failed: list[Failed] = field(default_factory=list)
 
     @contextmanager
-    def collecting(self, listed: Listed) -> Iterator[None]:
+    def collecting(self, listed: Candidate) -> Iterator[None]:
         """Note what is wrong with one image and go on with the others, unless it was asked for."""
         name = listed.names[0].written if listed.names else ""
         try:
@@ -102,7 +102,7 @@ class Brought:
 E = TypeVar("E", bound=EngineError)
 
 
-def about(listed: Listed, error: E) -> E:
+def about(listed: Candidate, error: E) -> E:
     """Return an error on an image, which it names from now on."""
     error.args = (f"image {listed.title}: {error}",)
     return error
@@ -142,9 +142,9 @@ class _Import:
     stem: str
     brought: Brought
 
-    def planned(self, images: Sequence[Listed], ingest: Ingest) -> list[Planned]:
+    def planned(self, images: Sequence[Candidate], ingest: Ingest) -> list[Planned]:
         """Read the documents of all that is wanted."""
-        chosen: list[Listed] = []
+        chosen: list[Candidate] = []
         for group in grouped(asked_for(images, self.wanted.refs, self.brought.where)):
             with self.brought.collecting(group[0]):
                 chosen += for_platform(group, self.wanted.platform)
@@ -176,7 +176,7 @@ class _Import:
         self.brought.check_some(found)
         return found
 
-    def _names(self, listed: Listed, owners: Mapping[str, int]) -> tuple[str, ...]:
+    def _names(self, listed: Candidate, owners: Mapping[str, int]) -> tuple[str, ...]:
         names: list[str] = []
         for name in listed.names:
             with self.brought.collecting(replace(listed, names=(name,))):
