@@ -256,6 +256,16 @@ def test_what_a_process_at_work_makes_is_closed_to_others(tmp_path: Path, mask: 
             assert mode == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_a_fresh_root_was_never_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(path: Path, _mode: int) -> None:
+        raise AssertionError(f"{path} was open until now")
+
+    os.umask(0)
+    monkeypatch.setattr(Path, "chmod", too_late)
+    with Root(tmp_path / "root"):
+        pass
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("inside", ["snapshots", "trash", "owners", "meta.lmdb", "blobs.lmdb"])
 def test_a_folder_of_another_user_within(tmp_path: Path, inside: str) -> None:
