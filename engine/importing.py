@@ -13,7 +13,7 @@ import trio
 
 from engine.archive.contents import Candidate
 from engine.archive.images import Planned
-from engine.archive.importer import Brought, Failed, PassedOver, Wanted, about, import_images
+from engine.archive.importer import Brought, FailedImage, PassedOver, Wanted, about, import_images
 from engine.errors import EngineError
 from engine.failpoints import hit
 from engine.kv.schema import Image
@@ -34,7 +34,7 @@ class ImportResult:
     images: list[Image] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
     """What the source has besides images: charts, signatures, attestations."""
-    failed: list[Failed] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
     """Images beside good ones that are damaged or incomplete; their errors name them."""
     unpacked: dict[str, Unpacked] = field(default_factory=dict)
     """What was done to unpack each image, by its digest."""

@@ -11,7 +11,7 @@ import msgspec
 
 from engine import labels, limits
 from engine.archive.contents import Candidate, DockerFiles
-from engine.archive.ingest import Ingest, manifest_labels
+from engine.archive.intake import Intake, manifest_labels
 from engine.content.image import ResolvedImage, resolve
 from engine.diff.decompress import SNIFFED, sniff
 from engine.errors import AlreadyExists, Refused, printable
@@ -45,41 +45,41 @@ class Planned:
     """In full; none for an image that will be called by its digest."""
 
 
-def plan(listed: Candidate, ingest: Ingest, platform: Platform) -> Planned:
+def plan(listed: Candidate, intake: Intake, platform: Platform) -> Planned:
     """Read what an image consists of.
 
     Raises Refused for what is wrong or missing (`NotAnImage` for what is none), NotFound if there is
     nothing for the platform.
     """
     if isinstance(listed.what, Descriptor):
-        return _plan_oci(listed, listed.what, ingest, platform)
-    return _plan_docker(listed, listed.what, ingest, platform)
+        return _plan_oci(listed, listed.what, intake, platform)
+    return _plan_docker(listed, listed.what, intake, platform)
 
 
 # -- OCI --------------------------------------------------------------------------------------
 
 
-def _plan_oci(listed: Candidate, target: Descriptor, ingest: Ingest, platform: Platform) -> Planned:
-    image = resolve(target, platform, ingest.document, chosen=listed.chosen)
+def _plan_oci(listed: Candidate, target: Descriptor, intake: Intake, platform: Platform) -> Planned:
+    image = resolve(target, platform, intake.document, chosen=listed.chosen)
     for layer in image.manifest.layers:
-        ingest.check(layer)
+        intake.check(layer)
     return Planned(
         listed=listed,
         target=target,
         layers=len(image.manifest.layers),
-        store=partial(_store_oci, image, ingest),
+        store=partial(_store_oci, image, intake),
     )
 
 
-def _store_oci(image: ResolvedImage, ingest: Ingest) -> tuple[Descriptor, ResolvedImage]:
+def _store_oci(image: ResolvedImage, intake: Intake) -> tuple[Descriptor, ResolvedImage]:
     for descriptor in (image.manifest.config, *image.manifest.layers):
-        ingest.store(descriptor)
+        intake.store(descriptor)
     # Parents after children, so that a label never names what is not there yet.
-    ingest.store(image.path[-1], manifest_labels(image.manifest))
+    intake.store(image.path[-1], manifest_labels(image.manifest))
     for above, below in zip(image.path[-2::-1], image.path[:0:-1], strict=True):
         # By digest, not by position: importing another platform later adds to these labels.
         key = f"{labels.GC_REF_CONTENT}.m.{below.digest[-12:]}"
-        ingest.store(above, {key: below.digest})
+        intake.store(above, {key: below.digest})
     hit("import.labelled")
     return image.path[0], image
 
@@ -100,13 +100,13 @@ class _DockerLayer:
         return Descriptor(media_type=_DOCKER_LAYERS[self.packing], digest=digest, size=self.size)
 
 
-def _plan_docker(listed: Candidate, files: DockerFiles, ingest: Ingest, platform: Platform) -> Planned:
-    data = ingest.small(files.config, limits.CONFIG)
+def _plan_docker(listed: Candidate, files: DockerFiles, intake: Intake, platform: Platform) -> Planned:
+    data = intake.small(files.config, limits.CONFIG)
     if len(files.layers) > limits.LAYERS:
         raise Refused(f"it has over {limits.LAYERS} layers")
     config = parse_config(data, len(files.layers), printable(files.config))
     layers = [
-        _docker_layer(name, diff_id, ingest)
+        _docker_layer(name, diff_id, intake)
         for name, diff_id in zip(files.layers, config.diff_ids, strict=True)
     ]
     target = None
@@ -117,15 +117,15 @@ def _plan_docker(listed: Candidate, files: DockerFiles, ingest: Ingest, platform
         listed=listed,
         target=target,
         layers=len(layers),
-        store=partial(_store_docker, data, layers, ingest, platform),
+        store=partial(_store_docker, data, layers, intake, platform),
     )
 
 
-def _docker_layer(name: str, diff_id: Digest, ingest: Ingest) -> _DockerLayer:
-    size = ingest.source.size(name)
+def _docker_layer(name: str, diff_id: Digest, intake: Intake) -> _DockerLayer:
+    size = intake.source.size(name)
     if size is None:
         raise Refused(f"layer {printable(name)!r} is missing; the image is incomplete, copy it again")
-    packing = sniff(next(ingest.source.read(name, SNIFFED), b""))
+    packing = sniff(next(intake.source.read(name, SNIFFED), b""))
     return _DockerLayer(name, size, diff_id, packing)
 
 
@@ -139,26 +139,26 @@ def _described(data: bytes, media_type: str) -> Descriptor:
 
 
 def _store_docker(
-    config: bytes, layers: list[_DockerLayer], ingest: Ingest, platform: Platform
+    config: bytes, layers: list[_DockerLayer], intake: Intake, platform: Platform
 ) -> tuple[Descriptor, ResolvedImage]:
-    manifest = _manifest(config, [_store_layer(layer, ingest) for layer in layers])
-    ingest.put(config, DOCKER_CONFIG, {})
+    manifest = _manifest(config, [_store_layer(layer, intake) for layer in layers])
+    intake.put(config, DOCKER_CONFIG, {})
     encoded = msgspec.json.encode(manifest)
-    target = ingest.put(encoded, DOCKER_MANIFEST, manifest_labels(manifest))
+    target = intake.put(encoded, DOCKER_MANIFEST, manifest_labels(manifest))
     hit("import.labelled")
-    return target, resolve(target, platform, ingest.stored)
+    return target, resolve(target, platform, intake.stored)
 
 
-def _store_layer(layer: _DockerLayer, ingest: Ingest) -> Descriptor:
+def _store_layer(layer: _DockerLayer, intake: Intake) -> Descriptor:
     # A layer that is not packed is named by its diff ID: one that is here need not be read at all.
     expected = layer.diff_id if layer.packing is Compression.NONE else None
     digest = expected
     try:
         # Without a digest to resume towards, only this import may go on with what it wrote: the
         # same tree packed by another tool has other bytes.
-        ref = f"import-{expected or f'{ingest.lease}-{layer.diff_id}'}"
-        with ingest.begin(ref, expected, layer.size) as writer:
-            ingest.copy(layer.name, writer, layer.size, layer.diff_id)
+        ref = f"import-{expected or f'{intake.lease}-{layer.diff_id}'}"
+        with intake.begin(ref, expected, layer.size) as writer:
+            intake.copy(layer.name, writer, layer.size, layer.diff_id)
             digest = parse_digest(writer.commit().digest)
     except AlreadyExists:
         pass

@@ -14,7 +14,7 @@ from typing import TypeVar
 from engine.archive.choosing import asked_for, for_platform, full_name, full_names, grouped, merged
 from engine.archive.contents import Candidate, find_images
 from engine.archive.images import Planned, plan
-from engine.archive.ingest import Ingest
+from engine.archive.intake import Intake
 from engine.archive.opening import open_source, title
 from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
@@ -23,7 +23,7 @@ from engine.oci.documents import Descriptor, NotAnImage
 from engine.oci.platform import Platform
 from engine.progress import Report, Step
 
-__all__ = ["Brought", "Failed", "Imported", "PassedOver", "Wanted", "about", "import_images"]
+__all__ = ["Brought", "FailedImage", "Imported", "PassedOver", "Wanted", "about", "import_images"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class PassedOver:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedImage:
     """An image that could not be brought in, or one of its names."""
 
     name: str
@@ -71,7 +71,7 @@ class Brought:
     asked: bool
     images: list[Imported] = field(default_factory=list)
     passed_over: list[PassedOver] = field(default_factory=list)
-    failed: list[Failed] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
 
     @contextmanager
     def collecting(self, listed: Candidate) -> Iterator[None]:
@@ -86,7 +86,7 @@ class Brought:
             if isinstance(error, NotAnImage):
                 self.passed_over.append(PassedOver(name, listed.digest, error.reason))
             else:
-                self.failed.append(Failed(name, listed.digest, error))
+                self.failed.append(FailedImage(name, listed.digest, error))
 
     def check_some(self, images: Sized) -> None:
         """Raise what is wrong if no image is left."""
@@ -128,9 +128,9 @@ def import_images(
     item = origin.name if isinstance(origin, Path) else where
     with open_source(origin, spool, partial(report, Step.READ, item)) as opened:
         contents = find_images(opened.files, where, opened.stem)
-        ingest = Ingest(contents.files, content, lease, report)
+        intake = Intake(contents.files, content, lease, report)
         work = _Import(wanted, opened.stem, Brought(where, asked=bool(wanted.refs)))
-        planned = work.named(work.planned(contents.images, ingest), len(contents.images))
+        planned = work.named(work.planned(contents.images, intake), len(contents.images))
         check(planned)
         work.store(planned)
         return work.brought
@@ -142,7 +142,7 @@ class _Import:
     stem: str
     brought: Brought
 
-    def planned(self, images: Sequence[Candidate], ingest: Ingest) -> list[Planned]:
+    def planned(self, images: Sequence[Candidate], intake: Intake) -> list[Planned]:
         """Read the documents of all that is wanted."""
         chosen: list[Candidate] = []
         for group in grouped(asked_for(images, self.wanted.refs, self.brought.where)):
@@ -151,7 +151,7 @@ class _Import:
         found: list[Planned] = []
         for listed in merged(chosen):
             with self.brought.collecting(listed):
-                found.append(plan(listed, ingest, self.wanted.platform))
+                found.append(plan(listed, intake, self.wanted.platform))
         self.brought.check_some(found)
         return found
 

@@ -443,12 +443,12 @@ def never(*_arguments, **_options):
 
 @pytest.fixture
 def no_copy(monkeypatch):
-    monkeypatch.setattr("engine.archive.ingest.Ingest.begin", never)
+    monkeypatch.setattr("engine.archive.intake.Intake.begin", never)
 
 
 def test_a_taken_name_is_found_before_the_work(stores, tmp_path, monkeypatch):
     import_image(stores, (f := Files()).name(f.image([WORLD])).folder(tmp_path / "first"))
-    monkeypatch.setattr("engine.archive.ingest.Ingest.begin", never)
+    monkeypatch.setattr("engine.archive.intake.Intake.begin", never)
     path = (f := Files()).name(f.image([HELLO])).folder(tmp_path / "second")
     docker = tar_of(tmp_path / "image.tar", docker_files())
     for source, more in ((path, {}), (docker, {}), (path, {"name": "example.org/a:1"})):

@@ -17,12 +17,12 @@ from engine.oci.digest import Digest, digest_of, hasher
 from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
 
-__all__ = ["Ingest", "manifest_labels"]
+__all__ = ["Intake", "manifest_labels"]
 
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
 
-class Ingest:
+class Intake:
     """One import's way into the store."""
 
     def __init__(self, source: Source, content: ContentStore, lease: str, report: Report) -> None:
