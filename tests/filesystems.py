@@ -17,7 +17,7 @@ __all__ = ["formatted", "in_memory", "shared_memory"]
 
 # Sparse; xfs takes no less than 300 MiB.
 _BYTES = {"btrfs": 256 << 20, "xfs": 320 << 20, "ext4": 64 << 20}
-_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
+_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-qm0"]}
 
 
 @contextmanager
@@ -44,8 +44,8 @@ def formatted(kind: str, image: Path, target: Path, *options: str) -> Iterator[P
     with image.open("wb") as file:
         file.truncate(_BYTES[kind])
     subprocess.run([peer(program), *words, image], check=True, capture_output=True)
-    words = ",".join(("loop", *options))  # frees the loop device by itself
-    subprocess.run(["mount", "-o", words, image, target], check=True)
+    given = ",".join(("loop", *options))  # frees the loop device by itself
+    subprocess.run(["mount", "-o", given, image, target], check=True)
     try:
         yield target
     finally:
