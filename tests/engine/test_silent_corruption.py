@@ -225,12 +225,12 @@ def test_short_reads_go_on(
 def test_frames_of_workers_are_written_and_read_whole(short: dict[str, int]) -> None:
     reply = frame(Failed("Refused", "x" * 3000))
     ours, theirs = os.pipe()
-    try:
-        worker._send(theirs, Failed("Refused", "x" * 3000))
-        assert worker._read_exactly(ours, len(reply)) == reply
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    with open(ours, "rb", buffering=0) as reader:
+        with open(theirs, "wb", buffering=0) as writer:
+            worker._send(writer.fileno(), Failed("Refused", "x" * 3000))
+            writer.write(reply)
+        assert worker._read_exactly(reader.fileno(), len(reply)) == reply
+        assert reader.read() == reply
     assert short["write"] > 1
     assert short["read"] > 1
 
