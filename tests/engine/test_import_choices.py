@@ -424,6 +424,16 @@ def test_platforms_without_a_name_are_one_image(stores, tmp_path):
     assert image.target.digest == files.entries[1]["digest"]
 
 
+def test_many_bad_images_hold_nothing_back(stores, tmp_path):
+    """Each error kept what it came through, transactions among that, of which there are 126."""
+    files = Files()
+    entry = files.image()
+    for number in range(300):
+        files.list({**entry, "digest": f"sha256:{number:064x}"})
+    result = import_all(stores, files.list(entry).tar(tmp_path / "image.tar"))
+    assert (len(result.images), len(result.failed)) == (1, 300)
+
+
 def test_many_images_without_names(stores, tmp_path):
     files = Files()
     entry = files.image()
