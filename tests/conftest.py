@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine.root import Root
 from engine.stores import Stores
 
 AMD64 = Platform(os="linux", architecture="amd64")
+_HEARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
 
 settings.register_profile(
     "ci",
@@ -53,6 +55,18 @@ def children() -> set[int]:
         if int(rest.rpartition(") ")[2].split()[1]) == os.getpid():
             found.add(int(pid))
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> Iterator[None]:
+    """Take back what `nohup` or a script's `&` ignore: commands that are started here inherit it."""
+    ignored = [number for number in _HEARD if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        how = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, how)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)

@@ -172,5 +172,6 @@ def _check_platform(image: ResolvedImage, platform: Platform, *, chosen: bool) -
     own = image.config.platform
     if chosen and own.architecture and not matches(normalise(platform), normalise(own)):
         raise Refused(
-            f"manifest {image.path[-1].digest} is listed for {platform}, its config says {own}"
+            f"manifest {image.path[-1].digest} is listed for {platform}, "
+            f"its config says {printable(str(own))}"
         )

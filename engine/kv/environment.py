@@ -154,7 +154,10 @@ class Environment:
             inside.enter_context(self._gate.inside())
             try:
                 raw = self._env.begin(write=write, buffers=True)
-            except lmdb.MapResizedError:  # another process made the file larger
+            except lmdb.Error as error:
+                is_larger = isinstance(error, lmdb.MapResizedError)  # another process made it so
+                if self._mapped_bytes and not is_larger:
+                    raise
                 inside.close()
                 self._map_anew()
                 inside.enter_context(self._gate.inside())
@@ -164,22 +167,26 @@ class Environment:
 
     def _room(self) -> int:
         with self._gate.inside():
+            if not self._mapped_bytes:
+                return 0
             last: int = self._env.info()["last_pgno"]
             return self._mapped_bytes - (last + 1) * self._page
 
     def _map_anew(self) -> None:
         """Map the file as large as it can be now, unless a transaction here does not end.
 
-        By opening it again: LMDB's own way leaves nothing mapped where it fails.
+        By opening it again: LMDB's own way leaves nothing mapped where it fails. If this does, whoever
+        comes next tries.
         """
         with self._gate.alone(turn.WAIT_S) as free, os_errors(f"store {self._path}"):
             if free:
                 self._env.close()
+                self._mapped_bytes = 0
                 self._open()
 
     def check_readers(self) -> None:
         """Free the slots of readers that died: pages that they saw could never be used again."""
-        with self._gate.inside():
+        with mapped(self._path), self._gate.inside():
             self._env.reader_check()
 
     def release_pages(self) -> None:

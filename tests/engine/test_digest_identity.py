@@ -57,11 +57,12 @@ def test_chain_ids_of_the_specification():
     assert chain_ids([]) == []
 
 
-_STACKS = st.lists(st.sampled_from([digest_of(bytes([n])) for n in range(3)]), max_size=6)
+_STACKS = st.lists(st.sampled_from([digest_of(bytes([n])) for n in range(3)]), min_size=1, max_size=6)
 
 
-@given(_STACKS, _STACKS)
-def test_chain_ids_are_equal_exactly_for_equal_stacks(one, other):
+@given(_STACKS, _STACKS, _STACKS)
+def test_chain_ids_are_equal_exactly_for_equal_stacks(same, one, other):
+    one, other = same + one, same + other
     for position, (a, b) in enumerate(zip(chain_ids(one), chain_ids(other), strict=False), start=1):
         assert (a == b) == (one[:position] == other[:position])
 

@@ -154,6 +154,19 @@ def test_a_map_grows_when_it_must(folder, little_headroom):
     with_room.close()
 
 
+@pytest.mark.parametrize(
+    ("map_bytes", "says"), [(_TOO_MUCH, r"address space .*ulimit -v"), (64 << 20, "its largest size")]
+)
+def test_memory_that_ran_out_is_not_a_store_that_is_full(
+    folder, little_headroom, monkeypatch, map_bytes, says
+):
+    file = Environment(folder, map_bytes=map_bytes)
+    monkeypatch.setattr(file, "_map_anew", lambda: None)  # there is no memory for a larger map
+    with pytest.raises(ResourceExhausted, match=says):
+        fill(file, "much", 128 << 20)
+    file.close()
+
+
 _GROWER = """
 import sys
 from pathlib import Path
@@ -208,6 +221,67 @@ def test_a_map_that_cannot_grow_is_an_error_that_undoes_nothing(folder, little_h
             fill(file, str(number), 8 << 20)
     kept = entries(file)
     assert kept in {8, 16}
+    file.close()
+
+
+def test_a_map_that_could_not_be_made_anew_is_made_by_who_comes_next(
+    folder, little_headroom, monkeypatch
+):
+    file = Environment(folder, map_bytes=_TOO_MUCH)
+    fill(file, "a", 8 << 20)
+
+    def refuses(*_arguments, **_more):
+        raise environment.lmdb.MemoryError("Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "open_file", refuses)
+        with pytest.raises(ResourceExhausted, match="out of memory"):  # noqa: PT012  as above
+            for number in range(8):
+                fill(file, str(number), 8 << 20)
+        for use in (file.read, file.write):
+            with pytest.raises(ResourceExhausted, match="out of memory"), use():
+                pass
+    kept = entries(file)
+    assert kept >= 8
+    fill(file, "b", 8 << 20)
+    assert entries(file) == kept + 8
+    file.close()
+
+
+# -- readers ----------------------------------------------------------------------------------
+
+_READER = """
+import os, signal, sys
+from pathlib import Path
+from engine.kv.environment import Environment
+file = Environment(Path(sys.argv[1]), map_bytes=1 << 30, readonly=True)
+with file.read() as txn:
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def readers(file: Environment) -> str:
+    return str(file._env.readers())
+
+
+def test_a_dead_reader_keeps_no_pages(folder):
+    """Whether it died before a file is opened, or while it is open (`check_readers`, as `gc` does)."""
+    file = Environment(folder, map_bytes=_ENOUGH)
+    fill(file, "a", 1 << 20)
+    for look in (file.check_readers, None):
+        dead = child(_READER, folder)
+        assert str(dead.pid) in readers(file)
+        file.check_readers()
+        assert str(dead.pid) in readers(file), "it is alive"
+        kill(dead)
+        assert str(dead.pid) in readers(file)
+        if look is None:
+            file.close()
+            file = Environment(folder, map_bytes=_ENOUGH)
+        else:
+            look()
+        assert str(dead.pid) not in readers(file)
     file.close()
 
 

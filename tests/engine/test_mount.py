@@ -178,6 +178,18 @@ def test_unmounting_nothing_is_an_error(tmp_path: Path) -> None:
         deactivate(tmp_path)
 
 
+def test_a_link_to_a_mount_is_not_unmounted(tmp_path: Path) -> None:
+    # Else whoever can put a link in the way would choose what goes.
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "link").symlink_to("mnt")
+    bind = Mount(type="bind", source=str(tmp_path), options=["rbind"])
+    with mounted([bind], tmp_path / "mnt"):
+        for lazy in (False, True):
+            with pytest.raises(EngineError, match="unmounting"):
+                deactivate(tmp_path / "link", lazy=lazy)
+        assert is_mounted(tmp_path / "mnt")
+
+
 def test_a_busy_mount_is_not_unmounted(tmp_path: Path) -> None:
     target = tmp_path / "mnt"
     target.mkdir()

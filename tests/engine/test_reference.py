@@ -1,7 +1,7 @@
 """Image references: what is one, what it means, and its short form."""
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from engine.errors import InvalidArgument
@@ -120,11 +120,26 @@ def test_familiar_form_means_the_same(text):
     assert parse_reference(familiar(str(full))) == full
 
 
-@given(st.text(max_size=40))
+_ODD = st.sampled_from([*"aA0-._:/@[]% \n\0é\u0661", "", "..", "//", "::", "@sha256:", ":1\n"])
+
+
+@st.composite
+def _spoilt(draw: st.DrawFn) -> str:
+    """Return a reference with something else in one place: now and then it is still one."""
+    text = draw(_REFERENCES)
+    at = draw(st.integers(0, len(text)))
+    return text[:at] + draw(_ODD) + text[at + draw(st.integers(0, 1)) :]
+
+
+@given(_spoilt() | st.text(max_size=40))
 def test_any_text_is_a_reference_or_an_invalid_argument(text):
     try:
         found = parse_reference(text)
     except InvalidArgument:
+        event("refused")
         return
+    event("a reference")
     assert str(found).isascii()
     assert str(found).isprintable()
+    assert not {" ", "\n", "%"} & set(str(found))
+    assert parse_reference(str(found)) == found

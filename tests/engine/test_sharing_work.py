@@ -114,8 +114,9 @@ def test_a_cancel_ends_a_step_that_would_never_end(tmp_path: Path, point: str) -
         with failpoints.armed(point, "stop"), trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay"))
-                while not any(is_stopped(pid) for pid in children() - before):  # noqa: ASYNC110
-                    await trio.sleep(0.005)
+                await trio.to_thread.run_sync(
+                    until, lambda: any(is_stopped(pid) for pid in children() - before)
+                )
                 scope.cancel()
         assert scope.cancelled_caught
         keys = {info.key for info in engine.stores.snapshotter("overlay").walk()}

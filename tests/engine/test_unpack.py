@@ -1,5 +1,6 @@
 """The unpacker: parallel layers, ordered commits, failures that leave nothing, on real workers."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -115,6 +116,31 @@ def test_a_wrong_diff_id_stops_at_its_layer(tmp_path: Path, bad: int) -> None:
         assert {info.key for info in backend.walk()} == set(resolved.chain[:bad])
         assert engine.stores.unpacked_into(resolved) == {}
         assert len(folders(engine)) == bad
+
+    run(tmp_path, work)
+
+
+def test_diff_ids_may_be_sha512(tmp_path: Path) -> None:
+    # Each is hashed with its own algorithm; the name of a stack of several is always sha256.
+    def sha512(data: bytes) -> str:
+        return f"sha512:{hashlib.sha512(data).hexdigest()}"
+
+    mixed = [sha512(LAYERS[0]), digest_of(LAYERS[1]), sha512(LAYERS[2])]
+    wrong = [sha512(LAYERS[0]), sha512(LAYERS[0])]
+    chain = [mixed[0]]
+    for diff_id in mixed[1:]:
+        chain.append(f"sha256:{hashlib.sha256(f'{chain[-1]} {diff_id}'.encode()).hexdigest()}")
+
+    async def work(engine: Engine) -> None:
+        image = layout(tmp_path / "image", LAYERS, diff_ids=mixed)
+        (good,) = await engine.import_image(image, name="x/good:1")
+        done = await engine.unpack(good.name, snapshotter="overlay")
+        assert done.chain_id == chain[-1]
+        assert {info.key for info in engine.stores.snapshotter("overlay").walk()} == set(chain)
+        image = layout(tmp_path / "wrong", LAYERS[:2], diff_ids=wrong)
+        (bad,) = await engine.import_image(image, name="x/bad:1")
+        with pytest.raises(DigestMismatch, match=wrong[1]):
+            await engine.unpack(bad.name, snapshotter="overlay")
 
     run(tmp_path, work)
 
@@ -329,6 +355,8 @@ def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
         member("f", pax={**left_out, b"SCHILY.xattr.user.x": b"2"}),
         member("d/", "5", pax=left_out),
         member("l", "2", link="x", pax={b"SCHILY.xattr.user.x": b"2"}),
+        # Some tools repeat them with each name of a file, where they mean nothing.
+        member("g", "1", link="f", pax={**left_out, b"SCHILY.xattr.user.x": b"2"}),
     )
 
     async def work(engine: Engine) -> None:

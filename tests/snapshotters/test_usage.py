@@ -1,11 +1,13 @@
 """What a snapshot takes up: what it holds itself, each inode once, its markers among it."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from engine.fs.attributes import folder_descriptor
+from engine.fs.kernel import open_beneath
 from engine.fs.usage import measure
 from engine.mount import Mount, mounted
 from engine.snapshots import Commit, Snapshotter, Usage
@@ -103,6 +105,24 @@ def test_what_is_mounted_in_a_tree_does_not_count(tmp_path: Path) -> None:
             size, inodes = measure(opened)
     assert inodes == before[1]
     assert size <= before[0]
+
+
+def test_a_tree_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
+    with folder_descriptor(tmp_path) as top:
+        here = os.dup(top)
+        for _ in range(30):
+            os.mkdir("d" * 200, dir_fd=here)
+            below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.symlink("/", "l", dir_fd=here)
+        os.close(here)
+        assert measure(top)[1] == 31
+        way = b"/".join([b"d" * 200] * 30)
+        os.close(open_beneath(top, way, os.O_RDONLY | os.O_DIRECTORY))
+        for path in (way + b"/l/etc", way + b"/l/" + way):
+            with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+                open_beneath(top, path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
