@@ -434,6 +434,22 @@ def test_many_bad_images_hold_nothing_back(stores, tmp_path):
     assert (len(result.images), len(result.failed)) == (1, 300)
 
 
+def test_reading_many_documents_can_be_ended(stores, tmp_path):
+    class StopError(Exception):
+        pass
+
+    told = []
+
+    def report(step, item, _total, _done):
+        told.append(item)
+        if told.count("documents") == 4:
+            raise StopError
+
+    with pytest.raises(StopError):
+        import_all(stores, two().folder(tmp_path / "image"), report=report)
+    assert told == ["documents"] * 4
+
+
 def test_many_images_without_names(stores, tmp_path):
     files = Files()
     entry = files.image()
@@ -462,7 +478,9 @@ def test_a_taken_name_is_found_before_the_work(stores, tmp_path, monkeypatch):
     path = (f := Files()).name(f.image([HELLO])).folder(tmp_path / "second")
     docker = tar_of(tmp_path / "image.tar", docker_files())
     for source, more in ((path, {}), (docker, {}), (path, {"name": "example.org/a:1"})):
-        with pytest.raises(AlreadyExists, match=r"image example.org/a:1: .*--replace"):
+        with pytest.raises(
+            AlreadyExists, match=r"^image example.org/a:1 exists and is another one; .*--replace"
+        ):
             import_image(stores, source, **more)
 
 
