@@ -12,9 +12,11 @@ from typing import Any
 import click
 import pytest
 
+from engine import errors
 from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
-from engine.errors import EngineError, NotFound, Refused, Unavailable
+from engine.content.store import BeingWritten
+from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_one_line
 from tests.cli.test_commands import CHAIN
@@ -307,6 +309,12 @@ def test_an_incomplete_result_is_shown_with_its_error(capfd: pytest.CaptureFixtu
         "removed": ["a"],
         "error": {"kind": "Unavailable", "message": "later", "exit_code": 7},
     }
+
+
+@pytest.mark.parametrize("error", [BeingWritten("x"), DigestMismatch("x", "a", "b"), Unavailable("x")])
+def test_kinds_are_those_of_the_vocabulary(error: EngineError, capfd: pytest.CaptureFixture[str]):
+    end(error, as_json=True)
+    assert json.loads(capfd.readouterr().out)["error"]["kind"] in errors.__all__
 
 
 def test_a_bug_is_not_an_error_of_the_user():
