@@ -101,6 +101,22 @@ def test_a_signal_while_a_command_is_loaded(name: str):
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"lamina: {says}\n")
 
 
+_WHILE_ENDING = """
+import os, signal
+from engine.cli import ending
+say = ending.say
+ending.say = lambda message: (os.kill(os.getpid(), signal.SIGINT), say(message))
+from engine.cli.main import main
+main()
+"""
+
+
+def test_a_signal_while_a_command_ends():
+    command = [sys.executable, "-P", "-c", _WHILE_ENDING, "no-such-command"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert (done.returncode, done.stderr) == (130, "lamina: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_cleans_up_as_ctrl_c_does(tmp_path: Path, number: signal.Signals):
     big = archive(member("big", data=bytes(60 << 20)))
