@@ -20,12 +20,11 @@ from pathlib import Path
 from benchmarks import hostile_images
 from engine import limits
 from engine.archive.contents import find_images
-from engine.archive.source import open_source
+from engine.archive.opening import open_source
 from engine.diff.tar import TarReader
 from engine.errors import EngineError
 from engine.limits import MIB
 from engine.oci.documents import parse_config, parse_index
-from engine.oci.platform import Platform
 from engine.testing.archives import END, member
 
 __all__ = ["CASES", "Case", "main"]
@@ -124,7 +123,7 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
 
 def _find(folder: Path) -> None:
     with open_source(folder, folder, lambda _total, _done: None) as source:
-        find_images(source, folder, Platform(architecture="amd64", os="linux"))
+        find_images(source.files, str(folder), "")
 
 
 def _documents() -> Iterator[Case]:

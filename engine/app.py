@@ -5,23 +5,22 @@ makes or finds until that is anchored.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import trio
 
-from engine.archive.importer import Imported, import_images
+from engine import plugins
+from engine.archive.importer import Wanted
 from engine.content.image import ResolvedImage
-from engine.errors import EngineError, InvalidArgument
-from engine.failpoints import hit
+from engine.errors import EngineError
 from engine.gc.collect import Collected
-from engine.kv.schema import Image
+from engine.importing import Importing, ImportResult
 from engine.mount import Mount
-from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
-from engine.progress import Report, Step, silent
+from engine.oci.reference import parse_reference
+from engine.progress import Report, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.lease import HeldLease, begun_lease
@@ -41,52 +40,59 @@ class Engine:
         self.stores = stores
         self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
 
-    async def import_image(
+    async def import_image(  # noqa: PLR0913  one for each option of the command
         self,
-        path: Path | str,
+        source: Path | str | int,
         *,
         name: str | None = None,
+        refs: Sequence[str] = (),
         snapshotter: str | None = None,
         platform: Platform | None = None,
+        strict: bool = False,
         replace: bool = False,
         report: Report = silent,
-    ) -> list[Image]:
-        """Import the images of an OCI layout, an OCI archive or a docker archive; return them.
+    ) -> ImportResult:
+        """Import the images of a folder, an archive or a pipe, by path or open descriptor.
 
-        With `snapshotter` they are also unpacked, before they get their names: an image that cannot
-        be unpacked leaves nothing behind. `name` is for a source of one image; `replace` lets a name
-        move. Raises Refused, NotFound, AlreadyExists and others (`engine.errors`).
+        An OCI layout, `docker save`'s form and skopeo's `dir:` are told apart by content. With
+        `snapshotter` images are also unpacked, before they get their names, all at once. What fails
+        leaves nothing behind. `refs` choose images by name, tag or digest; `name` is for one image;
+        `strict` refuses a layer whose media type disagrees with its bytes; `replace` lets a name move.
+
+        What is no image is passed over, and an image that is bad beside good ones is in the result; if
+        it was asked for or none is good, its error is raised: Refused, NotFound, AlreadyExists and
+        others (`engine.errors`).
         """
-        platform = platform or self.stores.platform
+        wanted = Wanted(
+            platform=platform or self.stores.platform,
+            refs=tuple(refs),
+            name=str(parse_reference(name)) if name else None,
+        )
+        importing = Importing(
+            stores=self.stores,
+            unpacker=self._unpacker,
+            wanted=wanted,
+            backend=await self._working(snapshotter) if snapshotter else None,
+            strict=strict,
+            replace=replace,
+            report=report,
+        )
+        is_whole = False
         async with self._lease() as lease:
             try:
-                found = await trio.to_thread.run_sync(
-                    partial(
-                        import_images,
-                        Path(path),
-                        self.stores.content,
-                        platform=platform,
-                        spool=self.stores.root.trash,
-                        lease=lease.id,
-                        report=_cancellable(report),
-                    )
-                )
-                targets = _named(found, name)
-                if snapshotter:
-                    backend = await self._snapshotter(snapshotter)
-                    for imported in found:
-                        await self._unpacker.unpack(imported.image, backend, lease, report)
-                return await trio.to_thread.run_sync(self._put, targets, replace)
-            except BaseException:
-                if lease.is_last:  # else another caller works with what this one began
+                origin = source if isinstance(source, int) else Path(source)
+                result = await importing.run(origin, lease)
+                is_whole = not result.failed
+                return result
+            finally:
+                # Else another caller works with what this one began.
+                if not is_whole and lease.is_last:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._give_up, lease.id)
-                raise
 
-    def _put(self, targets: Mapping[str, Descriptor], replace: bool) -> list[Image]:
-        images = self.stores.images.put_all(targets, replace=replace)
-        hit("import.named")
-        return images
+    async def _working(self, name: str) -> Snapshotter:
+        await trio.to_thread.run_sync(plugins.check, self.stores.root, name)
+        return await self._snapshotter(name)
 
     def _give_up(self, lease: str) -> None:
         try:
@@ -139,28 +145,6 @@ class Engine:
 
     def _lease(self) -> AbstractAsyncContextManager[HeldLease]:
         return begun_lease(self.stores.root.meta, self.stores.namespace)
-
-
-def _named(found: Sequence[Imported], name: str | None) -> dict[str, Descriptor]:
-    """Return what each name shall mean. InvalidArgument where two images would share one."""
-    if name and len(found) > 1:
-        raise InvalidArgument(f"the archive holds {len(found)} images; import it without a name")
-    targets: dict[str, Descriptor] = {}
-    for imported in found:
-        for label in [name] if name else imported.names:
-            if targets.setdefault(label, imported.target).digest != imported.target.digest:
-                raise InvalidArgument(f"the archive has two images for the name {label}")
-    return targets
-
-
-def _cancellable(report: Report) -> Report:
-    """Return a report that also ends work on a thread once its task is cancelled."""
-
-    def check(step: Step, item: str, total: int, done: int, /) -> None:
-        trio.from_thread.check_cancelled()
-        report(step, item, total, done)
-
-    return check
 
 
 @asynccontextmanager

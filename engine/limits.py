@@ -15,6 +15,7 @@ JSON_TOKENS = 700_000
 JSON_WIDE = 8 * MIB  # of a document with characters outside ASCII
 INDEX_DEPTH = 8
 INDEX_ENTRIES = 10_000
+INDEXES = 1000  # without a platform, that lie within one another and are looked through
 LAYERS = 500  # the kernel mounts at most 500 lower layers
 REFERENCE = 255
 
@@ -22,7 +23,7 @@ ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
 ARCHIVE_NAME = 4096  # the longest path of a file in such an archive, PATH_MAX
 ARCHIVE_NAMES = 16 * MIB  # names and links of all files there; a blob's name has 77 bytes
 ARCHIVE_TWINS = 1 * GIB  # files there that repeat a name, and are compared with the first
-ARCHIVE_CONFIGS = 64 * MIB  # of all images of a docker archive; a config has some 10 KiB
+ARCHIVE_DOCUMENTS = 128 * MIB  # manifests, indexes and configs of all images; one has some 12 KiB
 ARCHIVE_LINKS = 16  # symlinks followed by name inside a docker archive
 
 IMAGE = 256 * GIB  # uncompressed, all layers together
@@ -47,3 +48,4 @@ LINKS_FOLLOWED = 255
 XATTRS = 128
 XATTR_BYTES = 64 * 1024  # names and values of one file together
 ZSTD_WINDOW = 128 * MIB
+XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB

@@ -19,7 +19,7 @@ from engine.mount import deactivate_below
 from engine.root import Root
 from engine.snapshots import Plugin, Probe, Snapshotter
 
-__all__ = ["Backend", "backends", "create", "default_name", "names", "sweep"]
+__all__ = ["Backend", "backends", "check", "create", "default_name", "names", "sweep"]
 
 _GROUP = "lamina.snapshotters"
 _PROBE = ".probe-"  # and the ID of the owner that tries
@@ -93,6 +93,13 @@ def _probe(root: Root, plugin: Plugin) -> Probe:
     prefix = f"{_PROBE}{root.owners.me.id}-"
     with os_errors(f"trying {plugin.name}"), TemporaryDirectory(prefix=prefix, dir=root.trash) as name:
         return plugin.probe(Path(name))
+
+
+def check(root: Root, name: str) -> None:
+    """Raise InvalidArgument if there is no such backend, NotSupported if it cannot unpack on a root."""
+    probe = _probe_or_reason(root, _plugin(name))
+    if not probe.unpacks:
+        raise NotSupported(f"snapshotter {name} does not work here: {probe.reason}")
 
 
 def sweep(root: Root) -> None:

@@ -20,6 +20,7 @@ class Step(StrEnum):
 class Report(Protocol):
     """Called with a step, what it works on, how much there is (bytes, or layers), and is done.
 
+    How much there is of a pipe is 0 until its end: nobody knows.
     Called often and from any thread: return at once.
     """
 

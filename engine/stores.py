@@ -16,7 +16,7 @@ from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
-from engine.errors import EngineError, InvalidArgument, NotFound
+from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
@@ -135,7 +135,7 @@ class Stores:
     def _is_here(self, descriptor: Descriptor) -> bool:
         try:
             self.content.info(descriptor.key)
-        except NotFound:
+        except (NotFound, Refused):  # or has a digest of a kind that is not known here
             return False
         return True
 

@@ -4,7 +4,7 @@ Sync.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -17,19 +17,27 @@ from engine.unpack.worker import _Worker
 
 __all__ = ["workers_inline"]
 
+Gate = Callable[[], Awaitable[None]]
+
 
 @contextmanager
-def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[None]:
-    """Do all jobs on this process's threads; its umask must be 0."""
+def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[list[Gate]]:
+    """Do all jobs on this process's threads, whose umask must be 0; each after all gates let it.
+
+    Gives the gates, of which there are none at first.
+    """
+    gates: list[Gate] = []
     nowhere = os.open(os.devnull, os.O_WRONLY)
     working = _Worker(nowhere)
     monkeypatch.setattr(working, "_environment", lambda _root: root.blobs)
 
     async def at_home(_pool: object, job: Job, _progress: object) -> Reply:
+        for gate in gates:
+            await gate()
         return await trio.to_thread.run_sync(working.run, job)
 
     monkeypatch.setattr(WorkerPool, "_run_once", at_home)
     try:
-        yield
+        yield gates
     finally:
         os.close(nowhere)

@@ -52,12 +52,13 @@ LAYERS = {
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
     "engine.stores": 5,
+    "engine.importing": 5,
     "engine.app": 5,
     "engine.cli": 6,
     "engine.__main__": 6,
 }
 
-ASYNC = {"engine.app", "engine.cli.running", "engine.cli.demo"}
+ASYNC = {"engine.app", "engine.importing", "engine.cli.running", "engine.cli.demo"}
 ASYNC |= {
     f"engine.unpack.{room}"
     for room in ("flights", "lease", "pool", "committer", "unpacker", "workshop", "layer_flight")
@@ -69,6 +70,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.limits",
     "engine.mounts.options",
     "engine.progress",
+    "engine.archive.choosing",
     "engine.diff.tar",
     "engine.diff.budget",
     "engine.diff.layer",

@@ -1,260 +1,194 @@
-"""Brings the images of a folder or an archive into the content store.
+"""Brings the images of a folder, an archive or a pipe into the content store.
 
-Sync. Every byte is hashed on the way in; names in an archive only find files, digests decide what they
-are. All is pinned by the caller's lease; naming the images is the caller's last step.
+Sync. First all documents are read, and everything that can be found out without the layers; then blobs
+are copied. Naming the images is the caller's last step. A bad image does not keep out those beside it.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-import msgspec
-
-from engine import labels, limits
-from engine.archive.contents import DockerImage, OciImage, find_images, read_small
-from engine.archive.source import Source, open_source
-from engine.content.image import ResolvedImage, resolve
-from engine.content.store import BeingWritten, ContentStore
-from engine.content.writer import Writer
-from engine.diff.decompress import sniff
-from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused, printable
-from engine.failpoints import hit
-from engine.oci.digest import Digest, digest_of, hasher, parse_digest
-from engine.oci.documents import Descriptor, Manifest, parse_config
-from engine.oci.mediatypes import (
-    DOCKER_CONFIG,
-    DOCKER_LAYER,
-    DOCKER_MANIFEST,
-    Compression,
-)
+from engine.archive.choosing import asked_for, for_platform, full_name, full_names, grouped, merged
+from engine.archive.contents import Candidate, find_images
+from engine.archive.images import Planned, plan
+from engine.archive.intake import Intake
+from engine.archive.opening import open_source, title
+from engine.content.image import ResolvedImage
+from engine.content.store import ContentStore
+from engine.errors import EngineError, InvalidArgument, NotFound, Refused
+from engine.oci.documents import Descriptor, NotAnImage
 from engine.oci.platform import Platform
 from engine.progress import Report, Step
 
-__all__ = ["Imported", "import_images"]
+__all__ = ["Brought", "FailedImage", "Imported", "PassedOver", "Wanted", "about", "import_images"]
 
-_POLL_S = 0.05  # another process cannot tell us that it is done
 
-_DOCKER_LAYERS = {
-    Compression.NONE: DOCKER_LAYER,
-    Compression.GZIP: f"{DOCKER_LAYER}.gzip",
-    Compression.ZSTD: f"{DOCKER_LAYER}.zstd",
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is wanted of a source: images for a platform; some of them; one under another name."""
+
+    platform: Platform
+    refs: tuple[str, ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Something in a source that is no image; without a name "" as its name."""
+
+    name: str
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that could not be brought in, or one of its names."""
+
+    name: str
+    digest: str
+    error: EngineError
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """An image whose content is in the store, and the names that its archive gives it."""
+    """An image whose content is in the store, and the names that it shall get."""
 
     names: tuple[str, ...]
+    listed: Candidate
     target: Descriptor
     image: ResolvedImage
 
 
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What came of a source so far; `asked` says that each image was asked for."""
+
+    where: str
+    asked: bool
+    images: list[Imported] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self, listed: Candidate) -> Iterator[None]:
+        """Note what is wrong with one image and go on with the others, unless it was asked for."""
+        name = listed.names[0].written if listed.names else ""
+        try:
+            yield
+        except (Refused, NotFound) as error:
+            error = about(listed, error)
+            if self.asked:
+                raise
+            if isinstance(error, NotAnImage):
+                self.passed_over.append(PassedOver(name, listed.digest, error.reason))
+            else:
+                self.failed.append(FailedImage(name, listed.digest, error))
+
+    def check_some(self, images: Sized) -> None:
+        """Raise what is wrong if no image is left."""
+        if not images and self.failed:
+            raise self.failed[0].error
+        if not images:
+            count = len(self.passed_over)
+            more = f", and {count - 1} more that are none" if count > 1 else ""
+            reason = self.passed_over[0].reason
+            raise Refused(f"{self.where} holds no container image: {reason}{more}")
+
+
+E = TypeVar("E", bound=EngineError)
+
+
+def about(listed: Candidate, error: E) -> E:
+    """Return an error on an image, which it names from now on."""
+    error.args = (f"image {listed.title}: {error}",)
+    return error
+
+
 def import_images(
-    path: Path,
+    origin: Path | int,
     content: ContentStore,
+    wanted: Wanted,
     *,
-    platform: Platform,
     spool: Path,
     lease: str,
     report: Report,
-) -> list[Imported]:
-    """Store the images at `path` for one platform and return them.
+    check: Callable[[Sequence[Planned]], None],
+) -> Brought:
+    """Store the images of a source, a path or an open descriptor.
 
-    A compressed archive is unpacked to a file in `spool` first. Raises NotFound for a file or a
-    platform that is not there, Refused for what is not an image or breaks a rule.
+    `check` may raise once it is known what will come, before it comes. Raises NotFound for a file, a
+    platform or an image that is not there, Refused for what is no image or breaks a rule, if it was
+    asked for or nothing else came in.
     """
-    with open_source(path, spool, partial(report, Step.READ, path.name)) as source:
-        images = find_images(source, path, platform)
-        bring = _Import(source, content, platform, lease, report)
-        return [
-            bring.oci(image) if isinstance(image, OciImage) else bring.docker(image) for image in images
-        ]
+    where = title(origin)
+    item = origin.name if isinstance(origin, Path) else where
+    with open_source(origin, spool, partial(report, Step.READ, item)) as opened:
+        contents = find_images(opened.files, where, opened.stem)
+        intake = Intake(contents.files, content, lease, report)
+        work = _Import(wanted, opened.stem, Brought(where, asked=bool(wanted.refs)))
+        planned = work.named(work.planned(contents.images, intake), len(contents.images))
+        check(planned)
+        work.store(planned)
+        return work.brought
 
 
 @dataclass(frozen=True, slots=True)
 class _Import:
-    source: Source
-    content: ContentStore
-    platform: Platform
-    lease: str
-    report: Report
-    brought: dict[tuple[object, ...], ResolvedImage] = field(default_factory=dict)
+    wanted: Wanted
+    stem: str
+    brought: Brought
 
-    # -- OCI ----------------------------------------------------------------------------------
+    def planned(self, images: Sequence[Candidate], intake: Intake) -> list[Planned]:
+        """Read the documents of all that is wanted."""
+        chosen: list[Candidate] = []
+        for group in grouped(asked_for(images, self.wanted.refs, self.brought.where)):
+            with self.brought.collecting(group[0]):
+                chosen += for_platform(group, self.wanted.platform)
+        found: list[Planned] = []
+        for listed in merged(chosen):
+            with self.brought.collecting(listed):
+                found.append(plan(listed, intake, self.wanted.platform))
+        self.brought.check_some(found)
+        return found
 
-    def oci(self, found: OciImage) -> Imported:
-        # An index may give one image 10,000 names: it is read once.
-        key = (found.target.digest, found.target.media_type, found.target.size, found.chosen)
-        image = self.brought.get(key)
-        if image is None:
-            image = self.brought[key] = self._bring(found)
-        return Imported((found.name,), found.target, image)
+    def named(self, images: Sequence[Planned], listed: int) -> list[Planned]:
+        """Give images their full names, of `listed` that the source has; some are left without."""
+        count = len(images) + len(self.brought.failed)
+        if self.wanted.name and count > 1:
+            where = self.brought.where
+            raise InvalidArgument(f"{where} holds {count} images; choose one with --ref to name it")
+        if self.wanted.name:
+            return [replace(image, names=(self.wanted.name,)) for image in images]
+        is_alone = count == 1 and (listed == 1 or not self.wanted.refs)
+        owners = full_names(image.listed for image in images)
+        found: list[Planned] = []
+        for image in images:
+            if image.listed.names:
+                names = self._names(image.listed, owners)
+            else:
+                names = (self.stem,) if is_alone and self.stem else ()
+            if names or not image.listed.names:
+                found.append(replace(image, names=names))
+        self.brought.check_some(found)
+        return found
 
-    def _bring(self, found: OciImage) -> ResolvedImage:
-        image = resolve(found.target, self.platform, self._document, chosen=found.chosen)
-        for descriptor in (image.manifest.config, *image.manifest.layers):
-            self._store(descriptor)
-        # Parents after children, so that a label never names what is not there yet.
-        self._store(image.path[-1], _manifest_labels(image.manifest))
-        for above, below in zip(image.path[-2::-1], image.path[:0:-1], strict=True):
-            # By digest, not by position: importing another platform later adds to these labels.
-            key = f"{labels.GC_REF_CONTENT}.m.{below.digest[-12:]}"
-            self._store(above, {key: below.digest})
-        hit("import.labelled")
-        return image
+    def _names(self, listed: Candidate, owners: Mapping[str, int]) -> tuple[str, ...]:
+        names: list[str] = []
+        for name in listed.names:
+            with self.brought.collecting(replace(listed, names=(name,))):
+                names.append(full_name(name, owners))
+        return tuple(names)
 
-    def _document(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a manifest, index or config from the source, verified."""
-        name = _blob_name(descriptor.key)
-        if self.source.size(name) is None:
-            return self._stored_document(descriptor, limit)
-        data = read_small(self.source, name, limit)
-        _check_size(descriptor, len(data))
-        running = hasher(descriptor.key)
-        running.update(data)
-        if running.hexdigest() != descriptor.key.partition(":")[2]:
-            actual = f"{running.name}:{running.hexdigest()}"
-            raise DigestMismatch(f"file {name}", descriptor.key, actual)
-        return data
-
-    def _stored_document(self, descriptor: Descriptor, limit: int) -> bytes:
-        try:
-            data = self.content.read_all(descriptor.key, limit)
-        except NotFound:
-            raise _absent(descriptor) from None
-        _check_size(descriptor, len(data))
-        return data
-
-    def _store(self, descriptor: Descriptor, about: labels.Labels | None = None) -> None:
-        """Bring one blob in by its digest, or pin the one that is here."""
-        digest = descriptor.key
-        try:
-            writer = self._ingest(f"import-{digest}", digest, descriptor.size)
-        except AlreadyExists:
-            _check_size(descriptor, self.content.info(digest).size)
-            self._merge_labels(digest, about)
-            return
-        name = _blob_name(digest)
-        size = self.source.size(name)
-        with writer:
-            if size is None:
-                writer.abort()
-                raise _absent(descriptor)
-            if size != descriptor.size:
-                writer.abort()
-                _check_size(descriptor, size)
-            self._copy(name, writer, descriptor.size, digest)
-            writer.commit(about)
-
-    def _merge_labels(self, digest: Digest, about: labels.Labels | None) -> None:
-        if about:
-            self.content.update(digest, about)
-
-    def _copy(self, name: str, writer: Writer, size: int, item: Digest) -> None:
-        show = partial(self.report, Step.STORE, item, size)
-        show(writer.offset)
-        for piece in _from_offset(self.source.read(name), writer.offset):
-            writer.write(piece)
-            show(writer.offset)
-
-    def _ingest(self, ref: str, expected: Digest | None, size: int) -> Writer:
-        """Open an ingest, after another import that has it open is done with it or dead."""
-        waiting = ""
-        try:
-            while True:
-                try:
-                    return self.content.ingest(ref, lease=self.lease, expected=expected, total=size)
-                except BeingWritten as error:
-                    waiting = str(error)
-                    self.report(Step.WAIT, waiting, size, 0)
-                    time.sleep(_POLL_S)
-        finally:
-            if waiting:
-                self.report(Step.WAIT, waiting, size, size)
-
-    # -- docker -------------------------------------------------------------------------------
-
-    def docker(self, found: DockerImage) -> Imported:
-        data = read_small(self.source, found.config, limits.CONFIG)
-        config = parse_config(data, len(found.layers), printable(found.config))
-        layers = [
-            self._docker_layer(name, diff_id)
-            for name, diff_id in zip(found.layers, config.diff_ids, strict=True)
-        ]
-        manifest = Manifest(
-            schema_version=2,
-            media_type=DOCKER_MANIFEST,
-            config=self._put(data, DOCKER_CONFIG, {}),
-            layers=layers,
-        )
-        encoded = msgspec.json.encode(manifest)
-        target = self._put(encoded, DOCKER_MANIFEST, _manifest_labels(manifest))
-        hit("import.labelled")
-        image = resolve(target, self.platform, self._stored_document)
-        return Imported(tuple(found.names), target, image)
-
-    def _docker_layer(self, name: str, diff_id: Digest) -> Descriptor:
-        size = self.source.size(name)
-        if size is None:
-            raise NotFound(f"the archive has no layer {printable(name)!r}; it is incomplete")
-        head = next(self.source.read(name), b"")[:10]
-        packing = sniff(head)
-        # An unpacked layer is named by its diff ID: one that is here need not be read at all.
-        expected = diff_id if packing is Compression.NONE else None
-        digest = expected
-        try:
-            # Without a digest to resume towards, only this import may go on with what it wrote: the
-            # same tree packed by another tool has other bytes.
-            ref = f"import-{expected or f'{self.lease}-{diff_id}'}"
-            with self._ingest(ref, expected, size) as writer:
-                self._copy(name, writer, size, diff_id)
-                digest = parse_digest(writer.commit().digest)
-        except AlreadyExists:
-            pass
-        return Descriptor(media_type=_DOCKER_LAYERS[packing], digest=str(digest), size=size)
-
-    def _put(self, data: bytes, media_type: str, about: labels.Labels) -> Descriptor:
-        digest = digest_of(data)
-        ref = f"import-{digest}"
-        try:
-            with self._ingest(ref, digest, len(data)) as writer:
-                for piece in _from_offset(iter((data,)), writer.offset):
-                    writer.write(piece)
-                writer.commit(about)
-        except AlreadyExists:
-            self._merge_labels(digest, about)
-        return Descriptor(media_type=media_type, digest=digest, size=len(data))
-
-
-def _blob_name(digest: Digest) -> str:
-    return "blobs/" + digest.replace(":", "/")
-
-
-def _absent(descriptor: Descriptor) -> NotFound:
-    return NotFound(f"the image has no blob {descriptor.digest}; it is incomplete")
-
-
-def _check_size(descriptor: Descriptor, actual: int) -> None:
-    if descriptor.size != actual:
-        raise Refused(
-            f"blob {descriptor.digest} has {actual} bytes, its descriptor says {descriptor.size}"
-        )
-
-
-def _from_offset(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
-    """Leave out the first `offset` bytes, which an earlier writer stored and hashed."""
-    for piece in pieces:
-        if offset < len(piece):
-            yield piece[offset:]
-        offset = max(0, offset - len(piece))
-
-
-def _manifest_labels(manifest: Manifest) -> dict[str, str]:
-    """Return the labels that keep what a manifest needs, under containerd's keys."""
-    kept = {f"{labels.GC_REF_CONTENT}.config": manifest.config.digest}
-    for position, layer in enumerate(manifest.layers):
-        kept[f"{labels.GC_REF_CONTENT}.l.{position}"] = layer.digest
-    return kept
+    def store(self, images: Sequence[Planned]) -> None:
+        """Bring in the blobs of images."""
+        for image in images:
+            with self.brought.collecting(image.listed):
+                target, resolved = image.store()
+                names = image.names or (f"{self.stem or 'image'}@{target.digest}",)
+                imported = Imported(names, image.listed, target, resolved)
+                self.brought.images.append(imported)
+        self.brought.check_some(self.brought.images)

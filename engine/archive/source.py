@@ -1,37 +1,24 @@
 """The files of an image on disk, by name: a folder, or a tar file whose members are found once.
 
 Sync. Names are only looked up, never opened on the host as an archive writes them: a folder is read
-below its own descriptor through no link, a member of a tar file is an offset and a size.
+below its own descriptor, through links that stay there; a member of a tar file is an offset and a size.
 """
 
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 from engine import limits
 from engine.content.writer import BATCH
 from engine.diff import tar
-from engine.diff.decompress import SNIFFED, decompressed, sniff
 from engine.diff.tar import TarReader
-from engine.errors import (
-    EngineError,
-    InvalidArgument,
-    NotFound,
-    Refused,
-    from_os_error,
-    os_errors,
-    printable,
-)
-from engine.fs.kernel import open_beneath
-from engine.fs.room import Room
-from engine.oci.mediatypes import Compression
+from engine.errors import EngineError, Refused, from_os_error, os_errors, printable
+from engine.fs.kernel import BENEATH, open_beneath
 
-__all__ = ["FolderSource", "Source", "TarSource", "open_source"]
+__all__ = ["FolderSource", "Source", "TarSource"]
 
 _HEADERS = 1 << 16  # bytes read at once where only headers are wanted
 _COMPARED = 1 << 20  # bytes of two members compared at once
@@ -45,8 +32,8 @@ class Source(Protocol):
     def size(self, name: str) -> int | None:
         """Return the size of a file, None if there is none of that name."""
 
-    def read(self, name: str) -> Iterator[bytes]:
-        """Yield a file's bytes. Raises NotFound."""
+    def read(self, name: str, piece: int = BATCH) -> Iterator[bytes]:
+        """Yield a file's bytes in pieces of that size. Raises Refused if there is none."""
 
 
 class FolderSource:
@@ -57,45 +44,50 @@ class FolderSource:
 
     def size(self, name: str) -> int | None:
         """Return the size of a regular file."""
-        try:
-            with self._open(name) as file:
-                return os.fstat(file).st_size
-        except NotFound:
-            return None
-
-    def read(self, name: str) -> Iterator[bytes]:
-        """Yield a file's bytes in pieces that suit the store."""
         with self._open(name) as file:
-            while piece := _read(file, name):
-                yield piece
+            return None if file is None else os.fstat(file).st_size
+
+    def read(self, name: str, piece: int = BATCH) -> Iterator[bytes]:
+        """Yield a file's bytes, in pieces that suit the store."""
+        with self._open(name) as file:
+            if file is None:
+                raise _absent(name)
+            while data := _read(file, name, piece):
+                yield data
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[int]:
+    def _open(self, name: str) -> Iterator[int | None]:
+        """Give a regular file, None where there is none."""
         if "\0" in name or len(name) > _NAME:
             raise Refused(f"{printable(name)!r} is no name for a file")
         try:
-            file = open_beneath(self._folder, os.fsencode(name), os.O_RDONLY | os.O_NONBLOCK)
+            # O_NONBLOCK, because opening a pipe would wait for ever.
+            flags = os.O_RDONLY | os.O_NONBLOCK
+            file = open_beneath(self._folder, os.fsencode(name), flags, BENEATH)
+        except (FileNotFoundError, NotADirectoryError):
+            yield None
+            return
         except OSError as error:
             raise _from_open(error, name) from error
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise NotFound(f"{printable(name)} is not a regular file")
-            yield file
+            yield file if stat.S_ISREG(os.fstat(file).st_mode) else None
         finally:
             os.close(file)
 
 
-def _read(file: int, name: str) -> bytes:
+def _read(file: int, name: str, count: int) -> bytes:
     with os_errors(f"image file {printable(name)}"):
-        return os.read(file, BATCH)
+        return os.read(file, count)
 
 
 def _from_open(error: OSError, name: str) -> EngineError:
     if error.errno in _ASTRAY:
-        return Refused(f"image file {printable(name)!r} leads through a link or out of the image")
-    if error.errno == errno.ENOTDIR:
-        return NotFound(f"the image has no file {printable(name)!r}")
+        return Refused(f"image file {printable(name)!r} leads out of the image, or by links in a circle")
     return from_os_error(error, f"image file {printable(name)}")
+
+
+def _absent(name: str) -> Refused:
+    return Refused(f"there is no file {printable(name)!r}; the image is incomplete, copy it again")
 
 
 class TarSource:
@@ -129,6 +121,7 @@ class TarSource:
             if offset + entry.size > self._whole:
                 raise _cut_off()
             self._add(entry, offset)
+        self._report(self._whole, self._whole)
 
     def _add(self, entry: tar.Entry, offset: int) -> None:
         name = _clean(entry.name)
@@ -182,20 +175,20 @@ class TarSource:
         found = self._find(name)
         return found[1] if found else None
 
-    def read(self, name: str) -> Iterator[bytes]:
-        """Yield a member's bytes in pieces that suit the store."""
+    def read(self, name: str, piece: int = BATCH) -> Iterator[bytes]:
+        """Yield a member's bytes, in pieces that suit the store."""
         found = self._find(name)
         if found is None:
-            raise NotFound(f"archive has no file {printable(name)!r}")
+            raise _absent(name)
         offset, size = found
         while size:
             with os_errors("reading the archive"):
-                piece = os.pread(self._file, min(BATCH, size), offset)
-            if not piece:
+                data = os.pread(self._file, min(piece, size), offset)
+            if not data:
                 raise _cut_off()
-            offset += len(piece)
-            size -= len(piece)
-            yield piece
+            offset += len(data)
+            size -= len(data)
+            yield data
 
 
 def _two_files(name: bytes) -> Refused:
@@ -240,50 +233,3 @@ def _clean(name: bytes) -> bytes:
 
 def _beside(name: bytes, link: bytes) -> bytes:
     return link if link.startswith(b"/") else name.rpartition(b"/")[0] + b"/" + link
-
-
-@contextmanager
-def open_source(path: Path, spool: Path, report: Callable[[int, int], None]) -> Iterator[Source]:
-    """Give the files of the folder or archive at `path`, a compressed archive via `spool`.
-
-    While an archive is unpacked and indexed, `report` is told how many bytes there are and are done, and
-    may raise to end it. Raises NotFound, PermissionDenied, Refused for what is no archive.
-    """
-    with os_errors(str(path)):
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        opened = os.open(path, flags)
-    try:
-        kind = os.fstat(opened).st_mode
-        if stat.S_ISDIR(kind):
-            yield FolderSource(opened)
-        elif stat.S_ISREG(kind):
-            with _unpacked(opened, path, spool, report) as file:
-                yield _archive(file, path, report)
-        else:
-            raise InvalidArgument(f"{path} is neither a folder nor a file")
-    finally:
-        os.close(opened)
-
-
-def _archive(file: int, path: Path, report: Callable[[int, int], None]) -> TarSource:
-    try:
-        return TarSource(file, report)
-    except Refused as error:
-        raise Refused(f"{path} is not an image archive: {error}") from None
-
-
-@contextmanager
-def _unpacked(file: int, path: Path, spool: Path, report: Callable[[int, int], None]) -> Iterator[int]:
-    """Give `file` itself, or what it unpacks to in a file without a name."""
-    if sniff(os.pread(file, SNIFFED, 0)) is Compression.NONE:
-        yield file
-        return
-    packed = os.fstat(file).st_size
-    with os_errors(f"unpacking {path}"), tempfile.TemporaryFile(dir=spool) as whole:
-        room = Room(spool)
-        for piece in decompressed(iter(lambda: os.read(file, BATCH), b""), limits.IMAGE):
-            room.take(len(piece))
-            whole.write(piece)
-            report(packed, os.lseek(file, 0, os.SEEK_CUR))
-        whole.flush()
-        yield whole.fileno()

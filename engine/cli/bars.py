@@ -18,6 +18,8 @@ from engine.progress import Report, Step, silent
 
 __all__ = ["progress"]
 
+_BY_NAME = {Step.WAIT, Step.READ}  # of other steps the item is a digest
+
 
 def _waits() -> Report:
     told: set[str] = set()
@@ -49,16 +51,17 @@ def progress(view: View) -> Iterator[Report]:
 
         def report(step: Step, item: str, total: int, done: int, /) -> None:
             key = (step, item)
-            amount = (
-                f"{done} of {total} layers"
-                if step is Step.FLUSH
-                else f"{human_bytes(done)} of {human_bytes(total)}"
-            )
+            is_known = total > 0 or step is not Step.READ
+            if step is Step.FLUSH:
+                amount = f"{done} of {total} layers"
+            else:
+                amount = human_bytes(done) + (f" of {human_bytes(total)}" if is_known else "")
+            whole = total if is_known else None
             if key not in tasks:
-                title = escape(printable(item)) if step is Step.WAIT else short(item)
-                tasks[key] = bars.add_task(title, total=total, step=step, amount=amount)
-            bars.update(tasks[key], completed=done, amount=amount)
-            if done >= total:
+                title = escape(printable(item)) if step in _BY_NAME else short(item)
+                tasks[key] = bars.add_task(title, total=whole, step=step, amount=amount)
+            bars.update(tasks[key], total=whole, completed=done, amount=amount)
+            if whole is not None and done >= whole:
                 bars.update(tasks[key], visible=False)
 
         yield report

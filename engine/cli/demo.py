@@ -66,7 +66,7 @@ class _Demo:
         path = layout(self._folder / "image", _layers(), tag="demo/image:1")
         size = sum(file.stat().st_size for file in (path / "blobs" / "sha256").iterdir())
         with _timed() as took:
-            (image,) = await engine.import_image(path)
+            (image,) = (await engine.import_image(path)).images
         self._result["import"] = {"bytes": size, "seconds": took()}
         self._tell(f"made an image of 3 layers and imported it: {human_bytes(size)}, {took():.2f} s")
         return image

@@ -1,6 +1,8 @@
 """The command `import`."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,58 +17,81 @@ from engine.cli.context import (
     replace_option,
     snapshotter_option,
 )
+from engine.cli.ending import Incomplete
 from engine.cli.output import View, document, short
 from engine.cli.running import run
-from engine.errors import NotSupported
+from engine.errors import InvalidArgument, NotSupported
+from engine.importing import ImportResult
+from engine.kv.schema import Image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.stores import Stores
+from engine.unpack.unpacker import Unpacked
 
 __all__ = ["import_"]
 
+_SHOWN = 20  # lines of one kind; an index may list 10,000
+
 
 @click.command("import")
-@click.argument("path", type=click.Path(path_type=Path, readable=False))
+@click.argument("path", type=click.Path(path_type=Path, readable=False, allow_dash=True))
+@click.option(
+    "--ref", "refs", multiple=True, metavar="NAME", help="Take only this image; may be repeated."
+)
 @click.option("--name", help="Name of the image, instead of what its archive says.")
 @snapshotter_option
 @platform_option
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
+@click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @replace_option
 @action
 @click.pass_obj
 def import_(
     context: Context,
     path: Path,
+    refs: tuple[str, ...],
     name: str | None,
     snapshotter: str | None,
     platform: Platform | None,
     no_unpack: bool,
+    strict: bool,
     replace: bool,
     view: View,
 ) -> None:
     """Import the images of a folder or an archive, and unpack them.
 
-    PATH is an OCI layout folder, an OCI archive or a docker archive, told apart by content.
+    PATH is an OCI layout, an OCI archive, what `docker save` or skopeo's `dir:` writes, told apart by
+    content, or `-` for an archive on standard input. --ref chooses by name, by tag or by digest.
     """
+    source = _standard_input() if path == Path("-") else path
 
-    async def work(engine: Engine) -> list[shapes.ShownImage]:
+    async def work(engine: Engine) -> tuple[ImportResult, dict[str, Any]]:
         backend = None if no_unpack else snapshotter or _default(engine.stores)
         with progress(view) as report:
-            images = await engine.import_image(
-                path,
+            result = await engine.import_image(
+                source,
                 name=name,
+                refs=refs,
                 snapshotter=backend,
                 platform=platform,
+                strict=strict,
                 replace=replace,
                 report=report,
             )
-        return [shapes.image(engine.stores, image) for image in images]
+        return result, shapes.imported(engine.stores, result, backend)
 
-    images = run(context, work, create=True)
+    result, shown = run(context, work, create=True)
+    _tell(result, view)
+    if result.failed:
+        raise Incomplete(result.failed[0].error, shown)
     if view.json:
-        document(images)
-    for image in images:
-        view.tell(f"imported {familiar(image.name)} ({short(str(image.digest))})")
+        document(shown)
+
+
+def _standard_input() -> int:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InvalidArgument("there is no archive on standard input; pipe one to `lamina import -`")
+    return sys.stdin.fileno()
 
 
 def _default(stores: Stores) -> str:
@@ -74,3 +99,23 @@ def _default(stores: Stores) -> str:
         return plugins.default_name(stores.root)
     except NotSupported as error:
         raise NotSupported(f"{error}; add --no-unpack to only store the image") from None
+
+
+def _tell(result: ImportResult, view: View) -> None:
+    kinds = (
+        [_imported(image, result.unpacked.get(image.target.digest)) for image in result.images],
+        [note for unpacked in result.unpacked.values() for note in unpacked.mistyped],
+        [f"passed over {one.name or short(one.digest)}: {one.reason}" for one in result.passed_over],
+        [f"lamina: {one.error}" for one in result.failed[1:]],  # the first ends the command
+    )
+    for lines in kinds:
+        for line in lines[:_SHOWN]:
+            view.tell(line)
+        if len(lines) > _SHOWN:
+            view.tell(f"and {len(lines) - _SHOWN} more such; --json lists them")
+
+
+def _imported(image: Image, unpacked: Unpacked | None) -> str:
+    left_out = unpacked.xattrs_left_out if unpacked else 0
+    more = f", {left_out} xattrs left out" if left_out else ""
+    return f"imported {familiar(image.name)} ({short(image.target.digest)}){more}"

@@ -13,7 +13,7 @@ import msgspec
 from engine import limits
 from engine.cli import shapes
 from engine.cli.completion import image_names
-from engine.cli.context import Context, action, platform_option
+from engine.cli.context import Context, listing, platform_option
 from engine.cli.output import View, document, human_bytes, write
 from engine.cli.table import Column
 from engine.content.image import ResolvedImage
@@ -38,7 +38,7 @@ Facts = Iterator[tuple[str, Sequence[str]]]
 @click.command("inspect")
 @click.argument("name", metavar="IMAGE", shell_complete=image_names)
 @platform_option
-@action
+@listing
 @click.pass_obj
 def inspect(context: Context, name: str, platform: Platform | None, view: View) -> None:
     """Show what an image is made of and how it is run."""

@@ -4,7 +4,7 @@ Sync. Documents are read from wherever the caller says (the store, an archive), 
 an unpack choose by the same rules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine import limits
@@ -20,10 +20,12 @@ from engine.oci.documents import (
     parse_manifest,
 )
 from engine.oci.identity import ChainID, chain_ids
-from engine.oci.mediatypes import INDEXES, Compression, layer_compression
+from engine.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, Compression, layer_compression
 from engine.oci.platform import Platform, choose, matches, normalise
 
-__all__ = ["Layer", "Read", "ResolvedImage", "resolve"]
+__all__ = ["Layer", "Read", "ResolvedImage", "is_attestation", "may_be_image", "resolve"]
+
+_ATTESTATION = "vnd.docker.reference.type"  # annotation of buildkit's, beside the images of an index
 
 Read = Callable[[Descriptor, int], bytes]
 """Return a small blob, verified: at most that many bytes."""
@@ -68,32 +70,96 @@ def resolve(
     `chosen` says that the caller chose `target` for the platform, which its config must bear out.
     Raises NotFound if there is none for the platform, Refused for documents that break a rule.
     """
-    path = [target]
+    path: tuple[Descriptor, ...] = (target,)
     while path[-1].media_type in INDEXES:
         if len(path) > limits.INDEX_DEPTH:
-            raise Refused(f"index {target.digest} is nested over {limits.INDEX_DEPTH} levels")
-        path.append(_choose(path[-1], platform, read))
+            raise _too_deep(target)
+        path += _choose(path[-1], platform, read)
     manifest_data = read(path[-1], limits.MANIFEST)
     manifest = parse_manifest(manifest_data, path[-1].media_type, f"manifest {path[-1].digest}")
     config_data = read(manifest.config, limits.CONFIG)
     config = parse_config(config_data, len(manifest.layers), f"config {manifest.config.digest}")
-    image = ResolvedImage(tuple(path), manifest, config)
+    image = ResolvedImage(path, manifest, config)
     _check_platform(image, platform, chosen=chosen or len(path) > 1)
     for layer in image.layers:
         layer.descriptor.key  # noqa: B018  checks the digest
     return image
 
 
-def _choose(descriptor: Descriptor, platform: Platform, read: Read) -> Descriptor:
-    index = _index(descriptor, read)
-    # Attestations say unknown/unknown and never match.
-    position = choose(platform, [entry.platform for entry in index.manifests])
+def may_be_image(entry: Descriptor) -> bool:
+    """Say whether an entry of an index may be chosen; attestations and artifacts never are."""
+    return (
+        entry.media_type in MANIFESTS | INDEXES
+        and (not entry.artifact_type or entry.artifact_type in CONFIGS)
+        and not is_attestation(entry)
+    )
+
+
+def is_attestation(entry: Descriptor) -> bool:
+    """Say whether an entry of an index only tells of another: how it was built, what is in it."""
+    platform = entry.platform
+    unknown = platform is not None and platform.os == platform.architecture == "unknown"
+    return unknown or _ATTESTATION in entry.annotations
+
+
+def _choose(index: Descriptor, platform: Platform, read: Read) -> tuple[Descriptor, ...]:
+    """Return the way from an index to what it has for a platform, the index itself left out."""
+    ways = _ways(index, read)
+    position = choose(platform, [way[-1].platform for way in ways])
     if position is None:
-        offered = ", ".join(sorted({str(e.platform) for e in index.manifests if e.platform}))
+        offered = ", ".join(sorted({str(way[-1].platform) for way in ways if way[-1].platform}))
         raise NotFound(
             f"the image has nothing for {platform}; it has {printable(offered) or 'no platforms'}"
         )
-    return index.manifests[position]
+    return ways[position]
+
+
+def _ways(top: Descriptor, read: Read) -> Sequence[tuple[Descriptor, ...]]:
+    """Return the ways to what an index lists, through indexes in it that name no platform.
+
+    Each index is read once, however often it is listed.
+    """
+    ways: list[tuple[Descriptor, ...]] = []
+    seen: set[str] = set()  # of those without a platform: one that is listed twice counts once
+    listed = looked_through = 0
+    pending: list[tuple[Descriptor, ...]] = [()]
+    while pending:
+        way = pending.pop()
+        if way and (way[-1].media_type not in INDEXES or way[-1].platform):
+            ways.append(way)
+            continue
+        if len(way) >= limits.INDEX_DEPTH:
+            raise _too_deep(top)
+        entries = [entry for entry in _entries(way, top, read) if may_be_image(entry)]
+        listed += len(entries)
+        looked_through += 1
+        if listed > limits.INDEX_ENTRIES or looked_through > limits.INDEXES:
+            raise Refused(
+                f"index {top.digest} leads to over {limits.INDEX_ENTRIES} manifests "
+                f"or {limits.INDEXES} indexes"
+            )
+        below: list[tuple[Descriptor, ...]] = []
+        for entry in entries:
+            if entry.platform or entry.digest not in seen:
+                below.append((*way, entry))
+            if not entry.platform:
+                seen.add(entry.digest)
+        pending += reversed(below)  # so that the first listed is the next to be looked at
+    return ways
+
+
+def _entries(way: Sequence[Descriptor], top: Descriptor, read: Read) -> Sequence[Descriptor]:
+    try:
+        return _index(way[-1] if way else top, read).manifests
+    except NotFound:
+        if not way:
+            raise
+        # An import stores the way to what it chose: what else the index leads to is not here.
+        return ()
+
+
+def _too_deep(top: Descriptor) -> Refused:
+    return Refused(f"index {top.digest} is nested over {limits.INDEX_DEPTH} levels")
 
 
 def _index(descriptor: Descriptor, read: Read) -> Index:

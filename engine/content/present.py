@@ -26,7 +26,7 @@ def present(
     """
     found = [
         replace(resolve(path[-1], platform, read), path=path)
-        for path in _paths((target,), read, is_here)
+        for path in _paths((target,), read, is_here, set())
     ]
     best = choose(platform, [image.config.platform for image in found])
     if best:
@@ -34,9 +34,14 @@ def present(
     return found
 
 
-def _paths(path: _Path, read: Read, is_here: Callable[[Descriptor], bool]) -> Iterator[_Path]:
-    """Yield how each manifest that is here is reached."""
+def _paths(
+    path: _Path, read: Read, is_here: Callable[[Descriptor], bool], seen: set[str]
+) -> Iterator[_Path]:
+    """Yield how each manifest that is here is reached, whatever else leads to it."""
     last = path[-1]
+    if last.digest in seen:
+        return
+    seen.add(last.digest)
     if last.media_type not in INDEXES:
         yield path
     elif len(path) <= limits.INDEX_DEPTH:
@@ -44,4 +49,4 @@ def _paths(path: _Path, read: Read, is_here: Callable[[Descriptor], bool]) -> It
             # Attestations are manifests, too, but for no machine.
             about_others = entry.platform is not None and entry.platform.os == "unknown"
             if not about_others and entry.media_type in INDEXES | MANIFESTS and is_here(entry):
-                yield from _paths((*path, entry), read, is_here)
+                yield from _paths((*path, entry), read, is_here, seen)

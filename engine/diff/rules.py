@@ -158,7 +158,8 @@ class Rules:
         if len(entry.xattrs) > limits.XATTRS or held > limits.XATTR_BYTES:
             raise Refused(f"{printable(entry.name)!r} has too many or too large xattrs")
         kept = {key: value for key, value in entry.xattrs.items() if _keeps(entry, key, value)}
-        self.xattrs_left_out += len(entry.xattrs) - len(kept)
+        if entry.type != tar.HARDLINK:  # they are its file's, with which they stand
+            self.xattrs_left_out += len(entry.xattrs) - len(kept)
         return kept
 
 

@@ -171,7 +171,7 @@ class TarReader:
             block, pax, name, link = header
             entry = _entry(block, pax, name, link)
             self._begin_body(entry.size)
-            if block[156:157] == _GNU_SPARSE or not sparse.KEYS.isdisjoint(pax):
+            if block[156] == _GNU_SPARSE[0] or (pax and not sparse.KEYS.isdisjoint(pax)):
                 entry = self._sparse(entry, block, pax)
             self._entries += 1
             yield entry
@@ -205,17 +205,17 @@ class TarReader:
         """Return the map of GNU's old format: in the header, and in blocks between it and the body."""
         if block[257:265] != b"ustar  \0":
             raise Refused("archive has a sparse file in a header that is not GNU's")
-        numbers: list[int] = []
+        numbers = array("q")
         fields, is_extended = block[386:482], block[482]
         while True:
             for at in range(0, len(fields), 24):
                 if not fields[at]:
                     break  # as in GNU tar: further blocks may follow all the same
-                numbers += (_size(fields[at : at + 12]), _size(fields[at + 12 : at + 24]))
+                numbers.extend((_size(fields[at : at + 12]), _size(fields[at + 12 : at + 24])))
             if len(numbers) > 2 * limits.SPARSE_PARTS:
                 raise Refused(f"archive has a sparse file of over {limits.SPARSE_PARTS} parts")
             if not is_extended:
-                return array("q", numbers)
+                return numbers
             further = self._take(BLOCK, "a map of a sparse file")
             fields, is_extended = further[:504], further[504]
 

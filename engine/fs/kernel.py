@@ -5,10 +5,19 @@ Linux gained since 2011; x86-64 shares them from 424 up.
 """
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
-__all__ = ["NO_SYMLINKS", "ioctl_ficlone", "open_beneath", "release_mapped", "syncfs", "syscall"]
+__all__ = [
+    "BENEATH",
+    "NO_SYMLINKS",
+    "ioctl_ficlone",
+    "open_beneath",
+    "release_mapped",
+    "syncfs",
+    "syscall",
+]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
@@ -19,9 +28,11 @@ _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
-NO_SYMLINKS = _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
+BENEATH = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
+NO_SYMLINKS = BENEATH | _RESOLVE_NO_SYMLINKS
 
 _PATH_LIMIT = 4000  # PATH_MAX is 4096 with its NUL
+_TRIES = 100
 
 
 class _OpenHow(ctypes.Structure):
@@ -41,20 +52,20 @@ def syscall(number: int, *args: object) -> int:
     return result
 
 
-def open_beneath(folder: int, path: bytes, flags: int) -> int:
+def open_beneath(folder: int, path: bytes, flags: int, resolve: int = NO_SYMLINKS) -> int:
     """Open `path` below the descriptor `folder`: through no symlink and across no mount.
 
-    A path of any length will do. Raises OSError: ELOOP for a symlink on the way, EXDEV for a mount.
+    With `resolve` BENEATH through symlinks that stay below the folder. A path of any length will do.
+    Raises OSError: ELOOP for a symlink on the way, EXDEV for a mount or a way out.
     """
     opened = -1
     try:
         for step, last in _steps(path):
             how = _OpenHow(
                 flags=(flags if last else os.O_PATH | os.O_DIRECTORY) | os.O_CLOEXEC,
-                resolve=NO_SYMLINKS,
+                resolve=resolve,
             )
-            start = folder if opened < 0 else opened
-            below = syscall(_OPENAT2, ctypes.c_int(start), step, ctypes.byref(how), ctypes.c_size_t(24))
+            below = _open(folder if opened < 0 else opened, step, how)
             if opened >= 0:
                 os.close(opened)
             opened = below
@@ -63,6 +74,16 @@ def open_beneath(folder: int, path: bytes, flags: int) -> int:
             os.close(opened)
         raise
     return opened
+
+
+def _open(folder: int, path: bytes, how: _OpenHow) -> int:
+    for _ in range(_TRIES):
+        try:
+            return syscall(_OPENAT2, ctypes.c_int(folder), path, ctypes.byref(how), ctypes.c_size_t(24))
+        except BlockingIOError:
+            # A rename anywhere while `..` was followed: try again (openat2(2), EAGAIN).
+            continue
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
 
 def _steps(path: bytes) -> list[tuple[bytes, bool]]:

@@ -70,16 +70,27 @@ class ImageStore:
         with self._meta.write() as txn:
             return [self._put(txn, name, target, replace) for name, target in targets.items()]
 
-    def _put(self, txn: Transaction, name: str, target: Descriptor, replace: bool) -> Image:
-        full = str(parse_reference(name))
+    def check_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> None:
+        """Raise what `put_all` would raise for these names, but for content that is still to come."""
+        with self._meta.read() as txn:
+            for name, target in targets.items():
+                self._free(txn, str(parse_reference(name)), target, replace)
+
+    def _free(self, txn: Transaction, full: str, target: Descriptor, replace: bool) -> Image | None:
+        """Return the image that has a name. AlreadyExists if that is another one, unless `replace`."""
         old = IMAGES.get(txn, self._namespace, full)
-        if old is not None and old.target.digest == target.digest:
-            return old
-        if old is not None and not replace:
+        if old is not None and old.target.digest != target.digest and not replace:
             raise AlreadyExists(
                 f"image {familiar(full)} exists and is another one; "
                 "choose another name or pass --replace"
             )
+        return old
+
+    def _put(self, txn: Transaction, name: str, target: Descriptor, replace: bool) -> Image:
+        full = str(parse_reference(name))
+        old = self._free(txn, full, target, replace)
+        if old is not None and old.target.digest == target.digest:
+            return old
         if BLOBS.get(txn, self._namespace, target.digest) is None:
             raise NotFound(f"no blob {target.digest} for image {familiar(full)}")
         at = now()

@@ -1,22 +1,24 @@
 """Manifests, indexes and configs, parsed strictly from untrusted JSON.
 
-Pure. Strict means: UTF-8, no duplicate key, no key that differs from a known one only in case (Go's
-decoder would take it), integers where integers belong, one kind of document at a time (CVE-2021-41190),
-and an embedded media type that agrees with the descriptor's. Size, depth and what decoding will cost
-are bounded.
+Pure. Strict means: UTF-8, no duplicate key, no key that differs only in case from one that is read there
+(Go's decoder would take it), integers where integers belong, one kind of document at a time
+(CVE-2021-41190), and an embedded media type that agrees with the descriptor's. Size, depth and what
+decoding will cost are bounded. Null is an absent value, as Go's encoder writes it.
 """
 
 import json
 import re
+from collections.abc import Collection, Mapping
+from functools import cache
 from itertools import islice
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 
 from engine import limits
 from engine.errors import Refused, printable
 from engine.oci.digest import Digest, parse_digest
-from engine.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, OCI_INDEX
+from engine.oci.mediatypes import CONFIGS, INDEXES, MANIFESTS, OCI_INDEX, is_layer
 from engine.oci.platform import Platform
 
 __all__ = [
@@ -24,12 +26,23 @@ __all__ = [
     "ImageConfig",
     "Index",
     "Manifest",
+    "NotAnImage",
     "RootFS",
+    "convert",
     "decode_json",
     "parse_config",
     "parse_index",
     "parse_manifest",
 ]
+
+
+class NotAnImage(Refused):
+    """A document is in order, but what it describes is no container image."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} is not a container image: {reason}")
+        self.reason = reason
+
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
@@ -42,6 +55,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     size: _Size
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
     platform: Platform | None = None
+    artifact_type: str = ""
 
     @property
     def key(self) -> Digest:
@@ -54,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
 
     schema_version: int
     media_type: str = ""
+    artifact_type: str = ""
     config: Descriptor
     layers: list[Descriptor]
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
@@ -165,41 +180,82 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _convert(value: object, kind: type[_Document], what: str) -> _Document:
+def convert(value: object, kind: type[_Document], what: str, foreign: Collection[str] = ()) -> _Document:
+    """Return a JSON object as a document; Refused for one that is not of that kind.
+
+    `foreign` are keys of other kinds of documents, which this one may not have.
+    """
     if not isinstance(value, dict):
         raise Refused(f"{what} is not a JSON object")
-    _refuse_case_variants(value, kind, what)
+    mixed = sorted(key for key in foreign if value.get(key) is not None)
+    if mixed:
+        raise Refused(f"{what} mixes kinds of documents: {mixed}")
     try:
-        return msgspec.convert(value, kind, strict=True)
+        return msgspec.convert(_read(value, kind, what, foreign), kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise Refused(f"{what}: {printable(str(error))}") from None
 
 
-_KNOWN = frozenset(
-    field.encode_name
-    for kind in (Descriptor, Manifest, Index, RootFS, ImageConfig, Platform)
-    for field in msgspec.structs.fields(kind)
-) | {"fsLayers", "subject", "urls", "data", "artifactType"}
-_FOLDED = {name.lower(): name for name in _KNOWN}
+class _Member(NamedTuple):
+    """What is known of a key: the kind of the object below it, or of those in its list."""
+
+    name: str
+    below: type[msgspec.Struct] | None
+    is_list: bool
 
 
-def _refuse_case_variants(value: object, kind: type[msgspec.Struct], what: str) -> None:
-    """Refuse `Layers` where Go's decoder would read `layers`.
+_ONLY_SHOWN = frozenset({"created"})  # decides nothing, and old docker wrote `Created` as well
 
-    Not in annotations, nor in a config outside of what is read: those keys are anybody's.
+
+@cache
+def _members(kind: type[msgspec.Struct]) -> Mapping[str, _Member]:
+    """Return the keys that are read of an object, folded as Go's decoder folds them."""
+    return {
+        field.encode_name.casefold(): _Member(
+            field.encode_name, _struct_in(field.type), get_origin(field.type) is list
+        )
+        for field in msgspec.structs.fields(kind)
+    }
+
+
+def _struct_in(annotation: object) -> type[msgspec.Struct] | None:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    return next(filter(None, map(_struct_in, get_args(annotation))), None)
+
+
+def _read(
+    value: dict[str, Any], kind: type[msgspec.Struct], what: str, foreign: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the members of an object that are read, without those that are null.
+
+    `Layers` is refused where Go's decoder would read `layers`; elsewhere a key is anybody's.
     """
-    is_config = kind is ImageConfig
-    pending: list[Any] = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, list):
-            pending.extend(item)
-        elif isinstance(item, dict):
-            for key, child in item.items():
-                if _FOLDED.get(key.lower(), key) != key:
-                    raise Refused(f"{what} has the key {printable(key)!r} in another case")
-                if key == "rootfs" if is_config else key != "annotations":
-                    pending.append(child)
+    known = _members(kind)
+    others = {key.casefold() for key in foreign}
+    found: dict[str, Any] = {}
+    for key, child in value.items():
+        folded = key.casefold()
+        member = known.get(folded)
+        if member and member.name == key:
+            found[key] = _present(child, member, what)
+        elif (member and folded not in _ONLY_SHOWN) or (folded in others and key not in foreign):
+            raise Refused(f"{what} has the key {printable(key)!r} in another case")
+    return {key: child for key, child in found.items() if child is not None}
+
+
+def _present(child: Any, member: _Member, what: str) -> Any:  # noqa: ANN401  any JSON
+    """Return a value as Go reads it: null in place of a list is an empty one."""
+    if child is None:
+        return [] if member.is_list else None
+    if isinstance(child, dict):
+        if member.below:
+            return _read(child, member.below, what)
+        return {key: text for key, text in child.items() if text is not None}
+    if isinstance(child, list) and member.below:
+        kind = member.below
+        return [_read(item, kind, what) if isinstance(item, dict) else item for item in child]
+    return child
 
 
 def _parse(
@@ -207,15 +263,13 @@ def _parse(
 ) -> _Document:
     value = decode_json(data, what)
     if isinstance(value, dict):
-        if foreign & value.keys():
-            raise Refused(f"{what} mixes kinds of documents: {sorted(foreign & value.keys())}")
         embedded = value.get("mediaType") or media_type
         if embedded != media_type:
             raise Refused(
                 f"{what} says it is {printable(str(embedded))!r}, its descriptor says "
                 f"{printable(media_type)!r}"
             )
-    document = _convert(value, kind, what)
+    document = convert(value, kind, what, foreign)
     if getattr(document, "schema_version", 2) != 2:
         raise Refused(f"{what} has an unknown schema version")
     return document
@@ -224,28 +278,33 @@ def _parse(
 def parse_manifest(data: bytes, media_type: str, what: str = "manifest") -> Manifest:
     """Return the manifest in `data`, whose descriptor promised `media_type`."""
     if media_type not in MANIFESTS:
-        raise Refused(f"{what}: {printable(media_type)!r} is not a manifest type that lamina knows")
+        raise NotAnImage(what, f"its media type is {printable(media_type)!r}")
     manifest = _parse(data, Manifest, media_type, {"manifests", "fsLayers"}, what)
     if len(manifest.layers) > limits.LAYERS:
         raise Refused(f"{what} has over {limits.LAYERS} layers")
     if manifest.config.media_type not in CONFIGS:
-        raise Refused(
-            f"{what} is not a container image: its config is {printable(manifest.config.media_type)!r}"
-        )
+        kind, said = ("config", manifest.config.media_type)
+        if manifest.artifact_type:
+            kind, said = ("type", manifest.artifact_type)
+        raise NotAnImage(what, f"its {kind} is {printable(said)!r}")
+    if manifest.layers and not any(is_layer(layer.media_type) for layer in manifest.layers):
+        # A signature of cosign or an attestation of buildkit has a config as an image has.
+        raise NotAnImage(what, f"its layers are {printable(manifest.layers[0].media_type)!r}")
     for descriptor in (manifest.config, *manifest.layers):
         parse_digest(descriptor.digest)
     return manifest
 
 
 def parse_index(data: bytes, media_type: str = OCI_INDEX, what: str = "index") -> Index:
-    """Return the index in `data`, whose descriptor promised `media_type`."""
+    """Return the index in `data`, whose descriptor promised `media_type`.
+
+    The digests of its entries are checked where they are used: beside an image may stand anything.
+    """
     if media_type not in INDEXES:
         raise Refused(f"{what}: {printable(media_type)!r} is not an index type that lamina knows")
     index = _parse(data, Index, media_type, {"layers", "config", "fsLayers"}, what)
     if len(index.manifests) > limits.INDEX_ENTRIES:
         raise Refused(f"{what} lists over {limits.INDEX_ENTRIES} manifests")
-    for descriptor in index.manifests:
-        parse_digest(descriptor.digest)
     return index
 
 
@@ -253,7 +312,7 @@ def parse_config(data: bytes, layers: int, what: str = "config") -> ImageConfig:
     """Return the config in `data` of an image whose manifest has `layers` layers."""
     if len(data) > limits.CONFIG:
         raise Refused(f"{what} is over {limits.CONFIG} bytes")
-    config = _convert(decode_json(data, what, limits.CONFIG), ImageConfig, what)
+    config = convert(decode_json(data, what, limits.CONFIG), ImageConfig, what)
     if config.rootfs.type != "layers":
         raise Refused(f"{what}: unknown rootfs type {printable(config.rootfs.type)!r}")
     if len(config.diff_ids) != layers:

@@ -17,6 +17,7 @@ __all__ = [
     "OCI_INDEX",
     "OCI_MANIFEST",
     "Compression",
+    "is_layer",
     "layer_compression",
 ]
 
@@ -53,6 +54,11 @@ _LAYERS = {
     "application/vnd.docker.image.rootfs.diff.tar.zstd": Compression.ZSTD,
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": Compression.GZIP,
 }
+
+
+def is_layer(media_type: str) -> bool:
+    """Say whether a media type is that of a layer."""
+    return media_type in _LAYERS
 
 
 def layer_compression(media_type: str) -> Compression:

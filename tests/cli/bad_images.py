@@ -214,7 +214,7 @@ BAD_IMAGES: Mapping[Callable[[Path], Path], tuple[int, str]] = {
     _empty_file: (5, "is not an image"),
     _plain_tar: (5, "is not an image"),
     _plain_folder: (5, "is not an image"),
-    _device: (2, "neither a folder nor a file"),
+    _device: (2, "neither a folder, a file nor a pipe"),
     _cut_archive: (5, "is not an image archive"),
     _cut_gzip: (5, "cut"),
     _two_members_of_one_name: (5, "two different files"),
@@ -224,7 +224,7 @@ BAD_IMAGES: Mapping[Callable[[Path], Path], tuple[int, str]] = {
     _other_bytes: (5, "has digest"),
     _altered_manifest: (5, "descriptor says"),
     _wrong_size: (5, "descriptor says"),
-    _absent_layer: (3, "it is incomplete"),
+    _absent_layer: (5, "the image is incomplete"),
     _cut_layer: (5, "cut"),
     _cut_tar: (5, "cut"),
     _layer_of_garbage: (5, "layer"),
@@ -233,6 +233,6 @@ BAD_IMAGES: Mapping[Callable[[Path], Path], tuple[int, str]] = {
     _unknown_layer_type: (5, "not a layer type"),
     _malformed_digest: (5, "not a sha256 or sha512 digest"),
     _wrong_docker_layer: (5, "has digest"),
-    _docker_archive_without_config: (3, "none.json"),
+    _docker_archive_without_config: (5, "none.json"),
 }
 """How to make each, and the exit code and part of the message that belong to it."""

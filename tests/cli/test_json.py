@@ -12,6 +12,7 @@ import pytest
 from engine.kv import keys
 from engine.root import Root
 from engine.testing.archives import archive, layout, member
+from tests.cli.test_importing import mixed
 from tests.command import commands, lamina
 from tests.test_architecture import TOP
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.root
 _DOCS = (TOP / "docs" / "json.md").read_text(encoding="utf-8")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 _WITHOUT = {("content", "get"), ("completion",)}
+_LISTS = {"list of images": "image", "list of unpackings": "unpacking"}
 _PYTHON = {"string": str, "number": int | float, "time": str, "boolean": bool}
 
 
@@ -95,7 +97,11 @@ def _check(words: tuple[str, ...], document: Any) -> set[str]:
                 assert isinstance(value, dict), (name, value)
             else:
                 assert isinstance(value, list), (name, value)
-                if kind == "list of snapshots":
+                if kind in _LISTS:
+                    for one in value:
+                        rows = dict(_fields(one, SHAPES[_LISTS[kind]] | {"digest": "string"}))
+                        assert rows.keys() <= SHAPES[_LISTS[kind]].keys() | {"digest"}, (name, rows)
+                elif kind == "list of snapshots":
                     pending += value
                 else:
                     assert all(isinstance(one, str) for one in value), (name, value)
@@ -128,7 +134,11 @@ def seen(
             found["error"] |= {f"error.{name}" for name in document["error"]}
         return document
 
-    (imported,) = run("import", image)
+    (imported,) = run("import", image)["images"]
+    run("import", mixed(folder), "--ref", "absent", code=3)
+    run("import", folder / "mixed", code=5)
+    run("image", "rm", "mixed:good")
+    run("gc")
     run("unpack", "app:1")
     assert run("image", "tag", "app:1", "app:2") | {"name": "", "created": "", "updated": ""} == (
         imported | {"name": "", "created": "", "updated": ""}

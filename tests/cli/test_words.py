@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli.program import ALIASES, Listed
-from tests.cli.failing import assert_fails, assert_one_line
+from tests.cli.failing import assert_fails
 from tests.cli.test_commands import CHAIN
 from tests.command import LAMINA, commands, environment, lamina, lamina_json
 from tests.test_architecture import TOP
@@ -125,25 +125,6 @@ def test_a_mount_is_unmounted_by_its_name(
     assert_fails(stocked, "umount", "web", code=3, says="has mounted nothing")  # a folder goes first
     (tmp_path / "web").rmdir()
     lamina(stocked, "unmount", "web")
-    assert lamina_json(stocked, "mounts") == []
-
-
-def test_a_mount_of_another_namespace_is_not_denied(stocked: Path, target: Path):
-    shell = '"$@" && echo ready && read line'
-    mounting = [*LAMINA, "--root", str(stocked), "mount", "app:1", str(target)]
-    apart = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", shell, "sh", *mounting],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    with apart:
-        assert apart.stdout
-        assert apart.stdout.readline() == "ready\n"
-        done = lamina(stocked, "umount", target, code=6)
-        assert_one_line(done.stderr, "is mounted in another mount namespace; unmount it from there")
-    lamina(stocked, "gc")
     assert lamina_json(stocked, "mounts") == []
 
 

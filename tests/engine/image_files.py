@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from engine.app import Engine
+from engine.importing import ImportResult
 from engine.kv.schema import COUNTERS, TABLES, Image
 from engine.oci.digest import digest_of
 from engine.stores import Stores
@@ -18,6 +19,9 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
+COSIGN = "application/vnd.dev.cosign.simplesigning.v1+json"
+IN_TOTO = "application/vnd.in-toto+json"
+_HELM = "application/vnd.cncf.helm"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 AMD64 = {"architecture": "amd64", "os": "linux"}
 ARM64 = {"architecture": "arm64", "os": "linux"}
@@ -76,10 +80,51 @@ class Files:
         value = {"schemaVersion": 2, "mediaType": INDEX, "manifests": list(entries)}
         return self.document({**value, **changes}, INDEX)
 
+    def chart(self) -> Document:
+        """Add a chart as `helm push` writes it, and return the descriptor of its manifest."""
+        value = {
+            "schemaVersion": 2,
+            "config": self.document({"name": "c", "version": "1.0.0"}, f"{_HELM}.config.v1+json"),
+            "layers": [self.blob(pack(HELLO, "gzip")[1], f"{_HELM}.chart.content.v1.tar+gzip")],
+            "annotations": {"org.opencontainers.image.title": "c"},
+        }
+        return self.document(value, MANIFEST)
+
+    def signature(self, image: Document) -> Document:
+        """Add a signature as cosign writes it: its config is that of an image without a platform."""
+        payload = {"critical": {"image": {"docker-manifest-digest": image["digest"]}}, "optional": None}
+        layer = self.document(
+            payload, COSIGN, annotations={"dev.cosignproject.cosign/signature": "MEU="}
+        )
+        diff_ids = {"type": "layers", "diff_ids": [layer["digest"]]}
+        config = {"architecture": "", "created": "0001-01-01T00:00:00Z", "os": "", "rootfs": diff_ids}
+        entry = self.image(config=config, layers=[layer])
+        return {**entry, "annotations": {"kind": "dev.cosignproject.cosign/sigs"}}
+
+    def attestation(self, image: Document) -> Document:
+        """Add an attestation as buildkit writes it into an index."""
+        layer = self.document({"predicateType": "https://slsa.dev/provenance/v0.2"}, IN_TOTO)
+        rootfs = {"type": "layers", "diff_ids": [layer["digest"]]}
+        unknown = {"architecture": "unknown", "os": "unknown"}
+        entry = self.image(config={**unknown, "config": {}, "rootfs": rootfs}, layers=[layer])
+        annotations = {
+            "vnd.docker.reference.digest": image["digest"],
+            "vnd.docker.reference.type": "attestation-manifest",
+        }
+        return {**entry, "annotations": annotations, "platform": unknown}
+
     def name(self, entry: Document, name: str = "example.org/a:1", **changes: Any) -> "Files":
         """List an entry in `index.json` under a full name."""
         annotations = {"io.containerd.image.name": name}
-        self.entries.append({"annotations": annotations, **entry, **changes})
+        return self.list({"annotations": annotations, **entry, **changes})
+
+    def tag(self, entry: Document, tag: str) -> "Files":
+        """List an entry in `index.json` under a tag, as umoci and skopeo do."""
+        return self.list({**entry, "annotations": {"org.opencontainers.image.ref.name": tag}})
+
+    def list(self, entry: Document) -> "Files":
+        """List an entry in `index.json` as it is."""
+        self.entries.append(entry)
         return self
 
     def all(self) -> dict[str, bytes]:
@@ -120,14 +165,21 @@ def docker_files(
     }
 
 
-def import_image(stores: Stores, path: Path, **options: Any) -> list[Image]:
+def import_all(stores: Stores, source: Path | int, **options: Any) -> ImportResult:
     """Import as the engine does, into stores that the test has open."""
 
-    async def run() -> list[Image]:
+    async def run() -> ImportResult:
         async with open_workshop(stores.root) as workshop:
-            return await Engine(stores, workshop).import_image(path, **options)
+            return await Engine(stores, workshop).import_image(source, **options)
 
     return trio.run(run)
+
+
+def import_image(stores: Stores, path: Path, **options: Any) -> list[Image]:
+    """Import a source of which nothing fails, and return its images."""
+    result = import_all(stores, path, **options)
+    assert not result.failed
+    return result.images
 
 
 def records(stores: Stores) -> dict[str, list[tuple[bytes, bytes]]]:

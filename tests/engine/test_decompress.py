@@ -89,7 +89,7 @@ def test_every_gzip_member_counts(count: int, piece: int) -> None:
 
 
 def test_every_zstd_frame_counts() -> None:
-    parts = [b"%d " % number * 300 for number in range(50)]
+    parts = [b"%d " % number * 300 * (number % 7 > 0) for number in range(50)]  # some are empty
     between = [skippable(b"x" * number, number % 16) for number in range(50)]
     whole = b"".join(gap + zst(part) for gap, part in zip(between, parts, strict=True))
     assert unpacked(whole + skippable(b"last")) == b"".join(parts)
@@ -302,7 +302,7 @@ def test_an_error_there_is_raised_here_after_what_came_before() -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 7])
 def test_a_thread_ends_with_the_block(taken: int) -> None:
-    source = Pieces(100_000)
+    source = Pieces(1000)
     with pipeline.ahead(source) as pieces:
         assert [next(pieces) for _ in range(taken)] == list(range(1, taken + 1))
     assert not running()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from engine import limits
 from engine.errors import Refused
-from engine.oci.documents import decode_json, parse_config, parse_index, parse_manifest
+from engine.oci.documents import NotAnImage, decode_json, parse_config, parse_index, parse_manifest
+from engine.oci.platform import Platform
 from tests.engine.image_files import AMD64, CONFIG, DOCKER_LIST, INDEX, LAYER, MANIFEST
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -79,10 +80,83 @@ def test_free_form_keys_are_anybodys():
     assert parse_config(encode(value), 1).diff_ids == [A]
 
 
-def test_no_layers_is_an_image():
-    assert parse_manifest(encode(manifest(layers=[])), MANIFEST).layers == []
-    empty = config(rootfs={"type": "layers", "diff_ids": []})
-    assert parse_config(encode(empty), 0).diff_ids == []
+@pytest.mark.parametrize("none", [[], None], ids=str)
+def test_no_layers_is_an_image(none):
+    """Go writes a slice without a value as null."""
+    assert parse_manifest(encode(manifest(layers=none)), MANIFEST).layers == []
+    assert parse_config(encode(config(rootfs={"type": "layers", "diff_ids": none})), 0).diff_ids == []
+    assert parse_index(encode(index(manifests=none))).manifests == []
+
+
+_NULLS = {
+    "annotations": None,
+    "artifactType": None,
+    "mediaType": None,
+    "subject": None,
+    "manifests": None,
+    "fsLayers": None,
+}
+
+
+def test_null_is_absent_wherever_a_value_may_be():
+    platform = {**AMD64, "variant": None, "os.version": None, "os.features": None}
+    entry = descriptor(MANIFEST, annotations=None, platform=platform, urls=None, data=None)
+    found = parse_index(encode(index(annotations={"a": None, "b": "c"}, manifests=[entry])))
+    assert found.manifests[0].platform == Platform(os="linux", architecture="amd64")
+    assert found.annotations == {"b": "c"}
+    silent = encode(index(mediaType=None, manifests=[descriptor(MANIFEST, platform=None)]))
+    assert parse_index(silent).manifests[0].platform is None
+    assert parse_manifest(encode(manifest(**_NULLS)), MANIFEST).annotations == {}
+    members = ("variant", "os.version", "os.features", "created", "history", "config", "author")
+    assert parse_config(encode(config(**dict.fromkeys(members))), 1).variant == ""
+
+
+def test_a_key_of_another_document_may_have_any_case():
+    """Old docker wrote `Size` into configs; only what is read of a document can be mistaken there."""
+    value = config(Size=12, Created="2015", MediaType="x", Layers=[], Digest="y", Manifests=[])
+    assert parse_config(encode(value), 1).diff_ids == [A]
+    assert parse_manifest(encode(manifest(RootFS={}, Architecture="x", Platform={})), MANIFEST).layers
+    assert parse_index(encode(index(OS="linux", Digest="x", Size=1))).manifests
+    assert parse_manifest(encode(manifest(layers=[descriptor(Config={}, Layers=[])])), MANIFEST).layers
+
+
+def test_the_digest_of_an_entry_is_checked_where_it_is_used():
+    """An entry with a digest of an unknown kind says nothing of those beside it."""
+    entries = [descriptor(MANIFEST, "sha1:" + "a" * 40), descriptor(MANIFEST)]
+    bad, good = parse_index(encode(index(manifests=entries))).manifests
+    assert good.key == A
+    with pytest.raises(Refused, match="not a sha256 or sha512 digest"):
+        bad.key  # noqa: B018
+
+
+_EMPTY = "application/vnd.oci.empty.v1+json"
+_COSIGN = "application/vnd.dev.cosign.simplesigning.v1+json"
+
+OTHERS = {
+    "a chart": (
+        manifest(config=descriptor("application/vnd.cncf.helm.config.v1+json", C)),
+        "its config is 'application/vnd.cncf.helm.config.v1+json'",
+    ),
+    "an artifact": (
+        manifest(config=descriptor(_EMPTY, C), artifactType="application/x-notes"),
+        "its type is 'application/x-notes'",
+    ),
+    "an artifact without a type": (manifest(config=descriptor(_EMPTY, C)), f"its config is '{_EMPTY}'"),
+    "a signature": (manifest(layers=[descriptor(_COSIGN)]), f"its layers are '{_COSIGN}'"),
+}
+
+
+@pytest.mark.parametrize(("value", "reason"), OTHERS.values(), ids=OTHERS)
+def test_what_is_no_image_says_what_it_is(value, reason):
+    with pytest.raises(NotAnImage) as raised:
+        parse_manifest(encode(value), MANIFEST)
+    assert raised.value.reason == reason
+    assert str(raised.value) == f"manifest is not a container image: {reason}"
+
+
+def test_an_image_may_have_a_type_and_one_strange_layer():
+    assert parse_manifest(encode(manifest(artifactType="x/y")), MANIFEST).layers
+    assert parse_manifest(encode(manifest(layers=[descriptor(), descriptor(_COSIGN)])), MANIFEST).layers
 
 
 # -- M rows -----------------------------------------------------------------------------------
@@ -136,7 +210,10 @@ MANIFESTS = {
     "M-02 array": b"[]",
     "M-02 null": b"null",
     "M-02 nothing": b"",
-    "M-02 layers null": encode(manifest(layers=None)),
+    "M-02 layers with a long s": with_member(manifest(), '"layer\\u017f":[]'),
+    "M-02 Layers beside null": encode(manifest(layers=None, Layers=[descriptor()])),
+    "M-02 config null": encode(manifest(config=None)),
+    "M-02 media type null": encode(manifest(layers=[descriptor(None)])),
     "M-02 layers an object": encode(manifest(layers={"0": descriptor()})),
     "M-02 layer null": encode(manifest(layers=[None])),
     "M-02 annotation a number": encode(manifest(annotations={"a": 1})),
@@ -180,7 +257,8 @@ INDEX_ROWS = {
     "M-03 over 4 MiB": encode(index()) + b" " * limits.MANIFEST,
     "M-03 size -1": encode(index(manifests=[descriptor(MANIFEST, size=-1)])),
     "M-03 10001 manifests": encode(index(manifests=[descriptor(MANIFEST)] * 10_001)),
-    "M-06 sha1": encode(index(manifests=[descriptor(MANIFEST, "sha1:" + "a" * 40)])),
+    "M-02 manifest null": encode(index(manifests=[None])),
+    "M-01 Layers beside manifests": encode(index(Layers=[])),
 }
 
 

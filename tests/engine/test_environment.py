@@ -154,6 +154,19 @@ def test_a_map_grows_when_it_must(folder, little_headroom):
     with_room.close()
 
 
+@pytest.mark.parametrize(
+    ("map_bytes", "says"), [(_TOO_MUCH, r"address space .*ulimit -v"), (64 << 20, "its largest size")]
+)
+def test_memory_that_ran_out_is_not_a_store_that_is_full(
+    folder, little_headroom, monkeypatch, map_bytes, says
+):
+    file = Environment(folder, map_bytes=map_bytes)
+    monkeypatch.setattr(file, "_map_anew", lambda: None)  # there is no memory for a larger map
+    with pytest.raises(ResourceExhausted, match=says):
+        fill(file, "much", 128 << 20)
+    file.close()
+
+
 _GROWER = """
 import sys
 from pathlib import Path

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import zstandard
 
-from engine.archive import importer
+from engine.archive import images
 from engine.errors import AlreadyExists, EngineError, NotFound, Refused
 from engine.oci.digest import digest_of
 from engine.oci.platform import Platform
@@ -445,8 +445,8 @@ def test_an_image_of_many_names_is_read_once(tmp_path, stores, monkeypatch):
     ]
     (image / "index.json").write_text(json.dumps(index))
     read = []
-    real = importer.resolve
-    monkeypatch.setattr(importer, "resolve", lambda *a, **k: read.append(1) or real(*a, **k))
+    real = images.resolve
+    monkeypatch.setattr(images, "resolve", lambda *a, **k: read.append(1) or real(*a, **k))
     import_image(stores, image)
     assert len(names(stores)) == 300
     assert len(read) == 1

@@ -15,12 +15,14 @@ import pytest
 
 from engine import limits
 from engine.archive.contents import find_images
-from engine.archive.source import TarSource, open_source
+from engine.archive.intake import Intake
+from engine.archive.opening import open_source
+from engine.archive.source import TarSource
 from engine.diff.tar import Entry, TarReader
 from engine.errors import Refused, printable
 from engine.limits import MIB
 from engine.oci.documents import decode_json, parse_config, parse_index
-from engine.oci.platform import Platform
+from engine.progress import silent
 from engine.testing.archives import archive, member
 from tests.engine.image_files import AMD64, MANIFEST, docker_files, tar_of
 
@@ -194,12 +196,20 @@ def test_m_03_images_of_a_docker_archive_are_bounded(tmp_path, monkeypatch):
     files["manifest.json"] = json.dumps([image] * 50).encode()
     path = tar_of(tmp_path / "image.tar", files)
     assert len(found(path)) == 50
-    monkeypatch.setattr(limits, "ARCHIVE_CONFIGS", 49 * len(files["config.json"]))
-    with pytest.raises(Refused, match="configs of all images"):
-        found(path)
     monkeypatch.setattr(limits, "INDEX_ENTRIES", 49)
     with pytest.raises(Refused, match="over 49 images"):
         found(path)
+
+
+def test_m_03_documents_are_bounded_over_all_images(tmp_path, stores, monkeypatch):
+    files = docker_files()
+    monkeypatch.setattr(limits, "ARCHIVE_DOCUMENTS", 3 * len(files["config.json"]))
+    with open_source(tar_of(tmp_path / "image.tar", files), tmp_path, quiet) as source:
+        intake = Intake(source.files, stores.content, "lease", silent)
+        for _ in range(3):
+            intake.small("config.json", limits.CONFIG)
+        with pytest.raises(Refused, match="documents of all images have over"):
+            intake.small("config.json", limits.CONFIG)
 
 
 def test_a_name_in_an_error_costs_what_is_shown_of_it():
@@ -225,7 +235,7 @@ def quiet(_total: int, _done: int) -> None:
 
 def found(path: Path) -> object:
     with open_source(path, path.parent, quiet) as source:
-        return find_images(source, path, Platform(architecture="amd64", os="linux"))
+        return find_images(source.files, str(path), "").images
 
 
 def opened(path: Path) -> None:

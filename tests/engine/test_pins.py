@@ -24,6 +24,7 @@ from engine.root import Root
 from engine.snapshots import Commit, Kind
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
+from engine.unpack.flights import Flights
 from engine.unpack.workshop import open_workshop
 from tests.conftest import AMD64
 from tests.engine.image_files import MANIFEST, docker_files, tar_of
@@ -47,6 +48,7 @@ class World:
     docker: Path
     target: Path
     patch: pytest.MonkeyPatch
+    gates: list[Callable[[], Awaitable[None]]]
 
     def run(self, *work: Work) -> None:
         """Do several things with one engine at one time."""
@@ -93,8 +95,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         stores = Stores(root, "default", AMD64)
         for backend in ("overlay", "copy", "aufs"):
             stores.snapshotter(backend)
-        with workers_inline(monkeypatch, root):
-            yield World(stores, source, docker, tmp_path / "target", monkeypatch)
+        with workers_inline(monkeypatch, root) as gates:
+            yield World(stores, source, docker, tmp_path / "target", monkeypatch, gates)
 
 
 def importing(source: Path, name: str | None = None, backend: str | None = None) -> Work:
@@ -249,6 +251,27 @@ def test_an_image_that_is_removed_while_it_is_unpacked(
 # -- layers that two callers share -------------------------------------------------------------
 
 
+def shared(world: World) -> trio.Event:
+    """Let no layer be applied before two callers wait for one; return what says that one does."""
+    begun = trio.Event()
+    flights: list[Flights[Any]] = []
+    make = Flights.__init__
+
+    def making(self: Flights[Any], *words: Any) -> None:
+        make(self, *words)
+        flights.append(self)
+
+    async def gate() -> None:
+        begun.set()
+        while not any(len(f._reports) > 1 for f in flights[-1]._flights.values()):  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        world.gates.clear()
+
+    world.patch.setattr(Flights, "__init__", making)
+    world.gates.append(gate)
+    return begun
+
+
 @pytest.mark.parametrize("leaves", ["first", "second"])
 @pytest.mark.parametrize("step", [Step.UNPACK, Step.FLUSH])
 def test_one_of_two_callers_leaves_and_collections_go_on(
@@ -257,20 +280,17 @@ def test_one_of_two_callers_leaves_and_collections_go_on(
     """The other one's layers stay, though they were begun under the lease of the one that left."""
     more = layout(tmp_path / "more", [*LAYERS, archive(member("c"))], tag="x/more:1", compression="none")
     world.run(importing(world.source), importing(more))
-    scope, begun = trio.CancelScope(), trio.Event()
+    scope, begun = trio.CancelScope(), shared(world)
 
     async def first(engine: Engine) -> None:
-        def told(*_: object) -> None:
-            begun.set()
-
         with scope if leaves == "first" else nullcontext():
-            await engine.unpack(NAME, snapshotter="overlay", report=told)
+            await engine.unpack(NAME, snapshotter="overlay")
 
     async def second(engine: Engine) -> None:
         await begun.wait()  # so that the lease of the layers is the first one's
 
         def told(at: Step, *_: object) -> None:
-            if at is step:
+            if at is step:  # of a layer that both need: the others come after it
                 scope.cancel()
 
         with scope if leaves == "second" else nullcontext():
@@ -288,10 +308,10 @@ def test_one_of_two_callers_leaves_and_collections_go_on(
 
 def test_two_callers_have_their_layers_whoever_began_them(world: World) -> None:
     world.run(importing(world.source))
-    begun = trio.Event()
+    begun = shared(world)
 
     async def first(engine: Engine) -> None:
-        await engine.unpack(NAME, snapshotter="overlay", report=lambda *_: begun.set())
+        await engine.unpack(NAME, snapshotter="overlay")
 
     async def second(engine: Engine) -> None:
         await begun.wait()
@@ -400,7 +420,7 @@ def test_nothing_is_found_between_mark_and_drop(
         else:
             came.append(None)
 
-    real = collecting.reachable
+    real = collecting.reachable  # type: ignore[attr-defined]
 
     def meet(*words: Any) -> Any:
         marked = real(*words)

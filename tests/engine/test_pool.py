@@ -26,7 +26,7 @@ def run(tmp_path: Path, work: Callable[[Engine, list[str]], Awaitable[None]]) ->
                 names = []
                 for number in range(2):
                     path = layout(tmp_path / str(number), [archive(member(str(number)))])
-                    names.append((await engine.import_image(path, name=f"x/{number}:1"))[0].name)
+                    names.append((await engine.import_image(path, name=f"x/{number}:1")).images[0].name)
                 await work(engine, names)
 
     trio.run(main)

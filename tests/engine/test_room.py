@@ -16,7 +16,7 @@ from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Commit
 from engine.stores import Stores
-from engine.testing.archives import archive, member
+from engine.testing.archives import archive, member, sparse_member
 from tests.conftest import AMD64
 
 MIB = 1 << 20
@@ -34,6 +34,31 @@ def unpack(stores: Stores, layer: bytes, backend: str = "overlay") -> None:
     snapshotter = stores.snapshotter(backend)
     snapshotter.prepare("key")
     apply_layer([layer], snapshotter.sink("key"), diff_id=digest_of(layer))
+
+
+class Disk:
+    """What statvfs says, and how often it was asked."""
+
+    f_frsize = 4096
+    f_blocks = 1 << 30
+    f_files = 0
+    f_favail = 0
+
+    def __init__(self, free: int, inodes: int = 0) -> None:
+        self.f_bavail = free // 4096
+        self.f_files = self.f_favail = inodes
+        self.asked = 0
+
+    def __call__(self, _path: object) -> "Disk":
+        self.asked += 1
+        return self
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    made = Disk(1 << 40)
+    monkeypatch.setattr(os, "statvfs", made)
+    return made
 
 
 @pytest.mark.root
@@ -65,6 +90,31 @@ def test_copying_a_parent_ends_before_the_disk_is_full(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.usefixtures("umask_0")
+def test_a_sparse_file_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=64m") as stores:
+        before = os.statvfs(disk).f_bavail
+        # 400 KB of an archive, a block for each byte.
+        layer = archive(sparse_member("1.0", b"f", 1 << 30, [(n * 4096, b"x") for n in range(20_000)]))
+        with pytest.raises(ResourceExhausted, match="no space left on the device but"):
+            unpack(stores, layer)
+        assert before - os.statvfs(disk).f_bavail < 100
+
+
+@pytest.mark.root
+def test_a_copy_of_what_holds_nothing_is_looked_at_too(disk: Disk, stores: Stores) -> None:
+    snapshotter = stores.snapshotter("copy")
+    (mount,) = snapshotter.prepare("key")
+    for number in range(600):
+        os.mknod(Path(mount.source, str(number)))
+    snapshotter.commit(Commit(name="parent", key="key"))
+    disk.asked = 0
+    snapshotter.prepare("child", "parent")
+    assert disk.asked >= 3
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("umask_0")
 def test_unpacking_ends_before_the_inodes_do(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "nr_inodes=40000") as stores:
@@ -72,31 +122,6 @@ def test_unpacking_ends_before_the_inodes_do(tmp_path: Path) -> None:
         with pytest.raises(ResourceExhausted, match="no inodes left on the device but"):
             unpack(stores, layer)
         assert os.statvfs(disk).f_favail
-
-
-class Disk:
-    """What statvfs says, and how often it was asked."""
-
-    f_frsize = 4096
-    f_blocks = 1 << 30
-    f_files = 0
-    f_favail = 0
-
-    def __init__(self, free: int, inodes: int = 0) -> None:
-        self.f_bavail = free // 4096
-        self.f_files = self.f_favail = inodes
-        self.asked = 0
-
-    def __call__(self, _path: object) -> "Disk":
-        self.asked += 1
-        return self
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    made = Disk(1 << 40)
-    monkeypatch.setattr(os, "statvfs", made)
-    return made
 
 
 @pytest.mark.parametrize("processors", [1, 64])

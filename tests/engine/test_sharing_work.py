@@ -51,7 +51,7 @@ async def two_images(engine: Engine, tmp_path: Path) -> list[str]:
     names = []
     for top in ("one", "two"):
         layers = [*BASE, archive(member(top))]
-        (image,) = await engine.import_image(layout(tmp_path / top, layers, tag=f"x/{top}:1"))
+        (image,) = (await engine.import_image(layout(tmp_path / top, layers, tag=f"x/{top}:1"))).images
         names.append(image.name)
     return names
 
@@ -109,7 +109,7 @@ def test_one_leaves_and_the_others_have_their_layers(tmp_path: Path, prepared: C
 def test_a_cancel_ends_a_step_that_would_never_end(tmp_path: Path, point: str) -> None:
     # The worker is stopped at the point: without a kill, nothing of it ever comes again.
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", BASE))).images
         before = children()
         with failpoints.armed(point, "stop"), trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -142,7 +142,7 @@ def test_layers_within_the_bounds_one_by_one_but_not_together(
     monkeypatch.setattr(limits, "IMAGE_ENTRIES", 50)
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", BASE))).images
         with pytest.raises(Refused, match="image has over 50 entries"):
             await engine.unpack(image.name, snapshotter="overlay")
         # Before it is committed, and those that were there before count too.
@@ -156,7 +156,7 @@ def test_layers_within_the_bounds_one_by_one_but_not_together(
 
 def test_engines_of_one_root_share_workers_and_layers(tmp_path: Path, prepared: Counter[str]) -> None:
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", BASE))).images
         async with (
             open_engine(tmp_path / "root", platform=AMD64) as second,
             trio.open_nursery() as nursery,
@@ -176,7 +176,7 @@ def test_a_report_that_fails_harms_nobody(tmp_path: Path) -> None:
         raise BrokenPipeError
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", BASE))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", BASE))).images
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay", report=broken))
             nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay"))
@@ -192,7 +192,9 @@ def test_a_failure_below_is_the_error_of_all(tmp_path: Path) -> None:
         names = []
         for top in ("one", "two"):
             layers = [BASE[0], bad, archive(member(top))]
-            (image,) = await engine.import_image(layout(tmp_path / top, layers, tag=f"x/{top}:1"))
+            (image,) = (
+                await engine.import_image(layout(tmp_path / top, layers, tag=f"x/{top}:1"))
+            ).images
             names.append(image.name)
         errors: list[EngineError] = []
 
@@ -241,7 +243,7 @@ def test_cleaning_up_is_bounded_and_goes_on_later(
     bad = archive(*(member(f"{n}") for n in range(50)), member("h", "1", link="nowhere"))
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", [bad]))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", [bad]))).images
         with pytest.raises(Refused):
             await engine.unpack(image.name, snapshotter="overlay")
         (left,) = engine.stores.root.trash.iterdir()
@@ -257,7 +259,7 @@ def test_a_chain_that_is_too_long_is_refused_before_any_work(tmp_path: Path, pre
     layers = [archive(member(str(number))) for number in range(127)]
 
     async def work(engine: Engine) -> None:
-        (image,) = await engine.import_image(layout(tmp_path / "image", layers))
+        (image,) = (await engine.import_image(layout(tmp_path / "image", layers))).images
         with pytest.raises(FailedPrecondition, match="at most 126 layers, this image has 127"):
             await engine.unpack(image.name, snapshotter="aufs")
         assert list((engine.stores.root.snapshots / "aufs").iterdir()) == []

@@ -10,12 +10,14 @@ import pytest
 
 from engine.diff import acl
 from engine.diff.apply import apply_layer
+from engine.fs.attributes import folder_descriptor
 from engine.mount import Mount, mounted
 from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.stores import Stores
 from engine.testing.archives import archive, member
 from engine.testing.trees import TreeEntry
+from snapshotters.attributes import read_attributes
 from tests.conftest import AMD64
 from tests.filesystems import formatted
 from tests.support import BACKENDS, apply_stack, tree_of
@@ -155,6 +157,9 @@ def test_acls_are_the_same_on_every_file_system_and_backend(on_disk: Stores, tmp
     for backend in BACKENDS:
         top = apply_stack(on_disk.snapshotter(backend), LAYERS)
         check(tree_of(on_disk, backend, top, tmp_path / "mnt"))
+    for place in on_disk.root.snapshots.glob("*/*/fs/d"):
+        with folder_descriptor(place) as folder:
+            assert dict(read_attributes(folder).xattrs) == {acl.ACCESS: _D, acl.DEFAULT: _E}
 
 
 @pytest.mark.root

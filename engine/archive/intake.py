@@ -1,0 +1,168 @@
+"""Brings blobs from a source into the content store, and reads the documents among them.
+
+Sync. Every byte is hashed on the way in. All is pinned by the caller's lease.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from engine import labels, limits
+from engine.archive.contents import blob_name, read_small
+from engine.archive.source import Source
+from engine.content.store import BeingWritten, ContentStore
+from engine.content.writer import Writer
+from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
+from engine.oci.digest import Digest, digest_of, hasher
+from engine.oci.documents import Descriptor, Manifest
+from engine.progress import Report, Step
+
+__all__ = ["Intake", "manifest_labels"]
+
+_POLL_S = 0.05  # another process cannot tell us that it is done
+
+
+class Intake:
+    """One import's way into the store."""
+
+    def __init__(self, source: Source, content: ContentStore, lease: str, report: Report) -> None:
+        self.source = source
+        self.lease = lease
+        self._content = content
+        self._report = report
+        self._documents = 0
+
+    # -- documents ----------------------------------------------------------------------------
+
+    def small(self, name: str, limit: int) -> bytes:
+        """Return a small file of the source whole; Refused once all have too many bytes together."""
+        size = self.source.size(name) or 0
+        if self._documents + min(size, limit) > limits.ARCHIVE_DOCUMENTS:
+            raise Refused(
+                f"the documents of all images have over {limits.ARCHIVE_DOCUMENTS} bytes; "
+                "choose some with --ref"
+            )
+        self._documents += size
+        return read_small(self.source, name, limit)
+
+    def document(self, descriptor: Descriptor, limit: int) -> bytes:
+        """Return a manifest, index or config from the source, verified, or from the store."""
+        name = blob_name(descriptor.key)
+        if self.source.size(name) is None:
+            return self.stored(descriptor, limit)
+        data = self.small(name, limit)
+        _check_size(descriptor, len(data))
+        running = hasher(descriptor.key)
+        running.update(data)
+        if running.hexdigest() != descriptor.key.partition(":")[2]:
+            actual = f"{running.name}:{running.hexdigest()}"
+            raise DigestMismatch(f"file {name}", descriptor.key, actual)
+        return data
+
+    def stored(self, descriptor: Descriptor, limit: int) -> bytes:
+        """Return a document that is in the store."""
+        try:
+            data = self._content.read_all(descriptor.key, limit)
+        except NotFound:
+            raise _absent(descriptor) from None
+        _check_size(descriptor, len(data))
+        return data
+
+    def check(self, descriptor: Descriptor) -> None:
+        """Find out, before anything is copied, whether a blob can be had. Raises Refused."""
+        size = self.source.size(blob_name(descriptor.key))
+        if size is None:
+            try:
+                size = self._content.info(descriptor.key).size
+            except NotFound:
+                raise _absent(descriptor) from None
+        _check_size(descriptor, size)
+
+    # -- blobs --------------------------------------------------------------------------------
+
+    def store(self, descriptor: Descriptor, about: labels.Labels | None = None) -> None:
+        """Bring one blob in by its digest, or pin the one that is here."""
+        digest = descriptor.key
+        try:
+            writer = self.begin(f"import-{digest}", digest, descriptor.size)
+        except AlreadyExists:
+            _check_size(descriptor, self._content.info(digest).size)
+            self._merge_labels(digest, about)
+            return
+        name = blob_name(digest)
+        size = self.source.size(name)
+        with writer:
+            if size is None:
+                writer.abort()
+                raise _absent(descriptor)
+            if size != descriptor.size:
+                writer.abort()
+                _check_size(descriptor, size)
+            self.copy(name, writer, descriptor.size, digest)
+            writer.commit(about)
+
+    def put(self, data: bytes, media_type: str, about: labels.Labels) -> Descriptor:
+        """Bring in a document that the source does not have as it stands, and return what it is."""
+        digest = digest_of(data)
+        try:
+            with self.begin(f"import-{digest}", digest, len(data)) as writer:
+                for piece in _from_offset(iter((data,)), writer.offset):
+                    writer.write(piece)
+                writer.commit(about)
+        except AlreadyExists:
+            self._merge_labels(digest, about)
+        return Descriptor(media_type=media_type, digest=digest, size=len(data))
+
+    def _merge_labels(self, digest: Digest, about: labels.Labels | None) -> None:
+        if about:
+            self._content.update(digest, about)
+
+    def copy(self, name: str, writer: Writer, size: int, item: Digest) -> None:
+        """Write what a writer has not got yet of a file."""
+        show = partial(self._report, Step.STORE, item, size)
+        show(writer.offset)
+        for piece in _from_offset(self.source.read(name), writer.offset):
+            writer.write(piece)
+            show(writer.offset)
+
+    def begin(self, ref: str, expected: Digest | None, size: int) -> Writer:
+        """Open an ingest, after another import that has it open is done with it or dead."""
+        waiting = ""
+        try:
+            while True:
+                try:
+                    return self._content.ingest(ref, lease=self.lease, expected=expected, total=size)
+                except BeingWritten as error:
+                    waiting = str(error)
+                    self._report(Step.WAIT, waiting, size, 0)
+                    time.sleep(_POLL_S)
+        finally:
+            if waiting:
+                self._report(Step.WAIT, waiting, size, size)
+
+
+def _absent(descriptor: Descriptor) -> Refused:
+    return Refused(f"blob {descriptor.digest} is missing; the image is incomplete, copy it again")
+
+
+def _check_size(descriptor: Descriptor, actual: int) -> None:
+    if descriptor.size != actual:
+        raise Refused(
+            f"blob {descriptor.digest} has {actual} bytes, its descriptor says {descriptor.size}"
+        )
+
+
+def _from_offset(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    """Leave out the first `offset` bytes, which an earlier writer stored and hashed."""
+    for piece in pieces:
+        if offset < len(piece):
+            yield piece[offset:]
+        offset = max(0, offset - len(piece))
+
+
+def manifest_labels(manifest: Manifest) -> dict[str, str]:
+    """Return the labels that keep what a manifest needs, under containerd's keys."""
+    kept = {f"{labels.GC_REF_CONTENT}.config": manifest.config.digest}
+    for position, layer in enumerate(manifest.layers):
+        kept[f"{labels.GC_REF_CONTENT}.l.{position}"] = layer.digest
+    return kept

@@ -1,0 +1,118 @@
+"""One import, from a source to names: brought in, unpacked, and then named all at once.
+
+Async.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from engine.archive.contents import Candidate
+from engine.archive.images import Planned
+from engine.archive.importer import Brought, FailedImage, PassedOver, Wanted, about, import_images
+from engine.errors import EngineError
+from engine.failpoints import hit
+from engine.kv.schema import Image
+from engine.oci.documents import Descriptor
+from engine.progress import Report, Step
+from engine.snapshots import Snapshotter
+from engine.stores import Stores
+from engine.unpack.lease import HeldLease
+from engine.unpack.unpacker import Unpacked, Unpacker
+
+__all__ = ["ImportResult", "Importing"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """What an import brought in, and what it did not."""
+
+    images: list[Image] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What the source has besides images: charts, signatures, attestations."""
+    failed: list[FailedImage] = field(default_factory=list)
+    """Images beside good ones that are damaged or incomplete; their errors name them."""
+    unpacked: dict[str, Unpacked] = field(default_factory=dict)
+    """What was done to unpack each image, by its digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importing:
+    """How to import: what is wanted, the backend to unpack for and how, whether names may move."""
+
+    stores: Stores
+    unpacker: Unpacker
+    wanted: Wanted
+    backend: Snapshotter | None
+    strict: bool
+    replace: bool
+    report: Report
+
+    async def run(self, origin: Path | int, lease: HeldLease) -> ImportResult:
+        """Import from a path or an open descriptor. What failed is left to the lease."""
+        brought = await trio.to_thread.run_sync(
+            partial(
+                import_images,
+                origin,
+                self.stores.content,
+                self.wanted,
+                spool=self.stores.root.trash,
+                lease=lease.id,
+                report=_cancellable(self.report),
+                check=self._check,
+            )
+        )
+        unpacked = await self._unpack(brought, lease)
+        done = [one for one in brought.images if not self.backend or one.target.digest in unpacked]
+        targets = {name: one.target for one in done for name in one.names}
+        images = await trio.to_thread.run_sync(self._put, targets)
+        return ImportResult(images, brought.passed_over, brought.failed, unpacked)
+
+    def _check(self, images: Sequence[Planned]) -> None:
+        """Find out before the work what would stop it after."""
+        for image in images:
+            with _naming(image.listed):
+                if self.backend:
+                    self.backend.capabilities.check_layers(self.backend.name, image.layers)
+                if image.target:
+                    targets = dict.fromkeys(image.names, image.target)
+                    self.stores.images.check_all(targets, replace=self.replace)
+
+    async def _unpack(self, brought: Brought, lease: HeldLease) -> dict[str, Unpacked]:
+        unpacked: dict[str, Unpacked] = {}
+        if self.backend:
+            for one in brought.images:
+                with brought.collecting(one.listed):
+                    unpacked[one.target.digest] = await self.unpacker.unpack(
+                        one.image, self.backend, lease, self.report, strict=self.strict
+                    )
+            brought.check_some(unpacked)
+        return unpacked
+
+    def _put(self, targets: Mapping[str, Descriptor]) -> list[Image]:
+        images = self.stores.images.put_all(targets, replace=self.replace)
+        hit("import.named")
+        return images
+
+
+@contextmanager
+def _naming(listed: Candidate) -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        about(listed, error)
+        raise
+
+
+def _cancellable(report: Report) -> Report:
+    """Return a report that also ends work on a thread once its task is cancelled."""
+
+    def check(step: Step, item: str, total: int, done: int, /) -> None:
+        trio.from_thread.check_cancelled()
+        report(step, item, total, done)
+
+    return check
