@@ -11,7 +11,6 @@ from pathlib import Path
 
 import trio
 
-from engine import plugins
 from engine.archive.importer import Wanted
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError
@@ -63,6 +62,9 @@ class Engine:
         it was asked for or none is good, its error is raised: Refused, NotFound, AlreadyExists and
         others (`engine.errors`).
         """
+        backend = None
+        if snapshotter:
+            backend = await trio.to_thread.run_sync(self.stores.working, snapshotter)
         wanted = Wanted(
             platform=platform or self.stores.platform,
             refs=tuple(refs),
@@ -72,7 +74,7 @@ class Engine:
             stores=self.stores,
             unpacker=self._unpacker,
             wanted=wanted,
-            backend=await self._working(snapshotter) if snapshotter else None,
+            backend=backend,
             strict=strict,
             replace=replace,
             report=report,
@@ -89,10 +91,6 @@ class Engine:
                 if not is_whole and lease.is_last:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._give_up, lease.id)
-
-    async def _working(self, name: str) -> Snapshotter:
-        await trio.to_thread.run_sync(plugins.check, self.stores.root, name)
-        return await self._snapshotter(name)
 
     def _give_up(self, lease: str) -> None:
         try:

@@ -3,18 +3,16 @@
 Async.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from engine.archive.contents import Candidate
 from engine.archive.images import Planned
 from engine.archive.importer import Brought, FailedImage, PassedOver, Wanted, about, import_images
-from engine.errors import EngineError
+from engine.errors import FailedPrecondition
 from engine.failpoints import hit
 from engine.kv.schema import Image
 from engine.oci.documents import Descriptor
@@ -75,12 +73,14 @@ class Importing:
     def _check(self, images: Sequence[Planned]) -> None:
         """Find out before the work what would stop it after."""
         for image in images:
-            with _naming(image.listed):
-                if self.backend:
+            if image.target:
+                targets = dict.fromkeys(image.names, image.target)
+                self.stores.images.check_all(targets, replace=self.replace)
+            if self.backend:
+                try:
                     self.backend.capabilities.check_layers(self.backend.name, image.layers)
-                if image.target:
-                    targets = dict.fromkeys(image.names, image.target)
-                    self.stores.images.check_all(targets, replace=self.replace)
+                except FailedPrecondition as error:
+                    raise about(image.listed, error) from None
 
     async def _unpack(self, brought: Brought, lease: HeldLease) -> dict[str, Unpacked]:
         unpacked: dict[str, Unpacked] = {}
@@ -97,15 +97,6 @@ class Importing:
         images = self.stores.images.put_all(targets, replace=self.replace)
         hit("import.named")
         return images
-
-
-@contextmanager
-def _naming(listed: Candidate) -> Iterator[None]:
-    try:
-        yield
-    except EngineError as error:
-        about(listed, error)
-        raise
 
 
 def _cancellable(report: Report) -> Report:

@@ -59,6 +59,7 @@ class Stores:
         self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}
         self._default: str | None = None
+        self._tried: set[str] = set()
 
     def snapshotter(self, name: str | None = None) -> Snapshotter:
         """Return a backend by name, or the best that works here. InvalidArgument, NotSupported."""
@@ -66,9 +67,17 @@ class Stores:
             # Found out by mounting, so once is enough.
             self._default = self._default or plugins.default_name(self.root)
             name = self._default
+            self._tried.add(name)
         if name not in self._snapshotters:
             self._snapshotters[name] = plugins.create(self.root, name, self.namespace)
         return self._snapshotters[name]
+
+    def working(self, name: str) -> Snapshotter:
+        """Return a backend by name, once it was tried here. InvalidArgument, NotSupported."""
+        if name not in self._tried:
+            plugins.check(self.root, name)
+            self._tried.add(name)
+        return self.snapshotter(name)
 
     def find_snapshot(self, text: str, backend: str | None = None) -> tuple[Snapshotter, str]:
         """Return the snapshot whose key is `text`, or whose chain ID begins so, and what has it.

@@ -3,7 +3,6 @@
 Pure.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +14,11 @@ from engine.errors import InvalidArgument, NotFound, Refused, printable
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, choose, normalise
 from engine.oci.reference import parse_reference
+from engine.oci.short import beginnings, the_one
 
 __all__ = ["asked_for", "for_platform", "full_name", "full_names", "grouped", "merged"]
 
 _SHOWN = 10  # images that a message lists
-_DIGITS = re.compile(r"(?:sha256:|sha512:)?[0-9a-f]{4,}\Z")
 
 
 def asked_for(images: Sequence[Candidate], refs: Iterable[str], where: str) -> list[Candidate]:
@@ -44,14 +43,13 @@ def _meant(images: Sequence[Candidate], ref: str, where: str) -> list[Candidate]
 
 
 def _beginning(images: Sequence[Candidate], ref: str, where: str) -> list[Candidate]:
-    starts = (ref,) if ":" in ref else (f"sha256:{ref}", f"sha512:{ref}")
-    found = [image for image in images if _DIGITS.match(ref) and image.digest.startswith(starts)]
+    starts = tuple(beginning.text for beginning in beginnings(ref))
+    found = [image for image in images if image.digest.startswith(starts)]
     if not found:
         there = ", ".join(image.title for image in islice(images, _SHOWN))
         more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
         raise NotFound(f"{where} has no image {printable(ref)}; it has {there}{more}")
-    if len({image.digest for image in found}) > 1:
-        raise InvalidArgument(f"several digests in {where} begin with {ref}; write more of it")
+    the_one((image.digest for image in found), ref, "images")
     return found
 
 

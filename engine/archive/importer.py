@@ -83,6 +83,8 @@ class Brought:
             error = about(listed, error)
             if self.asked:
                 raise
+            # Else each would keep alive what was read on the way to it, transactions among it.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             if isinstance(error, NotAnImage):
                 self.passed_over.append(PassedOver(name, listed.digest, error.reason))
             else:

@@ -43,6 +43,7 @@ class Intake:
                 "choose some with --ref"
             )
         self._documents += size
+        self._report(Step.READ, "documents", self._documents, self._documents)
         return read_small(self.source, name, limit)
 
     def document(self, descriptor: Descriptor, limit: int) -> bytes:

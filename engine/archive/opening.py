@@ -9,7 +9,7 @@ import select
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,19 +101,26 @@ def _whole(file: int, what: str, spool: Path, report: Progress) -> Iterator[int]
 @contextmanager
 def _spooled(file: int, what: str, spool: Path, report: Progress) -> Iterator[int]:
     """Give a file without a name that holds all that can be read from `file`, unpacked."""
-    with tempfile.TemporaryFile(dir=spool) as whole:
+    with ExitStack() as stack:
+        with os_errors(f"reading {what}"):
+            whole = stack.enter_context(tempfile.TemporaryFile(dir=spool, buffering=0))
         arriving, room = _Arriving(file, report), Room(spool)
         try:
             with os_errors(f"reading {what}"):
                 for piece in unpacked(arriving.pieces()):
                     room.take(len(piece))
-                    whole.write(piece)
+                    _write(whole.fileno(), piece)
                     arriving.tell()  # little that is packed may become much
-                whole.flush()
         except Refused as error:
             raise Refused(f"{what} is not an image archive: {error}") from None
         report(arriving.done, arriving.done)
         yield whole.fileno()
+
+
+def _write(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 class _Arriving:

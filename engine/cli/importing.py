@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from engine import plugins
 from engine.app import Engine
 from engine.cli import shapes
 from engine.cli.bars import progress
@@ -34,7 +33,7 @@ _SHOWN = 20  # lines of one kind; an index may list 10,000
 
 
 @click.command("import")
-@click.argument("path", type=click.Path(path_type=Path, readable=False, allow_dash=True))
+@click.argument("path", type=click.Path(readable=False, allow_dash=True))
 @click.option(
     "--ref", "refs", multiple=True, metavar="NAME", help="Take only this image; may be repeated."
 )
@@ -48,7 +47,7 @@ _SHOWN = 20  # lines of one kind; an index may list 10,000
 @click.pass_obj
 def import_(
     context: Context,
-    path: Path,
+    path: str,
     refs: tuple[str, ...],
     name: str | None,
     snapshotter: str | None,
@@ -63,7 +62,7 @@ def import_(
     PATH is an OCI layout, an OCI archive, what `docker save` or skopeo's `dir:` writes, told apart by
     content, or `-` for an archive on standard input. --ref chooses by name, by tag or by digest.
     """
-    source = _standard_input() if path == Path("-") else path
+    source = _standard_input() if path == "-" else Path(path)
 
     async def work(engine: Engine) -> tuple[ImportResult, dict[str, Any]]:
         backend = None if no_unpack else snapshotter or _default(engine.stores)
@@ -96,7 +95,7 @@ def _standard_input() -> int:
 
 def _default(stores: Stores) -> str:
     try:
-        return plugins.default_name(stores.root)
+        return stores.snapshotter().name
     except NotSupported as error:
         raise NotSupported(f"{error}; add --no-unpack to only store the image") from None
 

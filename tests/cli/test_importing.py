@@ -145,6 +145,13 @@ def test_standard_input(tmp_path: Path):
     ]
 
 
+def test_a_file_called_as_standard_input_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = Files()
+    files.name(files.image()).tar(tmp_path / "-")
+    monkeypatch.chdir(tmp_path)
+    lamina(tmp_path / "root", "import", "--no-unpack", "./-")
+
+
 def test_standard_input_that_is_closed(tmp_path: Path):
     done = subprocess.run(
         ["sh", "-c", '"$@" <&-', "sh", *LAMINA, "--root", str(tmp_path / "root"), "import", "-"],

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.corpus import build
 from engine.mount import deactivate
 from engine.testing.trees import read_tree
-from tests.command import lamina
+from tests.command import lamina, lamina_json
 from tests.compat.images import Tree, assert_same, our_tree, removed, run
 from tests.conftest import peer
 from tests.processes import until
@@ -95,3 +95,10 @@ def test_the_small_image_is_as_containerd_unpacks_it(
     lamina(place / "root", "import", "--snapshotter", "overlay", archive)
     ours = our_tree(place / "root", "image", "overlay", place / "ours")
     assert_same(ours, theirs, "containerd")
+    exported = place / "exported.tar"
+    containerd.ctr("images", "export", exported, "small:latest")
+    (row,) = lamina_json(place / "root", "import", exported)["images"]
+    (first,) = (
+        row for row in lamina_json(place / "root", "images") if row["name"].endswith("/image:latest")
+    )
+    assert (row["name"], row["digest"]) == ("docker.io/library/small:latest", first["digest"])

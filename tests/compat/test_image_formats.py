@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.testing.archives import archive, layout, member
 from tests.command import lamina, lamina_json
 from tests.compat.images import Tree, assert_same, our_tree, run, umoci_tree
 from tests.conftest import peer
+from tests.engine.image_files import Files
 
 pytestmark = [pytest.mark.compat, pytest.mark.root]
 
@@ -60,6 +62,7 @@ _FORMS = {
     "folder": "oci:{}:latest",
     "archive": "oci-archive:{}:latest",
     "docker archive": f"docker-archive:{{}}:docker.io/{NAME}",
+    "dir": "dir:{}",
 }
 
 
@@ -74,6 +77,23 @@ def test_skopeo(tmp_path: Path, source: Path, form: str):
     tree = _compare(tmp_path, _skopeo(source, tmp_path / "copied", form), source)
     assert b"etc/name" in tree
     assert b"etc/hidden" not in tree
+
+
+def test_skopeo_dir_in_dockers_form(tmp_path: Path, source: Path):
+    _compare(tmp_path, _skopeo(source, tmp_path / "copied", "dir", "--format", "v2s2"), source)
+
+
+@pytest.mark.parametrize("packer", ["xz", "bzip2"])
+def test_archive_that_is_packed_and_comes_through_a_pipe(tmp_path: Path, source: Path, packer: str):
+    file = _skopeo(source, tmp_path / "copied.tar", "archive")
+    root = tmp_path / "root"
+    run(peer(packer), "--keep", file)
+    (packed,) = tmp_path.glob("copied.tar.*")
+    with subprocess.Popen([peer(packer), "-dc", packed], stdout=subprocess.PIPE) as unpacked:
+        lamina(root, "import", "--no-unpack", "--name", NAME, "-", stdin=unpacked.stdout)
+    lamina(root, "import", "--no-unpack", "--name", NAME, packed)
+    (entry,) = json.loads((source / "index.json").read_text())["manifests"]
+    assert [row["digest"] for row in lamina_json(root, "images")] == [entry["digest"]]
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
@@ -180,3 +200,26 @@ def test_buildah(tmp_path: Path, buildah: Callable[..., str], form: str):
         buildah("commit", "--timestamp", "1600000000", second, f"{form}:{image}:{NAME}")
     tree = _compare(tmp_path, image, tmp_path / "oci")
     assert {b"opt/files/script", b"opt/files/link", b"etc/name", b"linked"} <= tree.keys()
+
+
+@pytest.mark.parametrize("form", ["oci", "dir"])
+def test_buildah_list_of_manifests(tmp_path: Path, source: Path, buildah: Callable[..., str], form: str):
+    platform = {"architecture": "arm64", "os": "linux"}
+    other = layout(tmp_path / "other", [archive(member("other"))], platform=platform)
+    buildah("manifest", "create", "localhost/list")
+    for image in (other, source):
+        buildah("manifest", "add", "localhost/list", f"oci:{image}:latest")
+    place = f"{form}:{tmp_path / 'pushed'}" + (":latest" if form == "oci" else "")
+    buildah("manifest", "push", "--all", "localhost/list", place)
+    _compare(tmp_path, tmp_path / "pushed", source)
+
+
+def test_skopeo_copies_an_image_beside_a_chart(tmp_path: Path, source: Path):
+    # skopeo copies what is no image, too, and writes it into the layout under its tag.
+    files = Files()
+    chart = files.tag(files.chart(), "chart").folder(tmp_path / "chart")
+    both = _skopeo(source, tmp_path / "both", "folder")
+    run(peer("skopeo"), "--insecure-policy", "copy", f"oci:{chart}:chart", f"oci:{both}:chart")
+    done = lamina_json(tmp_path / "root", "import", "--no-unpack", both)
+    assert [row["name"] for row in done["images"]] == ["docker.io/library/both:latest"]
+    assert [row["name"] for row in done["passed_over"]] == ["chart"]

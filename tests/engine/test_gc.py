@@ -273,11 +273,11 @@ def test_a_folder_that_is_no_backend_stops_nothing(stores, name):
 
 def test_dead_readers_are_looked_for_before_a_collection(stores, monkeypatch):
     asked = []
-    monkeypatch.setattr(Environment, "check_readers", lambda file: asked.append(file))  # noqa: PLW0108  a list's method would not be bound
+    monkeypatch.setattr(Environment, "check_readers", lambda file: asked.append((file,)))
     stores.collect(dry_run=True)
     assert asked == []
     stores.collect()
-    assert asked == [stores.root.meta, stores.root.blobs]
+    assert asked == [(stores.root.meta,), (stores.root.blobs,)]
 
 
 # -- snapshots --------------------------------------------------------------------------------

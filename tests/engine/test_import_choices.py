@@ -314,7 +314,7 @@ def test_ref_of_several_digests(stores, tmp_path):
     files = Files()
     entry = files.image()
     files.tag(entry, "a").tag({**entry, "digest": entry["digest"][:-2] + "00"}, "b")
-    with pytest.raises(InvalidArgument, match=r"several digests .* begin with"):
+    with pytest.raises(InvalidArgument, match=r"begins 2 images .*; type more digits"):
         import_image(stores, files.folder(tmp_path / "image"), refs=[entry["digest"][:30]])
 
 
@@ -424,6 +424,32 @@ def test_platforms_without_a_name_are_one_image(stores, tmp_path):
     assert image.target.digest == files.entries[1]["digest"]
 
 
+def test_many_bad_images_hold_nothing_back(stores, tmp_path):
+    """Each error kept what it came through, transactions among that, of which there are 126."""
+    files = Files()
+    entry = files.image()
+    for number in range(300):
+        files.list({**entry, "digest": f"sha256:{number:064x}"})
+    result = import_all(stores, files.list(entry).tar(tmp_path / "image.tar"))
+    assert (len(result.images), len(result.failed)) == (1, 300)
+
+
+def test_reading_many_documents_can_be_ended(stores, tmp_path):
+    class StopError(Exception):
+        pass
+
+    told = []
+
+    def report(step, item, _total, _done):
+        told.append(item)
+        if told.count("documents") == 4:
+            raise StopError
+
+    with pytest.raises(StopError):
+        import_all(stores, two().folder(tmp_path / "image"), report=report)
+    assert told == ["documents"] * 4
+
+
 def test_many_images_without_names(stores, tmp_path):
     files = Files()
     entry = files.image()
@@ -452,7 +478,9 @@ def test_a_taken_name_is_found_before_the_work(stores, tmp_path, monkeypatch):
     path = (f := Files()).name(f.image([HELLO])).folder(tmp_path / "second")
     docker = tar_of(tmp_path / "image.tar", docker_files())
     for source, more in ((path, {}), (docker, {}), (path, {"name": "example.org/a:1"})):
-        with pytest.raises(AlreadyExists, match=r"image example.org/a:1: .*--replace"):
+        with pytest.raises(
+            AlreadyExists, match=r"^image example.org/a:1 exists and is another one; .*--replace"
+        ):
             import_image(stores, source, **more)
 
 
@@ -480,7 +508,7 @@ def test_more_layers_than_the_backend_stacks(stores, tmp_path, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(stores, "snapshotter", lambda _name: Flat())
+    monkeypatch.setattr(stores, "working", lambda _name: Flat())
     path = (f := Files()).name(f.image([HELLO, WORLD])).folder(tmp_path / "image")
     with pytest.raises(FailedPrecondition, match=r"image example.org/a:1: overlay stacks at most 1"):
         import_image(stores, path, snapshotter="overlay")

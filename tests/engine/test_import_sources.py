@@ -6,6 +6,7 @@ import lzma
 import os
 import shutil
 import threading
+from contextlib import suppress
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from engine.app import Engine
 from engine.archive import packed
 from engine.archive.opening import open_source
 from engine.archive.packed import unpacked
-from engine.errors import InvalidArgument, Refused
+from engine.errors import InvalidArgument, Refused, ResourceExhausted
 from engine.fs import kernel
 from engine.oci.digest import digest_of
 from engine.progress import Step
@@ -36,6 +37,7 @@ from tests.engine.image_files import (
     state,
     tar_of,
 )
+from tests.filesystems import in_memory
 
 
 def one_image():
@@ -242,6 +244,36 @@ def test_what_unpacks_to_much_comes_in_pieces(compress):
     sizes = [len(piece) for piece in unpacked([compress(bytes(8 * limits.MIB))])]
     assert sum(sizes) == 8 * limits.MIB
     assert max(sizes) <= limits.MIB
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("source", ["xz", "bzip2", "pipe", "someone else's work"])
+def test_what_fills_the_disk_is_stopped_before(tmp_path, monkeypatch, source):
+    """48 MiB that come out of few, or through a pipe, where 32 MiB are free."""
+    if source == "someone else's work":  # meanwhile took what was free when it was looked at
+        monkeypatch.setattr("engine.fs.room.Room.take", lambda *_: None)
+    size = 48 * limits.MIB
+    with in_memory(tmp_path / "spool", 32) as spool:
+        if source == "pipe":
+            origin, into = os.pipe()
+            feeder = threading.Thread(target=_fill, args=(into, size))
+            feeder.start()
+        else:
+            origin = tmp_path / "bomb"
+            origin.write_bytes((bz2.compress if source == "bzip2" else xz)(bytes(size)))
+        with pytest.raises(ResourceExhausted, match="no space left"), open_source(origin, spool, quiet):
+            pass
+        disk = os.statvfs(spool)
+        assert disk.f_bfree == disk.f_blocks, "nothing stays"
+    if source == "pipe":
+        os.close(origin)
+        feeder.join()
+
+
+def _fill(file, size):
+    with suppress(BrokenPipeError), open(file, "wb", buffering=0) as pipe:
+        for _ in range(size >> 20):
+            pipe.write(bytes(1 << 20))
 
 
 @pytest.mark.parametrize("compress", [xz, bz2.compress])

@@ -86,6 +86,7 @@ FAMILIAR = {
     "docker.io/library/alpine:latest": "alpine:latest",
     "docker.io/bitnami/redis:7": "bitnami/redis:7",
     "quay.io/library/a:1": "quay.io/library/a:1",
+    f"docker.io/library/a@{SHA256}": f"a@{SHA256}",
     # Shorter forms of these would mean other images.
     "docker.io/library/a/b:1": "library/a/b:1",
     "docker.io/library/localhost/b:1": "library/localhost/b:1",
