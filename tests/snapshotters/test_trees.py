@@ -128,12 +128,14 @@ def test_stacks(name: str, at_once: bool, stores: Stores) -> None:
 
 @pytest.mark.parametrize("name", ["overlay", "aufs"])
 def test_what_is_hidden_further_up_is_not_marked_again(name: str, stores: Stores) -> None:
-    stack = [CLOSED, [O("a"), O("a/b"), W("a/b/y"), F("a/b/z")]]
+    stack = [CLOSED, [O("a"), O("a/b"), W("a/b/y"), F("a/b/z"), D("new"), O("new"), W("new/x")]]
     commit_chain(stores.snapshotter(name), [packed(layer) for layer in stack])
     upper = stores.root.snapshots / name / "2" / "fs"
     assert sorted(os.listdir(upper / "a" / "b")) == ["z"]
+    assert os.listdir(upper / "new") == []
     if name == "overlay":
         assert "trusted.overlay.opaque" in os.listxattr(upper / "a")
-        assert "trusted.overlay.opaque" not in os.listxattr(upper / "a" / "b")
+        for unmarked in ("a/b", "new"):  # and what hides nothing is not marked at all
+            assert "trusted.overlay.opaque" not in os.listxattr(upper / unmarked)
     else:
         assert sorted(os.listdir(upper / "a")) == [".wh..wh..opq", "b"]
