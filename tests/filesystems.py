@@ -3,19 +3,29 @@
 Sync.
 """
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from engine.mount import Mount, deactivate, mounted
 from tests.conftest import peer
 
-__all__ = ["formatted", "in_memory"]
+__all__ = ["formatted", "in_memory", "shared_memory"]
 
 # Sparse; xfs takes no less than 300 MiB.
 _BYTES = {"btrfs": 256 << 20, "xfs": 320 << 20, "ext4": 64 << 20}
-_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
+_MAKE = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-qm0"]}
+
+
+@contextmanager
+def shared_memory() -> Iterator[Path]:
+    """Make a folder in memory without mounting anything, for who is not root and needs no whiteouts."""
+    shm = Path("/dev/shm")
+    with TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None, prefix="lamina-") as folder:
+        yield Path(folder)
 
 
 @contextmanager
@@ -34,8 +44,8 @@ def formatted(kind: str, image: Path, target: Path, *options: str) -> Iterator[P
     with image.open("wb") as file:
         file.truncate(_BYTES[kind])
     subprocess.run([peer(program), *words, image], check=True, capture_output=True)
-    words = ",".join(("loop", *options))  # frees the loop device by itself
-    subprocess.run(["mount", "-o", words, image, target], check=True)
+    given = ",".join(("loop", *options))  # frees the loop device by itself
+    subprocess.run(["mount", "-o", given, image, target], check=True)
     try:
         yield target
     finally:

@@ -103,6 +103,8 @@ def _hoist(source: int, name: bytes, top: int, number: int) -> None:
 def _unlink_files(folder: int, failures: list[OSError], until: float) -> list[bytes]:
     """Remove all but directories from `folder`; return the names of those."""
     folders: list[bytes] = []
+    # btrfs lists what there was when this was last done, and scandir does it only when it ends.
+    os.lseek(folder, 0, os.SEEK_SET)
     with os.scandir(folder) as entries:
         names = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in names:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import limits
-from engine.archive.source import open_source
+from engine.archive.opening import open_source
 from engine.diff import pipeline
 from engine.diff.apply import apply_layer
 from engine.diff.decompress import SNIFFED, decompressed, sniff

@@ -265,23 +265,27 @@ def readers(file: Environment) -> str:
     return str(file._env.readers())
 
 
-def test_a_dead_reader_keeps_no_pages(folder):
-    """Whether it died before a file is opened, or while it is open (`check_readers`, as `gc` does)."""
+@pytest.mark.parametrize("moment", ["when it is asked for", "at the next open"])
+def test_a_dead_reader_keeps_no_pages(folder, moment):
     file = Environment(folder, map_bytes=_ENOUGH)
     fill(file, "a", 1 << 20)
-    for look in (file.check_readers, None):
-        dead = child(_READER, folder)
-        assert str(dead.pid) in readers(file)
+    alive, dead = child(_READER, folder), child(_READER, folder)
+    try:
         file.check_readers()
         assert str(dead.pid) in readers(file), "it is alive"
+    finally:
         kill(dead)
+    try:
         assert str(dead.pid) in readers(file)
-        if look is None:
+        if moment == "at the next open":
             file.close()
             file = Environment(folder, map_bytes=_ENOUGH)
         else:
-            look()
+            file.check_readers()
         assert str(dead.pid) not in readers(file)
+        assert str(alive.pid) in readers(file)
+    finally:
+        kill(alive)
     file.close()
 
 

@@ -15,6 +15,7 @@ from engine.failpoints import armed
 from engine.gc.collect import Node, collect
 from engine.gc.mark import reachable
 from engine.kv import keys
+from engine.kv.environment import Environment
 from engine.kv.schema import (
     BLOBS,
     CHILDREN,
@@ -268,6 +269,15 @@ def test_a_folder_that_is_no_backend_stops_nothing(stores, name):
         assert collected.blobs == [digest_of(b"garbage")]
         assert [node.key for node in collected.snapshots] == ["1"]
         assert len(collected.errors) == os.fsdecode(name).isprintable()
+
+
+def test_dead_readers_are_looked_for_before_a_collection(stores, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Environment, "check_readers", lambda file: asked.append(file))
+    stores.collect(dry_run=True)
+    assert asked == []
+    stores.collect()
+    assert asked == [stores.root.meta, stores.root.blobs]
 
 
 # -- snapshots --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from engine.fs import removal
 from engine.fs.attributes import folder_descriptor
 from engine.fs.removal import Unfinished, remove_entry, remove_tree
 from engine.mount import Mount, activate, deactivate_below
+from tests.filesystems import formatted
 
 
 @pytest.mark.parametrize("kind", ["files", "folders", "deep"])
@@ -64,6 +65,19 @@ def test_links_go_and_what_they_lead_to_stays(tree: Path) -> None:
     remove(tree)
     assert not tree.exists()
     check_outside(tree)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_a_deep_tree_on_another_file_system(tmp_path: Path, kind: str) -> None:
+    # What is moved up while a folder is open is listed there at once by some file systems only.
+    (tmp_path / "on").mkdir()
+    with formatted(kind, tmp_path / "disk", tmp_path / "on") as disk:
+        for number in range(3):
+            (disk / "tree" / str(number) / "a/b/c/d").mkdir(parents=True)
+            (disk / "tree" / str(number) / "a/b/file").touch()
+        remove(disk / "tree")
+        assert not (disk / "tree").exists()
 
 
 def test_a_link_in_the_place_of_the_tree_is_not_entered(tree: Path) -> None:

@@ -119,6 +119,7 @@ def test_a_cancel_ends_a_step_that_would_never_end(tmp_path: Path, point: str) -
                 )
                 scope.cancel()
         assert scope.cancelled_caught
+        assert not any(is_stopped(pid) for pid in children() - before)
         keys = {info.key for info in engine.stores.snapshotter("overlay").walk()}
         assert not [key for key in keys if key.startswith("extract-")]
         assert list(engine.stores.root.trash.iterdir()) == []

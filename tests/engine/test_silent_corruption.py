@@ -225,12 +225,12 @@ def test_short_reads_go_on(
 def test_frames_of_workers_are_written_and_read_whole(short: dict[str, int]) -> None:
     reply = frame(Failed("Refused", "x" * 3000))
     ours, theirs = os.pipe()
-    try:
-        worker._send(theirs, Failed("Refused", "x" * 3000))
-        assert worker._read_exactly(ours, len(reply)) == reply
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    with open(ours, "rb", buffering=0) as reader:
+        with open(theirs, "wb", buffering=0) as writer:
+            worker._send(writer.fileno(), Failed("Refused", "x" * 3000))
+            writer.write(reply)
+        assert worker._read_exactly(reader.fileno(), len(reply)) == reply
+        assert reader.read() == reply
     assert short["write"] > 1
     assert short["read"] > 1
 
@@ -256,6 +256,17 @@ def test_a_resume_at_every_boundary(stores: Stores, stopped: int) -> None:
     assert len(stored_extents(stores)) == 11
 
 
+@pytest.fixture(params=[1 << 30, 300_007])
+def at_most(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read so many bytes at once: all, or so few that a resume passes over several pieces."""
+    for name in ("read", "pread"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda file, size, *at, r=real: r(file, min(size, request.param), *at)
+        )
+
+
+@pytest.mark.usefixtures("at_most")
 @pytest.mark.parametrize("form", FORMS[:2])
 @pytest.mark.parametrize("size", [EXTENT - 1, EXTENT, EXTENT + 1, 2 * EXTENT, 9 * EXTENT + 1])
 def test_an_import_goes_on_where_one_stopped(
@@ -349,8 +360,15 @@ def test_two_packed_layers_of_one_archive(stores: Stores, tmp_path: Path) -> Non
     packed = [gzip.compress(layer, 1, mtime=1) for layer in layers]
     longest = max(map(len, packed))
     packed = [piece + bytes(longest - len(piece)) for piece in packed]  # padding is allowed
-    import_image(stores, tar_of(tmp_path / "a", docker_files(packed, config=config_of(layers))))
+    refs: set[str] = set()
+
+    def look(*_: object) -> None:
+        refs.update(status.ref for status in stores.content.statuses())
+
+    source = tar_of(tmp_path / "a", docker_files(packed, config=config_of(layers)))
+    import_image(stores, source, report=look)
     assert stored_layers(stores) == packed
+    assert len(refs) == 2, "each layer is an ingest of its own"
 
 
 # -- a layer that was settled in part ----------------------------------------------------------

@@ -133,6 +133,13 @@ def test_a_bad_map_is_refused(data: bytes, says: str, monkeypatch: pytest.Monkey
         list(TarReader([data + archive()]))
 
 
+def test_a_line_without_end_is_not_read_to_its_end() -> None:
+    blocks = iter([b"1" * 512] * 1000)
+    with pytest.raises(Refused, match=_MALFORMED):
+        sparse.parts_in_data(blocks)
+    assert len(list(blocks)) == 999
+
+
 @st.composite
 def holes(draw: st.DrawFn) -> tuple[int, Parts]:
     end, parts = 0, []

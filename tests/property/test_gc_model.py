@@ -3,11 +3,11 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import EngineError
@@ -19,9 +19,12 @@ from engine.metadata.lineage import MetaStore
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
 from engine.processes import Owner
+from engine.root import Root
 from engine.snapshots import Commit, Kind, Usage
 from engine.stores import Stores
+from tests.conftest import AMD64
 from tests.engine.image_files import MANIFEST, extents, records
+from tests.filesystems import shared_memory
 
 BACKENDS = ["copy", "overlay"]
 _DAY = 86_400 * 10**9
@@ -53,9 +56,17 @@ _FORMS = st.sampled_from([".{}", "/{}", ".l.{}"])
 _FALSE_FORMS = st.sampled_from(["s.{}", "x{}", "-{}"])
 
 
+def _edges(there: list[Key], images: list[str]) -> st.SearchStrategy[tuple[Key, Key, str]]:
+    """Return edges of which some lead to nothing, or are none; most begin where something holds."""
+    sources = st.sampled_from([*there, *(("", name) for name in images * len(there))])
+    nowhere = st.tuples(st.sampled_from(["", *BACKENDS, "none"]), _NAMES)
+    targets = st.one_of(st.sampled_from(there), st.sampled_from(there), nowhere)
+    return st.tuples(sources, targets, st.one_of(_FORMS, _FORMS, _FALSE_FORMS))
+
+
 @st.composite
 def graphs(draw) -> Graph:
-    blobs = draw(st.lists(_NAMES, unique=True, max_size=6))
+    blobs = draw(st.lists(_NAMES, unique=True, min_size=draw(st.sampled_from([0, 3, 3, 3])), max_size=6))
     lease_names = draw(st.lists(st.sampled_from(["a", "ab", "b"]), unique=True))
     snapshots: dict[Key, tuple[str, str, str]] = {}
     for backend in BACKENDS:
@@ -68,21 +79,30 @@ def graphs(draw) -> Graph:
             if kind == "committed":
                 committed.append(name)
     there = [*(("", name) for name in blobs), *snapshots]
-    # Some of the targets are not there.
-    anywhere = st.tuples(st.sampled_from(["", *BACKENDS, "none"]), _NAMES)
+    some = draw(st.sampled_from([0, 1, 1, 1]))
+    images = (
+        draw(st.lists(st.sampled_from(blobs), unique=True, min_size=some, max_size=2)) if blobs else []
+    )
     members = st.lists(st.sampled_from(there), max_size=3) if there else st.just([])
-    edge = st.tuples(st.sampled_from(there), anywhere, _FORMS | _FALSE_FORMS) if there else st.nothing()
+    edge = _edges(there, images) if there else st.nothing()
     return Graph(
         blobs=blobs,
         snapshots=snapshots,
-        edges=draw(st.lists(edge, max_size=14)) if there else [],
+        edges=draw(st.lists(edge, min_size=2, max_size=14)) if there else [],
         roots=draw(st.lists(st.sampled_from(there), max_size=1)) if there else [],
-        images=draw(st.lists(st.sampled_from(blobs), unique=True, max_size=2)) if blobs else [],
+        images=images,
         leases={name: (draw(st.sampled_from(LIVES)), draw(members)) for name in lease_names},
         ingests={
             ref: draw(st.sampled_from(["", *lease_names])) for ref in draw(st.sets(_NAMES, max_size=2))
         },
     )
+
+
+@pytest.fixture(scope="module")
+def stores() -> Iterator[Stores]:
+    """One root for all examples, each of which has a namespace of its own."""
+    with shared_memory() as folder, Root(folder / "root") as root:
+        yield Stores(root, "default", AMD64)
 
 
 # -- making it, through the public stores ------------------------------------------------------
@@ -204,6 +224,12 @@ def model(graph: Graph) -> set[Node]:
         kept |= added & there
 
 
+def is_led_to(graph: Graph) -> bool:
+    """Say whether something stays only because something else leads to it."""
+    alone = replace(graph, edges=[])
+    return model(alone) < model(graph)
+
+
 def everything(stores: Stores) -> set[Node]:
     with stores.root.meta.read() as txn:
         found = {Node(leases.CONTENT, "", blob.digest) for blob in BLOBS.scan(txn, stores.namespace)}
@@ -240,8 +266,12 @@ def test_gc_01_02_exactly_the_closure_stays(stores, graph):
     made = build(stores, graph)
     before = everything(made)
     collected = run(made)
-    assert everything(made) == model(graph)
-    assert dropped(collected) == before - model(graph)
+    kept = model(graph)
+    event(f"{'something' if before - kept else 'nothing'} to collect")
+    event(f"{'something' if kept else 'nothing'} held")
+    event(f"to collect and held through an edge: {bool(before - kept) and is_led_to(graph)}")
+    assert everything(made) == kept
+    assert dropped(collected) == before - kept
     assert not list(orphans(made))
     for blob in made.content.walk():
         made.content.verify(blob.digest)
