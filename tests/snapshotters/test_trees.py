@@ -1,9 +1,11 @@
 """Stacks in which what is hidden could show again, by name: each backend against the plain model."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from engine.snapshots import Commit
 from engine.stores import Stores
 from engine.testing.trees import differences
 from tests.property.layer_model import Member, describe
@@ -139,3 +141,21 @@ def test_what_is_hidden_further_up_is_not_marked_again(name: str, stores: Stores
             assert "trusted.overlay.opaque" not in os.listxattr(upper / unmarked)
     else:
         assert sorted(os.listdir(upper / "a")) == [".wh..wh..opq", "b"]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_was_written_by_hand_is_put_on_a_parent_as_it_is(name: str, stores: Stores) -> None:
+    backend = stores.snapshotter(name)
+    base = apply_stack(backend, [packed(CLOSED)])
+    backend.prepare("by hand")  # on nothing, so that it can be put on anything
+    tree = Path(backend.sink("by hand").place) / "fs"
+    (tree / "a").mkdir(mode=0o750)
+    os.chown(tree / "a", 3, 4)
+    os.utime(tree / "a", (9, 9))
+    (tree / "a" / "mine").touch()
+    backend.commit(Commit(name="done", key="by hand", parent=base))
+    found = tree_of(stores, name, "done", stores.root.path.parent / "mnt")
+    assert set(found) == {b"a", b"a/x", b"a/b", b"a/b/y", b"a/mine"}
+    own = found[b"a"]
+    assert (own.mode & 0o7777, own.owner, own.xattrs) == (0o750, (3, 4), ())
+    assert backend.usage("done").inodes >= 2
