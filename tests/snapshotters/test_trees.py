@@ -46,6 +46,7 @@ def O(name: str = "") -> Member:  # noqa: N802, E743
 
 
 CLOSED = [D("a", 0o700, 7, b"a note"), F("a/x", "lower"), D("a/b", 0o711, 8), F("a/b/y", "lower")]
+DEEP = [*CLOSED, D("a/b/c", 0o710, 4), F("a/b/c/q"), D("a/b/c/d", 0o701, 5)]
 
 STACKS = {
     # what is implied, and what was there before
@@ -61,6 +62,10 @@ STACKS = {
     ],
     "implied below a mark": [CLOSED, [O("a"), F("a/b/new")]],
     "implied after a mark": [CLOSED, [O("a")], [F("a/b/new")]],
+    "implied two below a mark": [DEEP, [O("a"), F("a/b/z")], [F("a/b/c/new")], [F("a/b/c/d/new")]],
+    "implied three below a mark": [DEEP, [O("a"), F("a/b/c/z")], [F("a/b/c/d/new")]],
+    "implied two below a whiteout": [DEEP, [W("a/b"), F("a/b/c/z")], [F("a/b/c/d/new")]],
+    "implied two below a file": [DEEP, [F("a/b")], [F("a/b/z")], [F("a/b/c/d/new")]],
     "implied over a whiteout": [CLOSED, [W("a")], [F("a/b/new")]],
     "implied with its whiteout": [CLOSED, [W("a"), F("a/b/new")]],
     "implied with a whiteout below it": [CLOSED, [W("a/b"), F("a/b/new")]],
