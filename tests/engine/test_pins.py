@@ -445,3 +445,76 @@ def test_nothing_is_found_between_mark_and_drop(
         elif drop is not removing:
             assert not stores.content.walk()
             assert not stores.snapshotter("overlay").walk()
+
+
+@pytest.mark.parametrize("hold", [by_lease, by_name, by_snapshot_lease, by_prepare])
+@pytest.mark.parametrize("drop", [collecting_all, giving_up, removing])
+def test_what_is_found_between_two_transactions_of_a_removal(
+    world: World, drop: Callable[..., None], hold: Callable[..., None]
+) -> None:
+    """Before each of them in turn: it is held from then on, or it was gone."""
+    stores = world.stores
+    at, passed = 0, [0]
+    while at <= len(passed):
+        for name in ("view", "work", "found"):
+            with suppress(NotFound):
+                stores.release(name, "overlay")
+        with suppress(NotFound):
+            stores.images.remove("x/y:1")
+        for blob in stores.content.walk():
+            stores.content.delete(Digest(blob.digest))
+        digest = garbage(stores)
+        came: list[EngineError | None] = []
+        with leased(stores.root.meta, "default") as lease:
+
+            def meddle(number: int) -> None:
+                if number == at:  # noqa: B023
+                    try:
+                        hold(stores, digest, lease)  # noqa: B023
+                    except EngineError as error:
+                        came.append(error)  # noqa: B023
+                    else:
+                        came.append(None)  # noqa: B023
+
+            with meddled(world.patch, stores.root.meta, meddle) as passed, suppress(EngineError):
+                drop(stores, digest)
+            if came == [None]:
+                stores.collect()
+                if hold in OF_BLOBS:
+                    assert stores.content.verify(digest), at
+                else:
+                    assert stores.snapshotter("overlay").stat("found").key, at
+        at += 1
+    assert at > 3
+
+
+def test_a_lease_holds_one_key_in_two_backends(world: World) -> None:
+    world.run(importing(world.source, backend="overlay"), importing(world.docker, "d:1", "copy"))
+    top = world.tops()["overlay"]
+    with leased(world.stores.root.meta, "default") as lease:
+        for backend in ("overlay", "copy"):
+            world.stores.snapshotter(backend).stat(top, lease=lease)
+        for name in (NAME, "d:1"):
+            world.stores.images.remove(name)
+        world.collect()
+        for backend in ("overlay", "copy"):
+            assert world.stores.snapshotter(backend).stat(top).key
+
+
+def test_an_import_that_is_cancelled_leaves_others_what_they_share(world: World) -> None:
+    """What it began is under its lease: that is given up only once nobody needs it."""
+    world.run(importing(world.source))
+    begun, scope = shared(world), trio.CancelScope()
+
+    async def first(engine: Engine) -> None:
+        with scope:
+            await engine.import_image(world.source, name="other:1", snapshotter="overlay")
+
+    async def second(engine: Engine) -> None:
+        await begun.wait()
+        await engine.unpack(NAME, snapshotter="overlay", report=lambda *_: scope.cancel())
+
+    world.run(first, second)
+    assert scope.cancelled_caught
+    assert list(world.tops()) == ["overlay"]
+    assert [image.name for image in world.stores.images.walk()] == [NAME]
