@@ -16,6 +16,7 @@ from engine.gc import collect as collecting
 from engine.kv import turn
 from engine.kv.schema import LEASES
 from engine.metadata.leases import leased
+from engine.mount import mounted
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
@@ -518,3 +519,33 @@ def test_an_import_that_is_cancelled_leaves_others_what_they_share(world: World)
     assert scope.cancelled_caught
     assert list(world.tops()) == ["overlay"]
     assert [image.name for image in world.stores.images.walk()] == [NAME]
+
+
+def test_a_root_file_system_of_an_image_that_goes(world: World, tmp_path: Path) -> None:
+    """From when it is unpacked on it does not need the name; nothing comes between."""
+    source = layout(tmp_path / "small", [LAYERS[1]], compression="none")
+    at, begun = 0, 0
+    while True:
+        world.run(importing(source, NAME))
+        outcome = "done"
+        try:
+            passed = letting_go(world, at, preparing("overlay"), NAME)
+        except* NotFound:
+            outcome = "not found"
+        if outcome == "done":
+            begun = begun or at
+            with suppress(NotFound):
+                world.stores.images.remove(NAME)
+            world.collect()
+            (mount,) = world.stores.snapshotter("overlay").mounts("rootfs")
+            with mounted([mount], world.target):
+                assert (world.target / "b").exists()
+            world.stores.release("rootfs")
+        assert outcome == "done" or not begun, "it failed after it had begun"
+        world.collect()
+        assert not world.stores.snapshotter("overlay").walk()
+        if outcome == "done" and at >= passed:
+            break
+        at += 1
+        assert at < 60
+    assert 5 < begun < 16 < at
