@@ -26,6 +26,7 @@ __all__ = ["LAMINA", "Dump", "commands", "dump", "empty_store", "environment", "
 
 LAMINA = (sys.executable, "-P", "-m", "engine")
 _TIMEOUT_S = 120
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Dump = Mapping[str, list[Any]]
 """Decoded records by table, (key, bytes) of extents, and the names of folders."""
@@ -65,7 +66,7 @@ def _run_here(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     out, messages = (TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     before = sys.argv
     sys.argv = ["lamina", *words]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         with redirect_stdout(out), redirect_stderr(messages):
             code = run()

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+import msgspec
+
 from engine.archive.contents import Candidate, Name
 from engine.content.image import is_attestation, may_be_image
 from engine.errors import InvalidArgument, NotFound, Refused, printable
@@ -85,17 +87,21 @@ def full_name(name: Name, owners: Mapping[str, int]) -> str:
 
 def merged(images: Iterable[Candidate]) -> list[Candidate]:
     """Return each image once, with all names that it is listed under."""
-    found: dict[object, Candidate] = {}
+    found: dict[object, list[Candidate]] = {}
     for image in images:
-        what = image.what
-        if isinstance(what, Descriptor):
-            key: object = (what.digest, what.media_type, what.size, image.chosen)
-        else:
-            key = what
-        known = found.setdefault(key, image)
-        names = dict.fromkeys((*known.names, *image.names))
-        found[key] = replace(known, names=tuple(names))
-    return list(found.values())
+        key: object = image.what
+        if isinstance(image.what, Descriptor):
+            key = (image.what.digest, image.what.media_type, image.what.size, image.chosen)
+        found.setdefault(key, []).append(image)
+    return [_one(same) for same in found.values()]
+
+
+def _one(same: Sequence[Candidate]) -> Candidate:
+    names = tuple(dict.fromkeys(name for image in same for name in image.names))
+    what = same[0].what
+    if len(names) > 1 and isinstance(what, Descriptor):
+        what = msgspec.structs.replace(what, annotations={})  # they tell of one name
+    return replace(same[0], names=names, what=what)
 
 
 def grouped(images: Iterable[Candidate]) -> list[list[Candidate]]:

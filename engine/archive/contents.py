@@ -26,7 +26,7 @@ __all__ = ["Candidate", "Contents", "DockerFiles", "Name", "blob_name", "find_im
 _LAYOUT, _INDEX, _DOCKER, _VERSION = "oci-layout", "index.json", "manifest.json", "version"
 _DIR = "Directory Transport Version: 1."  # containers/image, directory/directory_dest.go
 _DOCKER_LIMIT = 20 * limits.MIB  # one file for all images of an archive; as in containerd
-_IMAGE_ID = re.compile(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z")
+_IMAGE_ID = re.compile(r"(?:\A|[/:])([0-9a-f]{64})(?:\.json)?\Z")
 
 
 class Name(NamedTuple):

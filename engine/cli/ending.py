@@ -95,7 +95,7 @@ def _is_stop(error: BaseException) -> bool:
 def _told(error: BaseException) -> tuple[str, str, int]:
     """Return the kind of an error, its message and its exit code."""
     if isinstance(error, EngineError):
-        return type(error).__name__, str(error), exit_code(error)
+        return _kind(error), str(error), exit_code(error)
     if isinstance(error, click.ClickException):
         # In one line, as all errors are.
         message = " ".join(error.format_message().split()).rstrip(".")
@@ -112,6 +112,12 @@ def _told(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, UnicodeError):
         return _told(InvalidArgument("a name here is not UTF-8; lamina's own names must be"))
     raise error
+
+
+def _kind(error: EngineError) -> str:
+    """Return the kind of an error under the name that `engine.errors` has for it."""
+    known = (kind for kind in type(error).__mro__ if kind.__module__ == EngineError.__module__)
+    return next(known).__name__
 
 
 def _place(error: OSError) -> str:

@@ -168,6 +168,7 @@ def run() -> int:
             return shell_complete(lamina, {}, "lamina", _COMPLETE, os.environ[_COMPLETE])
         return _run(words)
     except BaseException as error:  # noqa: BLE001  the one place that turns errors into codes
+        signals.leave_at_once()  # all is cleaned up; who is impatient need not wait for the rest
         return end(error, as_json="--json" in words)
 
 

@@ -33,7 +33,7 @@ def _set(
 
 
 def leave_at_once() -> None:
-    """End with one line when a signal comes: for as long as there is nothing to clean up."""
+    """End with one line when a signal comes: while there is nothing to clean up."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         try:

@@ -25,7 +25,7 @@ def gc(context: Context, dry_run: bool, view: View) -> None:
         collected = stores.collect(dry_run=dry_run)
     done = shapes.collection(collected, dry_run=dry_run)
     if not view.json and not view.quiet:
-        _print(collected, dry_run=dry_run)
+        _print(view, collected, dry_run=dry_run)
     for error in collected.errors:
         say(f"lamina: kept: {error}")
     if collected.left:
@@ -34,9 +34,10 @@ def gc(context: Context, dry_run: bool, view: View) -> None:
         document(done)
 
 
-def _print(collected: Collected, *, dry_run: bool) -> None:
-    write(f"blob      {digest}" for digest in collected.blobs)
-    write(f"snapshot  {node.backend} {node.key}" for node in collected.snapshots)
+def _print(view: View, collected: Collected, *, dry_run: bool) -> None:
+    short = view.shortener([*collected.blobs, *(node.key for node in collected.snapshots)])
+    write(f"blob      {short(digest)}" for digest in collected.blobs)
+    write(f"snapshot  {node.backend} {short(node.key)}" for node in collected.snapshots)
     write(f"ingest    {ref}" for ref in collected.ingests)
     verb = "would remove" if dry_run else "removed"
     say(

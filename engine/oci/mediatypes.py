@@ -56,9 +56,12 @@ _LAYERS = {
 }
 
 
+_LAYER_KINDS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
+
+
 def is_layer(media_type: str) -> bool:
-    """Say whether a media type is that of a layer."""
-    return media_type in _LAYERS
+    """Say whether a media type is that of an image's layer, be it one that cannot be read here."""
+    return media_type.startswith(_LAYER_KINDS)
 
 
 def layer_compression(media_type: str) -> Compression:

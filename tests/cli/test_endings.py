@@ -12,9 +12,11 @@ from typing import Any
 import click
 import pytest
 
+from engine import errors
 from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
-from engine.errors import EngineError, NotFound, Refused, Unavailable
+from engine.content.store import BeingWritten
+from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_one_line
 from tests.cli.test_commands import CHAIN
@@ -97,6 +99,22 @@ def test_a_signal_while_a_command_is_loaded(name: str):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     says = "interrupted" if number == signal.SIGINT else "terminated"
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"lamina: {says}\n")
+
+
+_WHILE_ENDING = """
+import os, signal
+from engine.cli import ending
+say = ending.say
+ending.say = lambda message: (os.kill(os.getpid(), signal.SIGINT), say(message))
+from engine.cli.main import main
+main()
+"""
+
+
+def test_a_signal_while_a_command_ends():
+    command = [sys.executable, "-P", "-c", _WHILE_ENDING, "no-such-command"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert (done.returncode, done.stderr) == (130, "lamina: interrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -307,6 +325,12 @@ def test_an_incomplete_result_is_shown_with_its_error(capfd: pytest.CaptureFixtu
         "removed": ["a"],
         "error": {"kind": "Unavailable", "message": "later", "exit_code": 7},
     }
+
+
+@pytest.mark.parametrize("error", [BeingWritten("x"), DigestMismatch("x", "a", "b"), Unavailable("x")])
+def test_kinds_are_those_of_the_vocabulary(error: EngineError, capfd: pytest.CaptureFixture[str]):
+    end(error, as_json=True)
+    assert json.loads(capfd.readouterr().out)["error"]["kind"] in errors.__all__
 
 
 def test_a_bug_is_not_an_error_of_the_user():

@@ -154,7 +154,9 @@ def test_what_is_no_image_says_what_it_is(value, reason):
     assert str(raised.value) == f"manifest is not a container image: {reason}"
 
 
-def test_an_image_may_have_a_type_and_one_strange_layer():
+def test_an_image_may_have_a_type_and_strange_layers():
+    encrypted = manifest(layers=[descriptor(f"{LAYER}+gzip+encrypted")])
+    assert parse_manifest(encode(encrypted), MANIFEST).layers, "it is an image all the same"
     assert parse_manifest(encode(manifest(artifactType="x/y")), MANIFEST).layers
     assert parse_manifest(encode(manifest(layers=[descriptor(), descriptor(_COSIGN)])), MANIFEST).layers
 

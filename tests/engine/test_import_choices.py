@@ -382,6 +382,14 @@ def test_one_image_twice(stores, tmp_path):
     assert names(stores) == ["example.org/a:1"]
 
 
+def test_what_an_entry_says_of_one_name_is_not_kept_for_others(stores, tmp_path):
+    files = Files()
+    entry = files.image()
+    path = files.name(entry, "example.org/a:1").name(entry, "example.org/b:1").folder(tmp_path / "image")
+    assert [image.target.annotations for image in import_image(stores, path)] == [{}, {}]
+    assert import_image(stores, path, refs=["example.org/a:1"], name="c")[0].target.annotations
+
+
 def test_images_without_names_come_in_under_their_digests(stores, tmp_path):
     files = Files()
     files.list(files.image([HELLO])).list(files.image([WORLD]))

@@ -165,6 +165,7 @@ ROWS = {
     "M-06 upper case layer": lambda: with_layer(digest=digest_of(HELLO).upper()),
     "M-06 layer outside": lambda: with_layer(digest="sha256:../../../etc/passwd"),
     "M-09 layer of unknown type": lambda: with_layer(mediaType="application/octet-stream"),
+    "M-09 encrypted layer": lambda: with_layer(mediaType=f"{LAYER}+encrypted"),
     "M-09 config as layer": lambda: with_layer(mediaType=CONFIG),
     "M-09 empty config": lambda: (f := Files()).name(
         f.image(config={}, layers=[]), mediaType="application/vnd.oci.empty.v1+json"
@@ -249,6 +250,7 @@ WHY = {
     "M-06 upper case layer": _NO_DIGEST.format("SHA256:"),
     "M-06 layer outside": _NO_DIGEST.format(r"sha256:\.\./\.\./"),
     "M-09 layer of unknown type": "holds no container image: its layers are 'application/octet-stream'",
+    "M-09 encrypted layer": f"not a layer type that lamina knows: '{LAYER}.encrypted'",
     "M-09 config as layer": f"holds no container image: its layers are '{re.escape(CONFIG)}'",
     "M-09 empty config": "holds no container image: its media type is 'application/vnd.oci.empty",
     "M-11 more layers than diff IDs": "names 0 diff IDs, its manifest 1 layers",

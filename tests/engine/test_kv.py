@@ -109,7 +109,7 @@ def test_a_damaged_record_is_another_one_or_is_told(at, value, tmp_path_factory)
     # A byte that makes text no text is damage too, not an error of another kind.
     with Root(tmp_path_factory.mktemp("kv") / "root") as root:
         with root.meta.write() as txn:
-            LEASES.put(txn, Lease(id="héld", created=1, labels={"a": "b" * 50}), "ns", "held")
+            LEASES.put(txn, Lease(id="héld" * 15, created=1), "ns", "held")
             key = keys.encode(["ns", "held"])
             raw = bytearray(txn.raw.get(key, db=txn.databases[LEASES.name]))
             raw[at % len(raw)] = value

@@ -15,6 +15,7 @@ BOUNDS = {
     ),
     "JSON_WIDE": (8 * MIB, "text outside ASCII takes four times its size"),
     "INDEX_DEPTH": (8, "indexes in indexes; tools write 2"),
+    "INDEXES": (1000, "each is read and parsed once: seconds"),
     "INDEX_ENTRIES": (10_000, "platforms times tags of one archive"),
     "LAYERS": (500, "overlayfs mounts no more (OVL_MAX_STACK)"),
     "REFERENCE": (255, "the longest name that registries take"),
@@ -22,7 +23,7 @@ BOUNDS = {
     "ARCHIVE_NAME": (4096, "PATH_MAX"),
     "ARCHIVE_NAMES": (16 * MIB, "100,000 blobs with 77 bytes each, twice"),
     "ARCHIVE_TWINS": (GIB, "comparing reads both: seconds"),
-    "ARCHIVE_CONFIGS": (64 * MIB, "thousands of configs of 10 KiB, held while they are read"),
+    "ARCHIVE_DOCUMENTS": (128 * MIB, "10,000 images with 12 KiB of documents each"),
     "ARCHIVE_LINKS": (16, "old docker links once"),
     "IMAGE": (256 * GIB, "the largest images, with models, have 100 GiB"),
     "IMAGE_ENTRIES": (8_000_000, "four layers at their bound"),
@@ -43,6 +44,7 @@ BOUNDS = {
     "LINKS_FOLLOWED": (255, "as in securejoin, which umoci and containerd use"),
     "XATTRS": (128, "tools write three"),
     "XATTR_BYTES": (64 * 1024, "XATTR_SIZE_MAX"),
+    "XZ_MEMORY": (128 * MIB, "`xz -9` asks for 65 MiB"),
     "ZSTD_WINDOW": (128 * MIB, "`zstd --long=27`, what the zstd command takes unasked"),
 }
 

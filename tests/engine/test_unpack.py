@@ -133,12 +133,12 @@ def test_diff_ids_may_be_sha512(tmp_path: Path) -> None:
 
     async def work(engine: Engine) -> None:
         image = layout(tmp_path / "image", LAYERS, diff_ids=mixed)
-        (good,) = await engine.import_image(image, name="x/good:1")
+        (good,) = (await engine.import_image(image, name="x/good:1")).images
         done = await engine.unpack(good.name, snapshotter="overlay")
         assert done.chain_id == chain[-1]
         assert {info.key for info in engine.stores.snapshotter("overlay").walk()} == set(chain)
         image = layout(tmp_path / "wrong", LAYERS[:2], diff_ids=wrong)
-        (bad,) = await engine.import_image(image, name="x/bad:1")
+        (bad,) = (await engine.import_image(image, name="x/bad:1")).images
         with pytest.raises(DigestMismatch, match=wrong[1]):
             await engine.unpack(bad.name, snapshotter="overlay")
 

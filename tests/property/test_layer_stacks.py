@@ -130,6 +130,16 @@ PLAIN = st.one_of(
 )
 
 
+def possible(members: list[Member]) -> list[Member]:
+    """Return a layer without the entries that would have it refused."""
+    layer: list[Member] = []
+    for found in members:
+        with suppress(Impossible):
+            apply([*layer, found])
+            layer.append(found)
+    return layer
+
+
 @st.composite
 def marked_layers(draw: st.DrawFn) -> tuple[list[Member], list[Member], list[Member]]:
     """Return a layer below, one with markers that mostly hit something in it, and that shuffled.
@@ -137,11 +147,7 @@ def marked_layers(draw: st.DrawFn) -> tuple[list[Member], list[Member], list[Mem
     Without two entries of one name, without links, and without a file where another entry needs a
     folder, a layer is a set.
     """
-    base: list[Member] = []
-    for found in draw(st.lists(PLAIN, min_size=2, max_size=8)):
-        with suppress(Impossible):
-            apply([*base, found])
-            base.append(found)
+    base = possible(draw(st.lists(PLAIN, min_size=2, max_size=8)))
     there = sorted({m.path[:n] for m in base for n in range(1, len(m.path) + 1)})
     hit = st.sampled_from(there)
     markers = st.one_of(

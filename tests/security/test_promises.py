@@ -78,7 +78,7 @@ def test_nothing_of_an_image_becomes_a_label(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with open_engine(tmp_path / "root", platform=AMD64) as engine:
-            (named,) = await engine.import_image(image, snapshotter="overlay")
+            (named,) = (await engine.import_image(image, snapshotter="overlay")).images
             stores = engine.stores
             resolved = stores.resolve(named.target)
             blobs = {blob.digest: blob.labels for blob in stores.content.walk()}

@@ -1,5 +1,7 @@
 """Stacks in which what is hidden could show again, by name: each backend against the plain model."""
 
+import os
+
 import pytest
 
 from engine.stores import Stores
@@ -122,3 +124,18 @@ def test_stacks(name: str, at_once: bool, stores: Stores) -> None:
             top = below
         backend.cleanup()
     assert not wrong
+
+
+@pytest.mark.parametrize("name", ["overlay", "aufs"])
+def test_what_is_hidden_further_up_is_not_marked_again(name: str, stores: Stores) -> None:
+    stack = [CLOSED, [O("a"), O("a/b"), W("a/b/y"), F("a/b/z"), D("new"), O("new"), W("new/x")]]
+    commit_chain(stores.snapshotter(name), [packed(layer) for layer in stack])
+    upper = stores.root.snapshots / name / "2" / "fs"
+    assert sorted(os.listdir(upper / "a" / "b")) == ["z"]
+    assert os.listdir(upper / "new") == []
+    if name == "overlay":
+        assert "trusted.overlay.opaque" in os.listxattr(upper / "a")
+        for unmarked in ("a/b", "new"):  # and what hides nothing is not marked at all
+            assert "trusted.overlay.opaque" not in os.listxattr(upper / unmarked)
+    else:
+        assert sorted(os.listdir(upper / "a")) == [".wh..wh..opq", "b"]
