@@ -184,7 +184,7 @@ def letting_go(world: World, at: int, work: Work, name: str) -> int:
     return len(passed)
 
 
-@pytest.mark.parametrize("backend", [None, "overlay", "copy"])
+@pytest.mark.parametrize("backend", [None, "overlay"])
 def test_an_import_that_finds_all_whenever_its_holder_goes(world: World, backend: str | None) -> None:
     at = 0
     while True:
@@ -217,8 +217,7 @@ def test_an_unpack_on_layers_of_an_image_that_goes(world: World, tmp_path: Path)
     assert at > 8
 
 
-@pytest.mark.parametrize("backend", ["overlay", "copy"])
-@pytest.mark.parametrize("found", [0, 2])
+@pytest.mark.parametrize(("backend", "found"), [("overlay", 0), ("copy", 2)])
 def test_an_image_that_is_removed_while_it_is_unpacked(
     world: World, tmp_path: Path, backend: str, found: int
 ) -> None:
