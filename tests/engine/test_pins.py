@@ -548,3 +548,14 @@ def test_a_root_file_system_of_an_image_that_goes(world: World, tmp_path: Path) 
         at += 1
         assert at < 60
     assert 5 < begun < 16 < at
+
+
+def test_giving_up_leaves_what_others_are_writing(world: World) -> None:
+    stores = world.stores
+    with leased(stores.root.meta, "default") as other, leased(stores.root.meta, "default") as lease:
+        stores.content.ingest("mine", lease=lease).close()
+        with stores.content.ingest("theirs", lease=other) as writer:
+            writer.write(b"data")
+            stores.give_up(lease, seconds=1)
+            assert [status.ref for status in stores.content.statuses()] == ["theirs"]
+            assert writer.commit().size == 4
