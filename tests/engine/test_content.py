@@ -507,3 +507,15 @@ def test_all_of_it_after_opening_again(tmp_path):
         for size, value in data.items():
             assert content.info(digest_of(value)).labels == {"size": str(size)}
             assert content.verify(digest_of(value)) == size
+
+
+def test_bytes_are_deleted_only_of_what_is_asked_for(stores):
+    numbers = [put(stores.content, data).number for data in (b"one", b"two")]
+    for data in (b"one", b"two"):
+        stores.content.delete(digest_of(data))
+    stores.content.cleanup([numbers[0]])
+    with stores.root.blobs.read() as txn, txn.raw.cursor() as cursor:
+        assert [int.from_bytes(bytes(key)[:8], "big") for key, _ in cursor] == [numbers[1]]
+    stores.content.cleanup()
+    with stores.root.blobs.read() as txn:
+        assert txn.raw.stat()["entries"] == 0

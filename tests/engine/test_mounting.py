@@ -1,7 +1,7 @@
 """The mount commands in process: what mounts promise, and that what failed leaves nothing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,24 @@ WAYS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+def each_failure(stores: Stores, wanted: Order, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Fail to mount in each way; yield which it was, with nothing mounted."""
+    for way, begin in WAYS.items():
+        with monkeypatch.context() as patch:
+            begin(patch)
+            with pytest.raises(EngineError, match="fail"):
+                stores.mounting.mount(wanted)
+        assert not is_mounted(wanted.target), way
+        yield way
+
+
 @pytest.mark.parametrize("rw", [False, True])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_mount_that_fails_is_taken_back(
     name: str, rw: bool, stores: Stores, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = order(stores, name, target, rw=rw, name="mine")
-    for way, begin in WAYS.items():
-        with monkeypatch.context() as patch:
-            begin(patch)
-            with pytest.raises(EngineError, match="fail"):
-                stores.mounting.mount(wanted)
-        assert not is_mounted(target), way
+    for way in each_failure(stores, wanted, monkeypatch):
         assert stores.mounting.walk() == [], way
         assert left(stores, name) == [], way
     stores.mounting.mount(wanted)  # and nothing is in its way
@@ -113,12 +119,7 @@ def test_a_kept_mount_is_kept_when_it_cannot_be_mounted_again(
     (target / "written").touch()
     kept = stores.umount(target)
     assert kept.state == MountState.KEPT
-    for way, begin in WAYS.items():
-        with monkeypatch.context() as patch:
-            begin(patch)
-            with pytest.raises(EngineError, match="fail"):
-                stores.mounting.mount(wanted)
-        assert not is_mounted(target), way
+    for way in each_failure(stores, wanted, monkeypatch):
         assert stores.mounting.walk() == [kept], way
         assert left(stores, name) == ["mine"], way
     stores.mounting.mount(wanted)

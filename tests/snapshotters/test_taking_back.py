@@ -186,3 +186,11 @@ def test_a_commit_that_fails_leaves_an_active_snapshot(name: str, stores: Stores
         backend.stat("done")
     backend.remove("key")
     assert backend.cleanup() == []
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_committed_snapshot_keeps_nothing_of_its_making(name: str, stores: Stores) -> None:
+    backend = stores.snapshotter(name)
+    apply_stack(backend, [archive(member("d/a")), archive(member("d/b"))])
+    for folder in (stores.root.snapshots / name).iterdir():
+        assert set(os.listdir(folder)) - {"work"} == {"fs", "sealed"}

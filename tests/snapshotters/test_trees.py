@@ -1,9 +1,11 @@
 """Stacks in which what is hidden could show again, by name: each backend against the plain model."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from engine.snapshots import Commit
 from engine.stores import Stores
 from engine.testing.trees import differences
 from tests.property.layer_model import Member, describe
@@ -44,6 +46,7 @@ def O(name: str = "") -> Member:  # noqa: N802, E743
 
 
 CLOSED = [D("a", 0o700, 7, b"a note"), F("a/x", "lower"), D("a/b", 0o711, 8), F("a/b/y", "lower")]
+DEEP = [*CLOSED, D("a/b/c", 0o710, 4), F("a/b/c/q"), D("a/b/c/d", 0o701, 5)]
 
 STACKS = {
     # what is implied, and what was there before
@@ -59,6 +62,10 @@ STACKS = {
     ],
     "implied below a mark": [CLOSED, [O("a"), F("a/b/new")]],
     "implied after a mark": [CLOSED, [O("a")], [F("a/b/new")]],
+    "implied two below a mark": [DEEP, [O("a"), F("a/b/z")], [F("a/b/c/new")], [F("a/b/c/d/new")]],
+    "implied three below a mark": [DEEP, [O("a"), F("a/b/c/z")], [F("a/b/c/d/new")]],
+    "implied two below a whiteout": [DEEP, [W("a/b"), F("a/b/c/z")], [F("a/b/c/d/new")]],
+    "implied two below a file": [DEEP, [F("a/b")], [F("a/b/z")], [F("a/b/c/d/new")]],
     "implied over a whiteout": [CLOSED, [W("a")], [F("a/b/new")]],
     "implied with its whiteout": [CLOSED, [W("a"), F("a/b/new")]],
     "implied with a whiteout below it": [CLOSED, [W("a/b"), F("a/b/new")]],
@@ -139,3 +146,21 @@ def test_what_is_hidden_further_up_is_not_marked_again(name: str, stores: Stores
             assert "trusted.overlay.opaque" not in os.listxattr(upper / unmarked)
     else:
         assert sorted(os.listdir(upper / "a")) == [".wh..wh..opq", "b"]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_was_written_by_hand_is_put_on_a_parent_as_it_is(name: str, stores: Stores) -> None:
+    backend = stores.snapshotter(name)
+    base = apply_stack(backend, [packed(CLOSED)])
+    backend.prepare("by hand")  # on nothing, so that it can be put on anything
+    tree = Path(backend.sink("by hand").place) / "fs"
+    (tree / "a").mkdir(mode=0o750)
+    os.chown(tree / "a", 3, 4)
+    os.utime(tree / "a", (9, 9))
+    (tree / "a" / "mine").touch()
+    backend.commit(Commit(name="done", key="by hand", parent=base))
+    found = tree_of(stores, name, "done", stores.root.path.parent / "mnt")
+    assert set(found) == {b"a", b"a/x", b"a/b", b"a/b/y", b"a/mine"}
+    own = found[b"a"]
+    assert (own.mode & 0o7777, own.owner, own.xattrs) == (0o750, (3, 4), ())
+    assert backend.usage("done").inodes >= 2
