@@ -31,6 +31,8 @@ def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[list
     working = _Worker(nowhere)
     monkeypatch.setattr(working, "_environment", lambda _root: root.blobs)
 
+    real = WorkerPool._run_once
+
     async def at_home(_pool: object, job: Job, _progress: object) -> Reply:
         for gate in gates:
             await gate()
@@ -40,4 +42,5 @@ def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[list
     try:
         yield gates
     finally:
+        monkeypatch.setattr(WorkerPool, "_run_once", real)
         os.close(nowhere)

@@ -194,7 +194,6 @@ class _DirFiles:
         if name == self.top:
             return _DOCKER
         # containers/image, directory/directory_transport.go: layerPath and manifestPath.
-        _, algorithm, digits = name.split("/")
-        plain = digits if algorithm == "sha256" else f"{algorithm}-{digits}"
-        manifest = f"{plain}.manifest.json"
-        return manifest if self.files.size(manifest) is not None else plain
+        digits = name.rpartition("/")[2]
+        manifest = f"{digits}.manifest.json"
+        return manifest if self.files.size(manifest) is not None else digits

@@ -1,6 +1,7 @@
 """The command `import`."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from engine.cli.context import (
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, document, short
 from engine.cli.running import run
-from engine.errors import InvalidArgument, NotSupported
+from engine.errors import InvalidArgument, NotSupported, printable
 from engine.importing import ImportResult
 from engine.kv.schema import Image
 from engine.oci.platform import Platform
@@ -77,7 +78,7 @@ def import_(
                 replace=replace,
                 report=report,
             )
-        return result, shapes.imported(engine.stores, result, backend)
+        return result, _shape(engine.stores, result, backend)
 
     result, shown = run(context, work, create=True)
     _tell(result, view)
@@ -98,6 +99,22 @@ def _default(stores: Stores) -> str:
         return stores.snapshotter().name
     except NotSupported as error:
         raise NotSupported(f"{error}; add --no-unpack to only store the image") from None
+
+
+def _shape(stores: Stores, result: ImportResult, snapshotter: str | None) -> dict[str, Any]:
+    """Return what came of an import: images, what is none, what failed, and how it was unpacked."""
+    return {
+        "images": [shapes.image(stores, record) for record in result.images],
+        "passed_over": [asdict(one) for one in result.passed_over],
+        "failed": [
+            {"name": one.name, "digest": one.digest, "error": printable(str(one.error), 4000)}
+            for one in result.failed
+        ],
+        "unpacked": [
+            {"digest": digest, "snapshotter": snapshotter, **asdict(unpacked)}
+            for digest, unpacked in result.unpacked.items()
+        ],
+    }
 
 
 def _tell(result: ImportResult, view: View) -> None:

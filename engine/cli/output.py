@@ -22,6 +22,7 @@ from engine.snapshots import Leftover
 __all__ = [
     "View",
     "age",
+    "counted",
     "document",
     "human_bytes",
     "resisting",
@@ -112,6 +113,11 @@ def resisting(left: Sequence[Leftover]) -> str:
 def short(digest: str) -> str:
     """Return the first 12 digits of a digest."""
     return digest.partition(":")[2][:12]
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things, with their name in the plural unless it is one."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def human_bytes(count: float) -> str:

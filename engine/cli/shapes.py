@@ -4,7 +4,6 @@ Sync. A field that cannot be told, as of a damaged record, is left out, and `err
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -12,9 +11,8 @@ from msgspec import UNSET, UnsetType
 
 from engine.cli.output import rfc3339
 from engine.content.image import ResolvedImage
-from engine.errors import EngineError, NotFound, printable
+from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
-from engine.importing import ImportResult
 from engine.kv.schema import Blob, Image, MountRecord
 from engine.plugins import Backend
 from engine.snapshots import Info, Leftover, Usage
@@ -34,7 +32,6 @@ __all__ = [
     "collection",
     "details",
     "image",
-    "imported",
     "mount",
     "snapshot",
 ]
@@ -159,22 +156,6 @@ def image(stores: Stores, record: Image) -> ShownImage:
         )
     except EngineError as error:
         return msgspec.structs.replace(about, error=str(error))
-
-
-def imported(stores: Stores, result: ImportResult, snapshotter: str | None) -> dict[str, Any]:
-    """Return what came of an import: images, what is none, what failed, and how it was unpacked."""
-    return {
-        "images": [image(stores, record) for record in result.images],
-        "passed_over": [asdict(one) for one in result.passed_over],
-        "failed": [
-            {"name": one.name, "digest": one.digest, "error": printable(str(one.error), 4000)}
-            for one in result.failed
-        ],
-        "unpacked": [
-            {"digest": digest, "snapshotter": snapshotter, **asdict(unpacked)}
-            for digest, unpacked in result.unpacked.items()
-        ],
-    }
 
 
 def _size(images: Sequence[ResolvedImage]) -> int:

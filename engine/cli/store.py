@@ -7,7 +7,7 @@ from engine import plugins
 from engine.cli import shapes
 from engine.cli.context import Context, action, listing
 from engine.cli.ending import Incomplete
-from engine.cli.output import View, document, human_bytes, resisting, say, write
+from engine.cli.output import View, counted, document, human_bytes, resisting, say, write
 from engine.cli.table import Column
 from engine.errors import EngineError
 from engine.gc.collect import Collected
@@ -41,9 +41,9 @@ def _print(view: View, collected: Collected, *, dry_run: bool) -> None:
     write(f"ingest    {ref}" for ref in collected.ingests)
     verb = "would remove" if dry_run else "removed"
     say(
-        f"{verb} {len(collected.blobs)} blobs ({human_bytes(collected.blob_bytes)}), "
-        f"{len(collected.snapshots)} snapshots ({human_bytes(collected.snapshot_bytes)}), "
-        f"{len(collected.ingests)} ingests"
+        f"{verb} {counted(len(collected.blobs), 'blob')} ({human_bytes(collected.blob_bytes)}), "
+        f"{counted(len(collected.snapshots), 'snapshot')} ({human_bytes(collected.snapshot_bytes)}), "
+        f"{counted(len(collected.ingests), 'ingest')}"
     )
 
 

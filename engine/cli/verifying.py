@@ -6,7 +6,7 @@ from engine.cli.bars import progress
 from engine.cli.completion import blob_names
 from engine.cli.context import Context, action
 from engine.cli.ending import Incomplete
-from engine.cli.output import View, document, human_bytes, say
+from engine.cli.output import View, counted, document, human_bytes, say
 from engine.errors import DataLoss, NotFound
 from engine.oci.digest import parse_digest
 from engine.progress import Step
@@ -39,8 +39,8 @@ def verify(context: Context, digests: tuple[str, ...], view: View) -> None:
             report(Step.VERIFY, blob.digest, blob.size, blob.size)
     there = len(blobs) - gone
     found = {"blobs": there, "bytes": checked, "damaged": damaged}
-    view.tell(f"{there - len(damaged)} of {there} blobs are good, {human_bytes(checked)}")
+    view.tell(f"{there - len(damaged)} of {counted(there, 'blob')} good, {human_bytes(checked)}")
     if damaged:
-        raise Incomplete(DataLoss(f"{len(damaged)} blobs are damaged"), found)
+        raise Incomplete(DataLoss(f"{counted(len(damaged), 'blob')} damaged"), found)
     if view.json:
         document(found)

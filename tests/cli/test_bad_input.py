@@ -1,5 +1,6 @@
 """Bad input ends in one line, the right exit code and an unchanged store."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_damaged_bytes_are_told(stocked: Path):
     file.write_bytes(data)
     done = lamina(stocked, "content", "verify", code=5)
     assert done.stderr.splitlines()[0].startswith(f"lamina: blob {layer['digest']}")
+    shown = json.loads(lamina(stocked, "content", "verify", "--json", code=5).stdout)
+    assert (shown["damaged"], shown["error"]["kind"]) == ([layer["digest"]], "DataLoss")
     got = lamina(stocked, "content", "get", layer["digest"], code=5, encoding="latin-1")
     assert "is damaged" in got.stderr
 

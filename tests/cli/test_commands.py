@@ -198,7 +198,7 @@ def test_content_verify(stocked: Path, image: Path):
     done = lamina_json(stocked, "content", "verify")
     assert (done["blobs"], done["damaged"]) == (len(_digests(image)), [])
     digest = min(_digests(image))
-    assert lamina(stocked, "content", "verify", digest).stderr.startswith("1 of 1 blobs are good")
+    assert lamina(stocked, "content", "verify", digest).stderr.startswith("1 of 1 blob good")
 
 
 def test_content_rm_of_what_nobody_needs(stocked: Path, image: Path):

@@ -56,17 +56,20 @@ def test_lamina_alone_prints_its_help(words: list[str]):
 _LOADED = """
 import sys
 from engine.cli.program import run
-assert run() == 0
+run()
 print(*sorted(sys.modules), file=sys.stderr)
 """
 
 
-def test_what_a_command_does_not_need_is_not_loaded():
-    command = [sys.executable, "-P", "-c", _LOADED, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    loaded = set(done.stderr.split())
-    assert "engine.cli.program" in loaded
-    assert not {"trio", "rich.progress", "engine.app", "engine.cli.images"} & loaded
+def test_what_a_command_does_not_need_is_not_loaded(stocked: Path):
+    loaded = {}
+    for words in (["--help"], ["--root", str(stocked), "images"], ["--root", str(stocked), "umount"]):
+        command = [sys.executable, "-P", "-c", _LOADED, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        loaded[words[-1]] = set(done.stderr.split())
+        assert "engine.cli.program" in loaded[words[-1]]
+        assert not {"trio", "rich.progress", "engine.app"} & loaded[words[-1]], words
+    assert "engine.cli.images" not in loaded["--help"]
 
 
 def test_every_command_is_in_the_readme():

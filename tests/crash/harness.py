@@ -1,8 +1,10 @@
 """Checks what killed commands leave: the steps that all crash tests share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import trio
 
 from engine.app import Engine, open_engine
@@ -11,6 +13,7 @@ from engine.snapshots import Kind
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.trees import TreeEntry, differences
 from tests.command import dump
+from tests.inline import workers_inline
 from tests.support import tree_of
 
 __all__ = ["Case", "again", "assert_nothing_half_done", "assert_tree", "collect_all"]
@@ -86,9 +89,15 @@ def again(root: Path, case: Case, command: str, backend: str = "overlay") -> Non
 
     async def opened() -> None:
         async with open_engine(root) as engine:
-            await work(engine)
+            # Processes of their own would take most of the time and show no more.
+            with workers_inline(pytest.MonkeyPatch(), engine.stores.root):
+                await work(engine)
 
-    trio.run(opened)
+    before = os.umask(0)
+    try:
+        trio.run(opened)
+    finally:
+        os.umask(before)
     assert_tree(root, case, backend)
 
 

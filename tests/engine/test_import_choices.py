@@ -132,6 +132,14 @@ def test_attestations_in_an_index_are_not_worth_a_line(stores, tmp_path):
     assert not import_all(stores, flat.folder(tmp_path / "flat")).passed_over
 
 
+def test_an_attestation_does_not_make_the_choice_a_guess(stores, tmp_path):
+    """Of two manifests without a platform neither would be taken."""
+    files = Files()
+    image = files.image()
+    bare = {**files.attestation(image), "platform": None}
+    assert import_image(stores, files.name(files.index(image, bare)).folder(tmp_path / "image"))
+
+
 def test_an_artifact_in_an_index_is_never_chosen(stores, tmp_path):
     files = Files()
     artifact = {**files.chart(), "artifactType": HELM}
@@ -422,6 +430,22 @@ def test_docker_images_without_names(stores, tmp_path, compression):
     assert len(names(stores)) == 2
 
 
+def test_images_of_one_platform_without_a_name_are_two(stores, tmp_path):
+    files = Files()
+    for layer in (HELLO, WORLD):
+        files.list({**files.image([layer]), "platform": AMD64})
+    assert len(import_image(stores, files.folder(tmp_path / "image"))) == 2
+
+
+def test_a_name_and_its_short_form_are_one(stores, tmp_path):
+    files = Files()
+    arm = files.image([WORLD], config=config_of([WORLD], **ARM64))
+    files.name({**arm, "platform": ARM64}, "docker.io/library/a:1")
+    files.name({**files.image([HELLO]), "platform": AMD64}, "a:1")
+    (image,) = import_image(stores, files.folder(tmp_path / "image"))
+    assert image.target.digest == files.entries[1]["digest"]
+
+
 def test_platforms_without_a_name_are_one_image(stores, tmp_path):
     files = Files()
     for platform, layer in ((ARM64, WORLD), (AMD64, HELLO)):
@@ -433,13 +457,14 @@ def test_platforms_without_a_name_are_one_image(stores, tmp_path):
 
 
 def test_many_bad_images_hold_nothing_back(stores, tmp_path):
-    """Each error kept what it came through, transactions among that, of which there are 126."""
+    """Each error kept what it came through, read transactions among that, of which there are 1024."""
     files = Files()
     entry = files.image()
-    for number in range(300):
+    for number in range(1100):
         files.list({**entry, "digest": f"sha256:{number:064x}"})
     result = import_all(stores, files.list(entry).tar(tmp_path / "image.tar"))
-    assert (len(result.images), len(result.failed)) == (1, 300)
+    assert (len(result.images), len(result.failed)) == (1, 1100)
+    assert not any(one.error.__traceback__ or one.error.__context__ for one in result.failed)
 
 
 def test_reading_many_documents_can_be_ended(stores, tmp_path):
@@ -590,6 +615,14 @@ def test_the_best_of_all_indexes_is_chosen(stores, tmp_path):
     wanted = Platform(**AMD64, variant="v3")
     (image,) = import_image(stores, files.folder(tmp_path / "image"), platform=wanted)
     assert stores.resolve(image.target, wanted).path[-1].digest == v2["digest"]
+
+
+def test_the_first_listed_of_all_indexes_is_chosen(stores, tmp_path):
+    files = Files()
+    entries = [{**files.image([layer]), "platform": AMD64} for layer in (WORLD, HELLO, HELLO + WORLD)]
+    files.name(files.index(files.index(entries[0]), files.index(entries[1]), entries[2]))
+    (image,) = import_image(stores, files.folder(tmp_path / "image"))
+    assert stores.resolve(image.target).path[-1].digest == entries[0]["digest"]
 
 
 def test_one_manifest_that_is_listed_twice_is_one(stores, tmp_path):

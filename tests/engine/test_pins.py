@@ -16,6 +16,7 @@ from engine.gc import collect as collecting
 from engine.kv import turn
 from engine.kv.schema import LEASES
 from engine.metadata.leases import leased
+from engine.mount import mounted
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
@@ -445,3 +446,106 @@ def test_nothing_is_found_between_mark_and_drop(
         elif drop is not removing:
             assert not stores.content.walk()
             assert not stores.snapshotter("overlay").walk()
+
+
+@pytest.mark.parametrize("hold", [by_lease, by_name, by_snapshot_lease, by_prepare])
+@pytest.mark.parametrize("drop", [collecting_all, giving_up, removing])
+def test_what_is_found_between_two_transactions_of_a_removal(
+    world: World, drop: Callable[..., None], hold: Callable[..., None]
+) -> None:
+    """Before each of them in turn: it is held from then on, or it was gone."""
+    stores = world.stores
+    at, passed = 0, [0]
+    while at <= len(passed):
+        for name in ("view", "work", "found"):
+            with suppress(NotFound):
+                stores.release(name, "overlay")
+        with suppress(NotFound):
+            stores.images.remove("x/y:1")
+        for blob in stores.content.walk():
+            stores.content.delete(Digest(blob.digest))
+        digest = garbage(stores)
+        came: list[EngineError | None] = []
+        with leased(stores.root.meta, "default") as lease:
+
+            def meddle(number: int) -> None:
+                if number == at:  # noqa: B023
+                    try:
+                        hold(stores, digest, lease)  # noqa: B023
+                    except EngineError as error:
+                        came.append(error)  # noqa: B023
+                    else:
+                        came.append(None)  # noqa: B023
+
+            with meddled(world.patch, stores.root.meta, meddle) as passed, suppress(EngineError):
+                drop(stores, digest)
+            if came == [None]:
+                stores.collect()
+                if hold in OF_BLOBS:
+                    assert stores.content.verify(digest), at
+                else:
+                    assert stores.snapshotter("overlay").stat("found").key, at
+        at += 1
+    assert at > 3
+
+
+def test_a_lease_holds_one_key_in_two_backends(world: World) -> None:
+    world.run(importing(world.source, backend="overlay"), importing(world.docker, "d:1", "copy"))
+    top = world.tops()["overlay"]
+    with leased(world.stores.root.meta, "default") as lease:
+        for backend in ("overlay", "copy"):
+            world.stores.snapshotter(backend).stat(top, lease=lease)
+        for name in (NAME, "d:1"):
+            world.stores.images.remove(name)
+        world.collect()
+        for backend in ("overlay", "copy"):
+            assert world.stores.snapshotter(backend).stat(top).key
+
+
+def test_an_import_that_is_cancelled_leaves_others_what_they_share(world: World) -> None:
+    """What it began is under its lease: that is given up only once nobody needs it."""
+    world.run(importing(world.source))
+    begun, scope = shared(world), trio.CancelScope()
+
+    async def first(engine: Engine) -> None:
+        with scope:
+            await engine.import_image(world.source, name="other:1", snapshotter="overlay")
+
+    async def second(engine: Engine) -> None:
+        await begun.wait()
+        await engine.unpack(NAME, snapshotter="overlay", report=lambda *_: scope.cancel())
+
+    world.run(first, second)
+    assert scope.cancelled_caught
+    assert list(world.tops()) == ["overlay"]
+    assert [image.name for image in world.stores.images.walk()] == [NAME]
+
+
+def test_a_root_file_system_of_an_image_that_goes(world: World, tmp_path: Path) -> None:
+    """From when it is unpacked on it does not need the name; nothing comes between."""
+    source = layout(tmp_path / "small", [LAYERS[1]], compression="none")
+    at, begun = 0, 0
+    while True:
+        world.run(importing(source, NAME))
+        outcome = "done"
+        try:
+            passed = letting_go(world, at, preparing("overlay"), NAME)
+        except* NotFound:
+            outcome = "not found"
+        if outcome == "done":
+            begun = begun or at
+            with suppress(NotFound):
+                world.stores.images.remove(NAME)
+            world.collect()
+            (mount,) = world.stores.snapshotter("overlay").mounts("rootfs")
+            with mounted([mount], world.target):
+                assert (world.target / "b").exists()
+            world.stores.release("rootfs")
+        assert outcome == "done" or not begun, "it failed after it had begun"
+        world.collect()
+        assert not world.stores.snapshotter("overlay").walk()
+        if outcome == "done" and at >= passed:
+            break
+        at += 1
+        assert at < 60
+    assert 5 < begun < 16 < at
