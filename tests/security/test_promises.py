@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from engine.app import open_engine
 from engine.content.image import resolve
-from engine.errors import EngineError, FailedPrecondition, PermissionDenied
+from engine.diff.budget import Budget
+from engine.diff.rules import Rules
+from engine.diff.tar import TarReader
+from engine.errors import EngineError, FailedPrecondition, PermissionDenied, Refused
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor, parse_config, parse_index, parse_manifest
 from engine.oci.mediatypes import layer_compression
@@ -241,6 +245,16 @@ def test_messages_escape_platforms(where: str, field: str) -> None:
         check_message(error)
     else:
         assert field in {"variant", "os.version"}  # of which no one else has any
+
+
+@pytest.mark.parametrize("kind", ["1", "2"])
+@pytest.mark.parametrize("field", ["name", "link"])
+def test_a_nul_that_a_reader_let_in_goes_no_further(kind: str, field: str) -> None:
+    (entry,) = TarReader([archive(member("x", kind, link="y"))])
+    spoilt = msgspec.structs.replace(entry, **{field: b"a\0b"})
+    rules = Rules(Budget(), name_bytes=255, whiteout_names=True)
+    with pytest.raises(Refused, match=r"without a name|overlong target|no target"):
+        list(rules.operations([spoilt]))
 
 
 # -- the store --------------------------------------------------------------------------------

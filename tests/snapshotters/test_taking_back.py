@@ -11,7 +11,7 @@ from engine.errors import EngineError, FailedPrecondition, NotFound, ResourceExh
 from engine.fs.removal import remove_tree
 from engine.kv.schema import LEASE_ITEMS, LEASES
 from engine.metadata.leases import leased
-from engine.mount import mounted
+from engine.mount import Mount, activate, deactivate_below, mounted
 from engine.snapshots import Commit
 from engine.stores import Stores
 from engine.testing.archives import archive, member
@@ -194,3 +194,23 @@ def test_a_committed_snapshot_keeps_nothing_of_its_making(name: str, stores: Sto
     apply_stack(backend, [archive(member("d/a")), archive(member("d/b"))])
     for folder in (stores.root.snapshots / name).iterdir():
         assert set(os.listdir(folder)) - {"work"} == {"fs", "sealed"}
+
+
+def test_what_a_trial_left_is_swept_and_one_under_way_is_not(stores: Stores, tmp_path: Path) -> None:
+    # A process that died while it tried a backend, with its mount; and one that is at it.
+    dead, alive = (
+        stores.root.trash / f".probe-{owner}-x" for owner in ("0" * 16, stores.root.owners.me.id)
+    )
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    bind = Mount(type="bind", source=str(tmp_path / "outside"), options=["rbind"])
+    for folder in (dead, alive):
+        (folder / "0-x" / "merged").mkdir(parents=True)
+        activate([bind], folder / "0-x" / "merged")
+    try:
+        stores.collect()
+        assert list(stores.root.trash.iterdir()) == [alive]
+        assert (alive / "0-x" / "merged" / "precious").exists()
+        assert (tmp_path / "outside" / "precious").exists()
+    finally:
+        deactivate_below(stores.root.trash)

@@ -1,16 +1,22 @@
 """Stacks in which what is hidden could show again, by name: each backend against the plain model."""
 
 import os
+from collections.abc import Callable
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from engine.snapshots import Commit
+from engine.diff.apply import apply_layer
+from engine.oci.digest import digest_of
+from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
 from engine.testing.trees import differences
+from snapshotters.sealing import Sealer
 from tests.property.layer_model import Member, describe
 from tests.property.test_layer_stacks import expected_tree, packed
-from tests.snapshotters.test_settling import commit_chain
+from tests.snapshotters.test_settling import commit_chain, seal
 from tests.support import BACKENDS, apply_stack, tree_of
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
@@ -74,6 +80,7 @@ STACKS = {
     "implied over an opaque root": [CLOSED, [O(), F("c")], [F("a/b/new")]],
     "implied with an opaque root": [CLOSED, [O(), F("a/b/new")]],
     "a file where a folder was, below": [CLOSED, [F("a/b")], [F("a/b/new")]],
+    "implied on nothing": [[F("a/b/new")], [F("a/b/c/new")]],
     # folder, file, folder
     "folder, file, folder": [CLOSED, [F("a", "file")], [D("a", 0o751, 3)]],
     "folder, file, folder, implied": [CLOSED, [F("a")], [D("a", 0o751, 3)], [F("a/b/new")]],
@@ -112,16 +119,42 @@ STACKS = {
 }
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("name", BACKENDS)
-def test_stacks(name: str, at_once: bool, stores: Stores) -> None:
+def seal_in_turn(sealer: Sealer, backend: Snapshotter, layers: list[bytes]) -> str:
+    """Seal layers one by one, and those of all stacks by one sealer, as a worker does."""
+    below = ""
+    for number, layer in enumerate(layers):
+        backend.prepare("key")
+        apply_layer([layer], backend.sink("key"), diff_id=digest_of(layer))
+        step = Commit(name=str(number), key="key", parent=below or None)
+        assert seal(backend, sealer, step) == (1, None)
+        backend.commit(step)
+        below = step.name
+    return below
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("overlay", "at once"),
+        ("overlay", "by one sealer"),
+        ("aufs", "one by one"),
+        ("aufs", "by one sealer"),
+        ("copy", "one by one"),
+    ],
+)
+def test_stacks(name: str, how: str, stores: Stores) -> None:
+    make: Callable[[Snapshotter, list[bytes]], str] = {
+        "one by one": apply_stack,
+        "at once": commit_chain,
+        "by one sealer": partial(seal_in_turn, Sealer()),
+    }[how]
     backend = stores.snapshotter(name)
     wrong = {}
     for about, stack in STACKS.items():
         expected = expected_tree(stack)
         assert expected is not None, about
         layers = [packed(layer) for layer in stack]
-        top = commit_chain(backend, layers) if at_once else apply_stack(backend, layers)
+        top = make(backend, layers)
         found = tree_of(stores, name, top, stores.root.path.parent / "mnt")
         if lines := differences(found, describe(expected)):
             wrong[about] = lines
@@ -164,3 +197,16 @@ def test_what_was_written_by_hand_is_put_on_a_parent_as_it_is(name: str, stores:
     own = found[b"a"]
     assert (own.mode & 0o7777, own.owner, own.xattrs) == (0o750, (3, 4), ())
     assert backend.usage("done").inodes >= 2
+
+
+@pytest.mark.parametrize("marks", [[W("a")], [O("a")], [W("a/b"), O("a/b")], [O()]])
+def test_markers_count_wherever_they_stand(marks: list[Member], stores: Stores) -> None:
+    layer = [*marks, D("a", 0o750), F("a/b/new"), D("a/b", 0o751)]
+    expected = expected_tree([CLOSED, layer])
+    assert expected is not None
+    backend = stores.snapshotter("overlay")
+    base = apply_stack(backend, [packed(CLOSED)])
+    for number, order in enumerate(permutations(layer)):
+        top = commit_chain(backend, [packed(list(order))], f"{number} ", base)
+        found = tree_of(stores, "overlay", top, stores.root.path.parent / "mnt")
+        assert not differences(found, describe(expected)), order
