@@ -131,6 +131,14 @@ def layer(name: str) -> int:
     return LAYERS[name]
 
 
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"engine.fs.durable", "engine.fs.kernel"}))
+def test_one_place_flushes(name: str) -> None:
+    # Else a step would be missing from the order that docs/on-disk.md promises.
+    asked = {node.attr for node in ast.walk(tree(name)) if isinstance(node, ast.Attribute)}
+    asked |= {node.id for node in ast.walk(tree(name)) if isinstance(node, ast.Name)}
+    assert not asked & {"fsync", "fdatasync", "sync", "syncfs"}, "use engine.fs.durable"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_only_go_down(name: str) -> None:
     # One direction: whoever changes a module knows who can be affected.

@@ -157,8 +157,17 @@ class TarReader:
         for _ in self.payload():
             pass
         if self._padding:
-            self._take(self._padding, "padding")
+            self._pass_over(self._padding)
             self._padding = 0
+
+    def _pass_over(self, count: int) -> None:
+        """Pass over padding. `umoci insert` ends without the last, which Go's archive/tar takes."""
+        while count > (there := len(self._piece) - self._at):
+            count -= there
+            self._at = len(self._piece)
+            if not self._next_piece():
+                return
+        self._at += count
 
     def _begin_body(self, size: int) -> None:
         self._left = size

@@ -56,6 +56,17 @@ def _compare(tmp_path: Path, image: Path, oci: Path) -> Tree:
     return ours
 
 
+# -- umoci ------------------------------------------------------------------------------------
+
+
+def test_umoci_insert_ends_a_layer_without_padding(tmp_path: Path, source: Path):
+    inserted = tmp_path / "inserted"
+    inserted.write_bytes(b"x" * 700)
+    run(peer("umoci"), "insert", "--image", f"{source}:latest", inserted, "/inserted")
+    ours = _compare(tmp_path, source, source)
+    assert b"inserted" in ours
+
+
 # -- skopeo -----------------------------------------------------------------------------------
 
 _FORMS = {

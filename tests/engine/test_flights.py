@@ -194,3 +194,48 @@ def test_every_caller_is_told_of_progress(callers: int) -> None:
         assert set(told) == {1}
 
     flown(test)
+
+
+def test_who_leaves_a_failed_one_takes_no_newer_one_away() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        work.go.set()
+        work.error = Refused("no")
+        async with flights.caller(silent) as rejoin:
+            async with flights.caller(silent) as join:
+                with pytest.raises(Refused):
+                    await join("key", work).result()
+                work.error = None
+                newer = rejoin("key", work)
+                assert await newer.result() == 7
+            # The failed one's last caller left; the newer one is still what the key means.
+            async with flights.caller(silent) as third:
+                assert third("key", work) is newer
+        assert flights._flights == {}
+
+    flown(test)
+
+
+def test_who_is_cancelled_waits_until_the_work_holds_nothing() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        held = trio.Event()
+
+        @asynccontextmanager
+        async def slow(flight: Flight[int]) -> AsyncIterator[int]:
+            async with work(flight) as value:
+                yield value
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                held.set()
+
+        with trio.CancelScope() as scope:
+            async with flights.caller(silent) as join:
+                flight = join("key", slow)
+                work.go.set()
+                await flight.result()
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        assert held.is_set()
+
+    flown(test)

@@ -258,6 +258,6 @@ def test_trash_is_of_one_backend(stores, lineage):
         commit(store, "1")
         store.remove("1")
     (number,) = lineage.trash()
-    lineage.forget(number)
+    lineage.forget([number])
     assert not lineage.trash()
     assert len(other.trash()) == 1

@@ -196,4 +196,5 @@ def test_the_reserve_is_a_small_part_of_what_is_free(tmp_path, monkeypatch, free
 
     monkeypatch.setattr(os, "statvfs", lambda _: Disk)
     Root(tmp_path / "root").close()
-    assert (tmp_path / "root" / "reserve").stat().st_size == held << 10
+    reserve = tmp_path / "root" / "reserve"
+    assert (reserve.stat().st_size if reserve.exists() else 0) == held << 10

@@ -547,7 +547,12 @@ def test_layers_that_another_process_made_are_not_all(
         real(*asked)
 
     monkeypatch.setattr(backend, "commit", beaten)
-    assert commit_all(backend, steps) == [number >= first for number in range(3)]
+    with leased(stores.root.meta, "default") as lease:
+        held = [replace(step, lease=lease) for step in steps]
+        assert commit_all(backend, held) == [number >= first for number in range(3)]
+        with stores.root.meta.read() as txn:
+            pins = {item.key for item in LEASE_ITEMS.scan(txn, "default", lease)}
+        assert {step.name for step in steps} <= pins, "found or made, it is pinned"
     assert {step.name for step in steps} <= {info.key for info in backend.walk()}
     assert b"b/new" in shown(stores, "overlay", steps[1].name)
 
@@ -565,3 +570,60 @@ def test_a_commit_stops_at_what_exists(stores: Stores, taken: int) -> None:
     assert [step.name in done for step in steps] == [number <= taken for number in range(3)]
     backend.commit(*steps[taken + 1 :])
     assert {step.name for step in steps} <= {info.key for info in backend.walk()}
+
+
+class SlowPool:
+    """Seals once a test lets it: an event for each batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[trio.Event] = []
+
+    async def seal(self, _job: object) -> tuple[int, None]:
+        self.batches.append(trio.Event())
+        await self.batches[-1].wait()
+        return 0, None
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_a_layer_that_is_given_up_is_not_committed_and_the_others_are(
+    stores: Stores, is_waiting: bool
+) -> None:
+    """While it waits for its turn, or while a batch with another one is under way."""
+    backend = stores.snapshotter("overlay")
+    steps = applied(backend, [BELOW, TOP, IMPLIED])
+    told: dict[int, bool] = {}
+
+    async def main() -> None:
+        pool, scope = SlowPool(), trio.CancelScope()
+        committer = committing.Committer(backend, pool)  # type: ignore[arg-type]
+
+        async def one(number: int) -> None:
+            with scope if number == 2 else trio.CancelScope():
+                told[number] = await committer.commit(steps[number], silent)
+
+        async def until(batches: int) -> None:
+            while len(pool.batches) < batches:
+                await trio.lowlevel.checkpoint()
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one, 0)
+                await until(1)
+                for number in (1, 2):  # they wait for the first
+                    nursery.start_soon(one, number)
+                    await trio.testing.wait_all_tasks_blocked()
+                if not is_waiting:
+                    pool.batches[0].set()
+                    await until(2)
+                scope.cancel()
+                await trio.testing.wait_all_tasks_blocked()
+                pool.batches[0].set()
+                await until(2)
+                pool.batches[1].set()
+        await committer.idle()
+
+    trio.run(main)
+    assert told == {0: True, 1: True}
+    done = {info.key for info in backend.walk()}
+    assert {steps[0].name, steps[1].name} <= done
+    assert not is_waiting or steps[2].name not in done

@@ -240,12 +240,12 @@ ARCHIVES = (
     ),
     Row(
         "T-10",
-        "what is cut off is refused, except between two entries",
+        "what is cut off is refused, except between two entries, or in the padding that leads to them",
         {
             "first-header": Input([_WHOLE[:300]], _CUT_OFF),
             "body": Input([_WHOLE[:900]], _CUT_OFF),
             "body-at-a-block": Input([_WHOLE[:1024]], _CUT_OFF),
-            "padding": Input([_WHOLE[:1400]], _CUT_OFF),
+            "padding": Input([_WHOLE[:1400]], {"a": file(b"x" * 700)}),
             "second-header": Input([_WHOLE[:1700]], _CUT_OFF),
             "between": Input([_WHOLE[:1536]], {"a": file(b"x" * 700)}),
             "no-end": Input([_WHOLE[: -len(END)]], {"a": file(b"x" * 700), "b": file(b"y")}),
