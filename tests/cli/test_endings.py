@@ -11,9 +11,13 @@ from typing import Any
 
 import click
 import pytest
+import trio
 
 from engine import errors
+from engine.app import Engine
+from engine.cli.context import Context
 from engine.cli.ending import Incomplete, end, exit_code
+from engine.cli.running import run
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
@@ -129,6 +133,17 @@ def test_a_signal_to_end_cleans_up_as_ctrl_c_does(tmp_path: Path, number: signal
     says = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}[number]
     assert victim.wait() == (128 + number, f"lamina: {says}\n")
     assert {name: records for name, records in dump(root).items() if records} == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_work_is_too_late(stocked: Path, number: signal.Signals):
+    """What was made stays, so the command does not say that it was interrupted."""
+
+    async def work(engine: Engine) -> str:
+        await trio.to_thread.run_sync(os.kill, os.getpid(), number)
+        return "made"
+
+    assert run(Context(stocked, "default"), work) == "made"
 
 
 def test_the_demo_leaves_nothing_when_it_is_terminated(tmp_path: Path):
