@@ -22,7 +22,7 @@ __all__ = ["FolderSource", "Source", "TarSource"]
 
 _HEADERS = 1 << 16  # bytes read at once where only headers are wanted
 _COMPARED = 1 << 20  # bytes of two members compared at once
-_NAME = 1024  # the longest name of a file in a folder
+_NAME = 1024  # bytes: the longest name of a file in a folder
 _ASTRAY = {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
 
 
@@ -58,12 +58,13 @@ class FolderSource:
     @contextmanager
     def _open(self, name: str) -> Iterator[int | None]:
         """Give a regular file, None where there is none."""
-        if "\0" in name or len(name) > _NAME:
+        path = os.fsencode(name)
+        if b"\0" in path or len(path) > _NAME:
             raise Refused(f"{printable(name)!r} is no name for a file")
         try:
             # O_NONBLOCK, because opening a pipe would wait for ever.
             flags = os.O_RDONLY | os.O_NONBLOCK
-            file = open_beneath(self._folder, os.fsencode(name), flags, BENEATH)
+            file = open_beneath(self._folder, path, flags, BENEATH)
         except (FileNotFoundError, NotADirectoryError):
             yield None
             return
