@@ -170,6 +170,17 @@ def test_a_bad_image_does_not_keep_out_the_others(stores, tmp_path):
     assert "is missing; the image is incomplete" in str(bad.error)
 
 
+def test_a_document_that_is_too_large_does_not_keep_out_the_others(stores, tmp_path):
+    """It is not read, so what it says it has is nothing that the others could not have."""
+    files = two()
+    folder = files.folder(tmp_path / "image")
+    with (folder / "blobs" / files.entries[0]["digest"].replace(":", "/")).open("wb") as file:
+        file.truncate(1 << 40)
+    result = import_all(stores, folder)
+    assert names(stores) == ["example.org/b:1"]
+    assert "is over 4194304 bytes" in str(result.failed[0].error)
+
+
 def test_what_a_bad_image_brought_in_goes(stores, tmp_path):
     """Its layers are read, and only the last is wrong; what the good one needs too stays."""
     files = Files()
