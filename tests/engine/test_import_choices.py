@@ -2,10 +2,13 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 
 from engine import limits, plugins
+from engine.archive.contents import Candidate, DockerFiles, Name
+from engine.archive.importer import Brought, PassedOver
 from engine.content.image import resolve
 from engine.errors import (
     AlreadyExists,
@@ -17,7 +20,7 @@ from engine.errors import (
     Refused,
 )
 from engine.oci.digest import digest_of
-from engine.oci.documents import Descriptor
+from engine.oci.documents import Descriptor, NotAnImage
 from engine.oci.platform import Platform
 from engine.snapshots import Probe
 from engine.testing.archives import pack
@@ -179,6 +182,29 @@ def test_a_document_that_is_too_large_does_not_keep_out_the_others(stores, tmp_p
     result = import_all(stores, folder)
     assert names(stores) == ["example.org/b:1"]
     assert "is over 4194304 bytes" in str(result.failed[0].error)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    "shared", [NotFound("gone"), DigestMismatch("layer", "a", "b"), NotAnImage("it", "odd")]
+)
+def test_an_error_that_two_imports_share_names_the_image_of_each(shared, asked):
+    """They unpack one bad layer once, and both are told with the same object."""
+    said = str(shared)
+    for name in ("one:1", "two:1"):
+        brought = Brought("source", asked=asked)
+        listed = Candidate((Name(name, name),), "", DockerFiles("", ()))
+        ending = pytest.raises(type(shared)) if asked else nullcontext()
+        with ending as raised, brought.collecting(listed):
+            raise shared
+        if raised or brought.failed:
+            error = raised.value if raised else brought.failed[0].error
+            assert str(error) == f"image {name}: {said}"
+            assert vars(error) == vars(shared)
+        else:
+            assert brought.passed_over == [PassedOver(name, "", "odd")]
+    assert str(shared) == said
+    assert shared.__traceback__
 
 
 def test_what_a_bad_image_brought_in_goes(stores, tmp_path):
