@@ -95,6 +95,24 @@ def test_what_is_no_image_is_passed_over_and_named(stores, tmp_path, form):
     assert len(digests(stores)) == 3, "nothing of the others is stored"
 
 
+@pytest.mark.parametrize("blob", ["large", "missing", "with a digest of another kind"])
+def test_what_is_no_image_is_passed_over_unread(stores, tmp_path, blob):
+    """A model or a video may stand beside an image, here or elsewhere."""
+    files = Files()
+    entry = files.blob(bytes(limits.MANIFEST + 1), "video/mp4")
+    if blob != "large":
+        del files.files["blobs/" + entry["digest"].replace(":", "/")]
+    if blob.startswith("with"):
+        entry["digest"] = "blake3:" + "0" * 64
+    files.name(files.image()).tag(entry, "film")
+    result = import_all(stores, files.folder(tmp_path / "image"))
+    assert [(one.name, one.reason) for one in result.passed_over] == [
+        ("film", "its media type is 'video/mp4'")
+    ]
+    assert not result.failed
+    assert len(result.images) == 1
+
+
 def test_what_is_no_image_and_has_no_name_is_known_by_its_digest(stores, tmp_path):
     """As `cosign save` writes an image and its signature: neither has a name."""
     files = Files()
