@@ -80,15 +80,12 @@ class Brought:
         try:
             yield
         except (Refused, NotFound) as error:
-            error = about(listed, error)
             if self.asked:
-                raise
-            # Else each would keep alive what was read on the way to it, transactions among it.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
+                raise about(listed, error) from error
             if isinstance(error, NotAnImage):
                 self.passed_over.append(PassedOver(name, listed.digest, error.reason))
             else:
-                self.failed.append(FailedImage(name, listed.digest, error))
+                self.failed.append(FailedImage(name, listed.digest, about(listed, error)))
 
     def check_some(self, images: Sized) -> None:
         """Raise what is wrong if no image is left."""
@@ -105,9 +102,15 @@ E = TypeVar("E", bound=EngineError)
 
 
 def about(listed: Candidate, error: E) -> E:
-    """Return an error on an image, which it names from now on."""
-    error.args = (f"image {listed.title}: {error}",)
-    return error
+    """Return an error that names the image.
+
+    A new one: another import may have the same, of work that both share. It has no traceback, which
+    would keep alive what was read on the way to it, transactions among it.
+    """
+    # Not copy.copy, which begins with the constructor, and not all take a message.
+    named = type(error).__new__(type(error), f"image {listed.title}: {error}")
+    vars(named).update(vars(error))
+    return named
 
 
 def import_images(

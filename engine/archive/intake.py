@@ -36,8 +36,8 @@ class Intake:
 
     def small(self, name: str, limit: int) -> bytes:
         """Return a small file of the source whole; Refused once all have too many bytes together."""
-        size = self.source.size(name) or 0
-        if self._documents + min(size, limit) > limits.ARCHIVE_DOCUMENTS:
+        size = min(self.source.size(name) or 0, limit)  # no more is read
+        if self._documents + size > limits.ARCHIVE_DOCUMENTS:
             raise Refused(
                 f"the documents of all images have over {limits.ARCHIVE_DOCUMENTS} bytes; "
                 "choose some with --ref"
