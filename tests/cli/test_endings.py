@@ -17,6 +17,7 @@ from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
+from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_one_line
 from tests.cli.test_commands import CHAIN
@@ -276,6 +277,17 @@ def test_what_was_done_before_an_error_is_in_its_document(stocked: Path):
     assert shown["removed"] == ["docker.io/library/app:2"]
     assert shown["error"]["message"].startswith("no image absent:latest")
     assert len(lamina_json(stocked, "images")) == 1
+
+
+def test_snapshots_that_went_before_an_error_are_in_its_document(stocked: Path):
+    with open_stores(stocked, "default", host_platform()) as stores:
+        stores.snapshotter("overlay").prepare("own", CHAIN[-1])
+    done = lamina(stocked, "snapshots", "rm", "own", CHAIN[0], CHAIN[-1], "--json", code=6)
+    shown = json.loads(done.stdout)
+    assert shown["removed"] == [{"snapshotter": "overlay", "key": "own"}]
+    assert shown["left"] == []
+    assert "has children" in shown["error"]["message"]
+    assert {row["key"] for row in lamina_json(stocked, "snapshots", "ls")} == set(CHAIN)
 
 
 # -- errors of several tasks, and of others ---------------------------------------------------
