@@ -11,13 +11,9 @@ from typing import Any
 
 import click
 import pytest
-import trio
 
 from engine import errors
-from engine.app import Engine
-from engine.cli.context import Context
 from engine.cli.ending import Incomplete, end, exit_code
-from engine.cli.running import run
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
@@ -136,15 +132,47 @@ def test_a_signal_to_end_cleans_up_as_ctrl_c_does(tmp_path: Path, number: signal
     assert {name: records for name, records in dump(root).items() if records} == {}
 
 
+# In a process of its own: a KeyboardInterrupt may leave the store open in this one.
+_LONG_WORK = """
+import os, signal, sys, trio
+from pathlib import Path
+from engine.cli.context import Context
+from engine.cli.running import run
+number, name = int(sys.argv[1]), sys.argv[3]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+async def too_late(engine):
+    await trio.to_thread.run_sync(os.kill, os.getpid(), number)
+    return "made"
+async def twice(engine):
+    try:
+        os.kill(os.getpid(), number)
+        await trio.sleep_forever()
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleaned")
+try:
+    print(run(Context(Path(sys.argv[2]), "default"), globals()[name]))
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)  # what comes after the loop is clean-up too
+    print("interrupted")
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_after_the_work_is_too_late(stocked: Path, number: signal.Signals):
-    """What was made stays, so the command does not say that it was interrupted."""
-
-    async def work(engine: Engine) -> str:
-        await trio.to_thread.run_sync(os.kill, os.getpid(), number)
-        return "made"
-
-    assert run(Context(stocked, "default"), work) == "made"
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        pytest.param("too_late", "made\n", id="what was made stays, so it is told"),
+        pytest.param("twice", "cleaned\ninterrupted\n", id="a second one breaks off no clean-up"),
+    ],
+)
+def test_a_signal_in_long_work(stocked: Path, number: signal.Signals, name: str, says: str):
+    command = [sys.executable, "-P", "-c", _LONG_WORK, str(int(number)), str(stocked), name]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(), timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, says, "")
 
 
 def test_the_demo_leaves_nothing_when_it_is_terminated(tmp_path: Path):
