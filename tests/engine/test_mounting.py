@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from engine import failpoints
-from engine.errors import AlreadyExists, EngineError, FailedPrecondition, NotFound
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from engine.kv.schema import MOUNTS, MountRecord, now
 from engine.metadata.mounts import MountState
 from engine.mount import Mount, mounted
@@ -140,6 +146,10 @@ def test_what_a_target_must_be(stores: Stores, target: Path) -> None:
     other.mkdir()
     with pytest.raises(AlreadyExists, match="named taken"):
         stores.mounting.mount(order(stores, "copy", other, name="taken"))
+    store = stores.root.path
+    for within in (store, store / "trash", store.parent, Path("/")):
+        with pytest.raises(InvalidArgument, match="overlap; mount somewhere else"):
+            stores.mounting.ready(within)
     assert left(stores, "copy") == ["taken"]
     stores.umount(target)
     assert left(stores, "copy") == []
