@@ -13,6 +13,7 @@ import click
 import pytest
 
 from engine import errors
+from engine.cli import signals
 from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
@@ -406,3 +407,23 @@ def test_kinds_are_those_of_the_vocabulary(error: EngineError, capfd: pytest.Cap
 def test_a_bug_is_not_an_error_of_the_user():
     with pytest.raises(ZeroDivisionError):
         end(ZeroDivisionError(), as_json=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals):
+    """As `nohup lamina import` has it: the end of the session does not end the import."""
+    every = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    others = every.keys() - {number}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        for change in (signals.leave_at_once, signals.raising, signals.restore):
+            before = {each: signal.getsignal(each) for each in others}
+            change()
+            assert signal.getsignal(number) is signal.SIG_IGN
+            assert all(signal.getsignal(each) != before[each] for each in others)
+        with signals.handled(lambda _number: None):
+            assert signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        for each, handler in every.items():
+            signal.signal(each, handler)
