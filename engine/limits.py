@@ -37,6 +37,8 @@ LAYER_NAMES = 256 * MIB
 LAYER_LINK_STEPS = 8_000_000  # folders walked through because of links, over a whole layer
 FILE = (1 << 44) - 4096  # with its holes: the largest that ext4 holds, so that no host decides
 SPARSE_PARTS = 1 << 20  # of one file, as in Go's archive/tar
+# Of gzip, xz or bzip2 in a row that may be small; beyond that each must give 512 bytes on average.
+STREAMS = 1024
 AFTER_END = 1 * MIB  # bytes after the end of a layer's archive
 EXTENSION = 1 * MIB  # one pax or GNU long-name header, as in Go's archive/tar
 EXTENSIONS_IN_ROW = 16

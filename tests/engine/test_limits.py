@@ -34,6 +34,10 @@ BOUNDS = {
     "LAYER_LINK_STEPS": (8_000_000, "seconds; honest layers have thousands"),
     "FILE": (16 * (1 << 40) - 4096, "the largest file of ext4 (with blocks of 4 KiB)"),
     "SPARSE_PARTS": (1 << 20, "as in Go's archive/tar; 16 MiB of numbers"),
+    "STREAMS": (
+        1024,
+        "honest ones give 64 KiB and more (bgzip, pigz); beginning one takes microseconds",
+    ),
     "AFTER_END": (MIB, "tools pad archives to 10 KiB"),
     "EXTENSION": (MIB, "as in Go's archive/tar"),
     "EXTENSIONS_IN_ROW": (16, "tools write two or three"),
