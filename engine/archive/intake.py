@@ -13,6 +13,7 @@ from engine.archive.source import Source
 from engine.content.store import BeingWritten, ContentStore
 from engine.content.writer import Writer
 from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
+from engine.fs.room import Room
 from engine.oci.digest import Digest, digest_of, hasher
 from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
@@ -25,11 +26,14 @@ _POLL_S = 0.05  # another process cannot tell us that it is done
 class Intake:
     """One import's way into the store."""
 
-    def __init__(self, source: Source, content: ContentStore, lease: str, report: Report) -> None:
+    def __init__(
+        self, source: Source, content: ContentStore, lease: str, report: Report, room: Room
+    ) -> None:
         self.source = source
         self.lease = lease
         self._content = content
         self._report = report
+        self._room = room
         self._documents = 0
 
     # -- documents ----------------------------------------------------------------------------
@@ -123,6 +127,8 @@ class Intake:
         show = partial(self._report, Step.STORE, item, size)
         show(writer.offset)
         for piece in _from_offset(self.source.read(name), writer.offset):
+            if growth := self._content.growth(len(piece)):
+                self._room.take(growth)
             writer.write(piece)
             show(writer.offset)
 
