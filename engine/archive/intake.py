@@ -65,8 +65,9 @@ class Intake:
         return data
 
     def stored(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a document that is in the store."""
+        """Return a document that is in the store, and pin it."""
         try:
+            self._content.info(descriptor.key, lease=self.lease)
             data = self._content.read_all(descriptor.key, limit)
         except NotFound:
             raise _absent(descriptor) from None
@@ -74,11 +75,14 @@ class Intake:
         return data
 
     def check(self, descriptor: Descriptor) -> None:
-        """Find out, before anything is copied, whether a blob can be had. Raises Refused."""
+        """Find out, before anything is copied, whether a blob can be had. Raises Refused.
+
+        What only the store has is pinned: it shall still be there when its turn comes.
+        """
         size = self.source.size(blob_name(descriptor.key))
         if size is None:
             try:
-                size = self._content.info(descriptor.key).size
+                size = self._content.info(descriptor.key, lease=self.lease).size
             except NotFound:
                 raise _absent(descriptor) from None
         _check_size(descriptor, size)
