@@ -18,9 +18,13 @@ from engine.oci.digest import Digest, digest_of, hasher
 from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
 
-__all__ = ["Intake", "manifest_labels"]
+__all__ = ["Absent", "Intake", "manifest_labels"]
 
 _POLL_S = 0.05  # another process cannot tell us that it is done
+
+
+class Absent(NotFound):
+    """A document that neither the source nor the store has; an image may do without."""
 
 
 class Intake:
@@ -51,7 +55,10 @@ class Intake:
         return read_small(self.source, name, limit)
 
     def document(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a manifest, index or config from the source, verified, or from the store."""
+        """Return a manifest, index or config from the source, verified, or from the store.
+
+        Raises Absent if neither has it.
+        """
         name = blob_name(descriptor.key)
         if self.source.size(name) is None:
             return self.stored(descriptor, limit)
@@ -65,12 +72,12 @@ class Intake:
         return data
 
     def stored(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a document that is in the store, and pin it."""
+        """Return a document that is in the store, and pin it. Raises Absent."""
         try:
             self._content.info(descriptor.key, lease=self.lease)
             data = self._content.read_all(descriptor.key, limit)
         except NotFound:
-            raise _absent(descriptor) from None
+            raise Absent(_absent(descriptor)) from None
         _check_size(descriptor, len(data))
         return data
 
@@ -84,7 +91,7 @@ class Intake:
             try:
                 size = self._content.info(descriptor.key, lease=self.lease).size
             except NotFound:
-                raise _absent(descriptor) from None
+                raise Refused(_absent(descriptor)) from None
         _check_size(descriptor, size)
 
     # -- blobs --------------------------------------------------------------------------------
@@ -103,7 +110,7 @@ class Intake:
         with writer:
             if size is None:
                 writer.abort()
-                raise _absent(descriptor)
+                raise Refused(_absent(descriptor))
             if size != descriptor.size:
                 writer.abort()
                 _check_size(descriptor, size)
@@ -152,8 +159,8 @@ class Intake:
                 self._report(Step.WAIT, waiting, size, size)
 
 
-def _absent(descriptor: Descriptor) -> Refused:
-    return Refused(f"blob {descriptor.digest} is missing; the image is incomplete, copy it again")
+def _absent(descriptor: Descriptor) -> str:
+    return f"blob {descriptor.digest} is missing; the image is incomplete, copy it again"
 
 
 def _check_size(descriptor: Descriptor, actual: int) -> None:
