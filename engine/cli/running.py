@@ -18,14 +18,23 @@ T = TypeVar("T")
 
 
 def run(context: Context, work: Callable[[Engine], Awaitable[T]], *, create: bool = False) -> T:
-    """Run `work` on an open engine, for commands that take long; only `create` makes a store."""
+    """Run `work` on an open engine, for commands that take long; only `create` makes a store.
 
-    async def opened() -> T:
+    A signal that comes after `work` is too late: what was made stays, so that is what the command says.
+    """
+    done: list[T] = []
+
+    async def opened() -> None:
         opening = open_engine(context.root, namespace=context.namespace, create=create)
         async with opening as engine:
-            return await work(engine)
+            done.append(await work(engine))
 
-    return run_loop(opened)
+    try:
+        run_loop(opened)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    return done[0]
 
 
 def run_loop(work: Callable[[], Awaitable[T]]) -> T:

@@ -11,14 +11,19 @@ from typing import Any
 
 import click
 import pytest
+import trio
 
 from engine import errors
+from engine.app import Engine
+from engine.cli.context import Context
 from engine.cli.ending import Incomplete, end, exit_code
+from engine.cli.running import run
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
+from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
-from tests.cli.failing import assert_one_line
+from tests.cli.failing import assert_fails, assert_one_line
 from tests.cli.test_commands import CHAIN
 from tests.command import LAMINA, dump, environment, lamina, lamina_json
 from tests.processes import Victim, until
@@ -129,6 +134,17 @@ def test_a_signal_to_end_cleans_up_as_ctrl_c_does(tmp_path: Path, number: signal
     says = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}[number]
     assert victim.wait() == (128 + number, f"lamina: {says}\n")
     assert {name: records for name, records in dump(root).items() if records} == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_work_is_too_late(stocked: Path, number: signal.Signals):
+    """What was made stays, so the command does not say that it was interrupted."""
+
+    async def work(engine: Engine) -> str:
+        await trio.to_thread.run_sync(os.kill, os.getpid(), number)
+        return "made"
+
+    assert run(Context(stocked, "default"), work) == "made"
 
 
 def test_the_demo_leaves_nothing_when_it_is_terminated(tmp_path: Path):
@@ -270,12 +286,38 @@ def test_an_error_is_one_document(stocked: Path, words: str, kind: str, code: in
 
 
 def test_what_was_done_before_an_error_is_in_its_document(stocked: Path):
-    lamina(stocked, "image", "tag", "app:1", "app:2")
-    done = lamina(stocked, "image", "rm", "app:2", "absent", "app:1", "--json", code=3)
+    with (
+        open_stores(stocked, "default", host_platform()) as stores,
+        stores.content.ingest("loose", lease="") as writer,
+    ):
+        writer.write(b"nobody's")
+        loose = writer.commit().digest
+    (held,) = {row["digest"] for row in lamina_json(stocked, "images")}
+    done = lamina(stocked, "content", "rm", loose, held, "--json", code=6)
     shown = json.loads(done.stdout)
-    assert shown["removed"] == ["docker.io/library/app:2"]
-    assert shown["error"]["message"].startswith("no image absent:latest")
-    assert len(lamina_json(stocked, "images")) == 1
+    assert shown["removed"] == [loose]
+    assert held in shown["error"]["message"]
+
+
+def test_image_names_go_together(stocked: Path):
+    """All or none; and digits tell by what there was before the first went."""
+    digits = lamina_json(stocked, "images")[0]["digest"][7:19]
+    lamina(stocked, "image", "tag", "app:1", "app:2")
+    assert_fails(stocked, "image", "rm", "app:2", "absent", "app:1", code=3, says="no image absent")
+    assert_fails(stocked, "image", "rm", "app:2", digits, code=6, says="has 2 names")
+    removed = lamina_json(stocked, "image", "rm", "app:2", "app:1")["removed"]
+    assert removed == ["docker.io/library/app:2", "docker.io/library/app:1"]
+
+
+def test_snapshots_that_went_before_an_error_are_in_its_document(stocked: Path):
+    with open_stores(stocked, "default", host_platform()) as stores:
+        stores.snapshotter("overlay").prepare("own", CHAIN[-1])
+    done = lamina(stocked, "snapshots", "rm", "own", CHAIN[0], CHAIN[-1], "--json", code=6)
+    shown = json.loads(done.stdout)
+    assert shown["removed"] == [{"snapshotter": "overlay", "key": "own"}]
+    assert shown["left"] == []
+    assert "has children" in shown["error"]["message"]
+    assert {row["key"] for row in lamina_json(stocked, "snapshots", "ls")} == set(CHAIN)
 
 
 # -- errors of several tasks, and of others ---------------------------------------------------

@@ -489,6 +489,17 @@ def test_docker_images_without_names(stores, tmp_path, compression):
     assert len(names(stores)) == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("App v2.OCI.tar", "app-v2"), ("_.tar", "image"), ("x" * 200 + ".tar", "x" * 128)],
+)
+def test_an_image_without_a_name_has_that_of_its_file(stores, tmp_path, file, name):
+    files = Files()
+    files.list(files.image([HELLO]))
+    (image,) = import_image(stores, files.tar(tmp_path / file))
+    assert image.name == f"docker.io/library/{name}:latest"
+
+
 def test_images_of_one_platform_without_a_name_are_two(stores, tmp_path):
     files = Files()
     for layer in (HELLO, WORLD):

@@ -10,6 +10,7 @@ import pytest
 from engine import failpoints
 from engine.errors import AlreadyExists, EngineError, FailedPrecondition, NotFound
 from engine.metadata.mounts import MountState
+from engine.mount import activate
 from engine.mounts import mounting
 from engine.mounts.claims import Claims
 from engine.mounts.mounting import Order
@@ -140,3 +141,17 @@ def test_what_a_target_must_be(stores: Stores, target: Path) -> None:
     assert left(stores, "copy") == ["taken"]
     stores.umount(target)
     assert left(stores, "copy") == []
+
+
+def test_an_interrupt_just_after_the_kernel_mounted_leaves_nothing(
+    stores: Stores, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        activate(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mounting, "activate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stores.mounting.mount(order(stores, "overlay", target))
+    assert not is_mounted(target)
+    assert (stores.mounting.walk(), left(stores, "overlay")) == ([], [])

@@ -339,6 +339,30 @@ def test_one_of_two_callers_leaves_and_collections_go_on(
         assert not LEASES.scan(txn, "default")
 
 
+def test_who_stays_pins_layers_begun_under_the_lease_of_who_left(world: World) -> None:
+    """That lease ends when the one who stays has all, and before he has anchored it."""
+    world.run(importing(world.source))
+    scope, begun = trio.CancelScope(), shared(world)
+
+    async def first(engine: Engine) -> None:
+        with scope:
+            await engine.unpack(NAME, snapshotter="overlay")
+
+    async def second(engine: Engine) -> None:
+        await begun.wait()
+
+        def told(at: Step, *_: object) -> None:
+            if at is Step.FLUSH:
+                scope.cancel()
+
+        await engine.unpack(NAME, snapshotter="overlay", report=told)
+
+    with meddled(world.patch, world.stores.root.meta, lambda _n: world.collect()):
+        world.run(first, second)
+    assert scope.cancelled_caught
+    assert list(world.tops()) == ["overlay"]
+
+
 def test_two_callers_have_their_layers_whoever_began_them(world: World) -> None:
     world.run(importing(world.source))
     begun = shared(world)

@@ -183,6 +183,18 @@ def test_what_is_larger_than_what_is_left_is_not_begun(disk: Disk) -> None:
     room.take(1 << 39)
 
 
+def test_what_is_only_set_aside_for_data_that_is_not_written_yet_is_free(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def syncfs(_folder: int) -> None:
+        disk.f_bavail = 1 << 30
+
+    monkeypatch.setattr("engine.fs.durable.syncfs", syncfs)
+    disk.f_bavail = 100
+    Room(tmp_path).take(1)
+    assert disk.asked == 2
+
+
 def test_folders_that_are_only_implied_count(disk: Disk, tmp_path: Path) -> None:
     # 100 KB of an archive can make 25,000 folders of a block each.
     budget = Budget(Room(tmp_path).take)
