@@ -21,8 +21,10 @@ BOUNDS = {
     "REFERENCE": (255, "the longest name that registries take"),
     "ARCHIVE_ENTRIES": (100_000, "a `docker save` of a thousand images has 30,000"),
     "ARCHIVE_NAME": (4096, "PATH_MAX"),
+    "ARCHIVE_FOLDER_NAME": (1024, "a blob's name has 141 bytes with sha512; openat2 takes 4095 at once"),
     "ARCHIVE_NAMES": (16 * MIB, "100,000 blobs with 77 bytes each, twice"),
     "ARCHIVE_TWINS": (GIB, "comparing reads both: seconds"),
+    "ARCHIVE_LIST": (20 * MIB, "what containerd takes; 10,000 images with 25 layers each"),
     "ARCHIVE_DOCUMENTS": (128 * MIB, "10,000 images with 12 KiB of documents each"),
     "ARCHIVE_LINKS": (16, "old docker links once"),
     "IMAGE": (256 * GIB, "the largest images, with models, have 100 GiB"),
@@ -32,6 +34,7 @@ BOUNDS = {
     "LAYER_DIRECTORIES": (500_000, "270 MiB of a worker, as measured"),
     "LAYER_NAMES": (256 * MIB, "128 bytes for each entry that there may be"),
     "LAYER_LINK_STEPS": (8_000_000, "seconds; honest layers have thousands"),
+    "LAYER_ENTRY_STEPS": (4096, "as many folders as PATH_MAX allows, twice; honest links take some 20"),
     "FILE": (16 * (1 << 40) - 4096, "the largest file of ext4 (with blocks of 4 KiB)"),
     "SPARSE_PARTS": (1 << 20, "as in Go's archive/tar; 16 MiB of numbers"),
     "STREAMS": (
