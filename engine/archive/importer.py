@@ -19,6 +19,7 @@ from engine.archive.opening import open_source, title
 from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
+from engine.fs.room import Room
 from engine.oci.documents import Descriptor, NotAnImage
 from engine.oci.platform import Platform
 from engine.progress import Report, Step
@@ -125,6 +126,7 @@ def import_images(
 ) -> Brought:
     """Store the images of a source, a path or an open descriptor.
 
+    `spool` is a folder on the store's disk, for what must be read twice.
     `check` may raise once it is known what will come, before it comes. Raises NotFound for a file, a
     platform or an image that is not there, Refused for what is no image or breaks a rule, if it was
     asked for or nothing else came in.
@@ -133,7 +135,7 @@ def import_images(
     item = origin.name if isinstance(origin, Path) else where
     with open_source(origin, spool, partial(report, Step.READ, item)) as opened:
         contents = find_images(opened.files, where, opened.stem)
-        intake = Intake(contents.files, content, lease, report)
+        intake = Intake(contents.files, content, lease, report, Room(spool))
         work = _Import(wanted, opened.stem, Brought(where, asked=bool(wanted.refs)))
         planned = work.named(work.planned(contents.images, intake), len(contents.images))
         check(planned)

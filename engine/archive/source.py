@@ -24,7 +24,6 @@ __all__ = ["FolderSource", "Source", "TarSource"]
 
 _HEADERS = 1 << 16  # bytes read at once where only headers are wanted
 _COMPARED = 1 << 20  # bytes of two members compared at once
-_NAME = 1024  # bytes: the longest name of a file in a folder
 _ASTRAY = {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
 
 
@@ -61,7 +60,7 @@ class FolderSource:
     def _open(self, name: str) -> Iterator[int | None]:
         """Give a regular file, None where there is none."""
         path = os.fsencode(name)
-        if b"\0" in path or len(path) > _NAME:
+        if b"\0" in path or len(path) > limits.ARCHIVE_FOLDER_NAME:
             raise Refused(f"{printable(name)!r} is no name for a file")
         try:
             # O_NONBLOCK, because opening a pipe would wait for ever.

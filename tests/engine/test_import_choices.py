@@ -54,6 +54,10 @@ def digests(stores):
     return {blob.digest for blob in stores.content.walk()}
 
 
+def blob_of(entry):
+    return "blobs/" + entry["digest"].replace(":", "/")
+
+
 def two(files=None, **changes):
     """Return a layout of two good images."""
     files = files or Files()
@@ -101,7 +105,7 @@ def test_what_is_no_image_is_passed_over_unread(stores, tmp_path, blob):
     files = Files()
     entry = files.blob(bytes(limits.MANIFEST + 1), "video/mp4")
     if blob != "large":
-        del files.files["blobs/" + entry["digest"].replace(":", "/")]
+        del files.files[blob_of(entry)]
     if blob.startswith("with"):
         entry["digest"] = "blake3:" + "0" * 64
     files.name(files.image()).tag(entry, "film")
@@ -195,7 +199,7 @@ def test_a_document_that_is_too_large_does_not_keep_out_the_others(stores, tmp_p
     """It is not read, so what it says it has is nothing that the others could not have."""
     files = two()
     folder = files.folder(tmp_path / "image")
-    with (folder / "blobs" / files.entries[0]["digest"].replace(":", "/")).open("wb") as file:
+    with (folder / blob_of(files.entries[0])).open("wb") as file:
         file.truncate(1 << 40)
     result = import_all(stores, folder)
     assert names(stores) == ["example.org/b:1"]
@@ -668,6 +672,24 @@ def test_platforms_of_indexes_in_indexes_add_up(stores, tmp_path):
         found = stores.resolve(image.target, platform)
         assert found.config.architecture == platform.architecture
         assert stores.content.read_all(found.layers[0].descriptor.key, limits.MIB)
+
+
+@pytest.mark.parametrize("platform", [AMD64, ARM64], ids=lambda p: p["architecture"])
+def test_a_layout_may_lack_the_indexes_of_other_platforms(stores, tmp_path, platform):
+    """As a copy for one platform alone does; an unpack passes them over, too."""
+    wanted = Platform(**platform)
+    files = nested(Files())
+    arm, amd = json.loads(files.files[blob_of(files.entries[0])])["manifests"]
+    del files.files[blob_of(amd if platform is ARM64 else arm)]
+    (image,) = import_image(stores, files.folder(tmp_path / "image"), platform=wanted)
+    assert stores.resolve(image.target, wanted).config.architecture == platform["architecture"]
+
+
+def test_the_index_that_an_image_is_named_by_must_be_there(stores, tmp_path):
+    files = nested(Files())
+    del files.files[blob_of(files.entries[0])]
+    with pytest.raises(Refused, match=r"blob sha256:\w+ is missing; the image is incomplete"):
+        import_image(stores, files.folder(tmp_path / "image"))
 
 
 def test_the_best_of_all_indexes_is_chosen(stores, tmp_path):

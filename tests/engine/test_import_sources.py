@@ -13,7 +13,6 @@ import trio
 
 from engine import limits
 from engine.app import Engine
-from engine.archive import packed
 from engine.archive.opening import open_source
 from engine.archive.packed import unpacked
 from engine.errors import InvalidArgument, Refused, ResourceExhausted
@@ -239,6 +238,16 @@ def test_the_memory_that_xz_asks_for_is_bounded():
     assert b"".join(unpacked([usual])) == b"x"
 
 
+@pytest.mark.parametrize("compress", [xz, bz2.compress, gzip.compress, bytes])
+def test_what_an_archive_unpacks_to_is_bounded(compress, monkeypatch):
+    data = compress(bytes(3000))
+    monkeypatch.setattr(limits, "IMAGE", 3000)
+    assert sum(map(len, unpacked([data]))) == 3000
+    monkeypatch.setattr(limits, "IMAGE", 2999)
+    with pytest.raises(Refused, match="over 2999 bytes unpacked"):
+        list(unpacked([data]))
+
+
 @pytest.mark.parametrize("compress", [xz, bz2.compress])
 def test_what_unpacks_to_much_comes_in_pieces(compress):
     sizes = [len(piece) for piece in unpacked([compress(bytes(8 * limits.MIB))])]
@@ -279,7 +288,7 @@ def _fill(file, size):
 
 @pytest.mark.parametrize("compress", [xz, bz2.compress])
 def test_many_tiny_streams_are_refused(compress, monkeypatch):
-    monkeypatch.setattr(packed, "_STREAMS", 10)
+    monkeypatch.setattr(limits, "STREAMS", 10)
     with pytest.raises(Refused, match="too many tiny"):
         list(unpacked([compress(b"x") * 50]))
 
