@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,7 @@ from engine.oci.short import the_one
 from engine.root import Root, open_root
 from engine.snapshots import Leftover, Snapshotter
 
-__all__ = ["Stores", "host_platform", "open_stores"]
+__all__ = ["Removal", "Stores", "host_platform", "open_stores"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,15 @@ def host_platform() -> Platform:
     """Return the platform of this machine."""
     host = os.uname()
     return normalise(Platform(os=host.sysname.lower(), architecture=host.machine))
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What came of removing snapshots: so many of them are gone; `failed` is why not all are."""
+
+    count: int
+    left: Sequence[Leftover]
+    failed: EngineError | None
 
 
 class Stores:
@@ -187,23 +197,26 @@ class Stores:
         with self._freeing_space():
             return self.mounting.umount(target, lazy=lazy)
 
-    def remove_snapshots(self, chosen: Sequence[tuple[Snapshotter, str]]) -> list[Leftover]:
-        """Remove snapshots by hand, with their files; return what of those resisted.
+    def remove_snapshots(self, chosen: Sequence[tuple[Snapshotter, str]]) -> Removal:
+        """Remove snapshots by hand, with their files, as far as it goes; return what was done.
 
-        NotFound, FailedPrecondition with children or while mounted; those before it are gone then.
+        It stops with NotFound, or FailedPrecondition where one has children or is mounted.
         """
         removed: list[tuple[Snapshotter, int]] = []
         left: list[Leftover] = []
+        failed: EngineError | None = None
         with self._freeing_space():
             seen = _, table = self.mounting.seen_for_removing([key for _, key in chosen])
             try:
                 for snapshotter, key in chosen:
                     with self.mounting.removing(snapshotter.name, key, seen):
                         removed.append((snapshotter, snapshotter.remove(key, table=table)))
+            except EngineError as error:
+                failed = error
             finally:
                 for snapshotter, number in removed:
                     left += snapshotter.cleanup(only={number}, table=table)
-        return left
+        return Removal(count=len(removed), left=left, failed=failed)
 
     def release(self, key: str, name: str | None = None) -> None:
         """Remove a snapshot of the backend `name`, or of the one that has it, with its files.

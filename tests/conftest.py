@@ -1,5 +1,6 @@
 """Fixtures that many tests share, and the check that a test leaves nothing behind."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -17,6 +18,9 @@ from engine.stores import Stores
 AMD64 = Platform(os="linux", architecture="amd64")
 _HEARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
 
+_CLONE_NEWNS = 0x20000
+_PRIVATE = 0x4000 | 1 << 18  # MS_REC | MS_PRIVATE
+
 settings.register_profile(
     "ci",
     derandomize=True,
@@ -26,6 +30,18 @@ settings.register_profile(
 )
 settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure() -> None:
+    """Give the tests mounts of their own.
+
+    Other tests that run at once, in a mount namespace with copies of what is mounted here, would
+    keep it in use; and of tests that are killed nothing stays mounted.
+    """
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _PRIVATE, None)
+        assert not failed, os.strerror(ctypes.get_errno())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

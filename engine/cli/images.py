@@ -7,10 +7,8 @@ import click
 from engine.cli import shapes
 from engine.cli.completion import image_names
 from engine.cli.context import Context, action, listing, replace_option
-from engine.cli.ending import Incomplete
 from engine.cli.output import View, age, document, human_bytes, write
 from engine.cli.table import Column, Fault
-from engine.errors import EngineError
 from engine.kv.schema import Image
 from engine.kv.table import Damaged
 from engine.oci.reference import familiar
@@ -89,13 +87,7 @@ def tag(context: Context, name: str, new_name: str, replace: bool, view: View) -
 @click.pass_obj
 def remove(context: Context, names: tuple[str, ...], view: View) -> None:
     """Remove image names; `lamina gc` then frees what only they kept."""
-    removed: list[str] = []
     with context.stores() as stores:
-        try:
-            for name in names:
-                full = stores.images.remove(name)
-                removed.append(full)
-        except EngineError as error:
-            raise Incomplete(error, {"removed": removed}) from error
+        removed = stores.images.remove(*names)
     if view.json:
         document({"removed": removed})

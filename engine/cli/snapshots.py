@@ -191,10 +191,12 @@ def remove(context: Context, keys: tuple[str, ...], snapshotter: str | None, vie
     """Remove snapshots that nothing stands on."""
     with context.stores() as stores:
         chosen = [stores.find_snapshot(key, snapshotter) for key in keys]
-        left = stores.remove_snapshots(chosen)
-    removed = [shapes.SnapshotName(snapshotter=backend.name, key=key) for backend, key in chosen]
-    done = {"removed": removed, "left": left}
-    if left:
-        raise Incomplete(FailedPrecondition(resisting(left)), done)
+        came = stores.remove_snapshots(chosen)
+    gone = chosen[: came.count]
+    removed = [shapes.SnapshotName(snapshotter=backend.name, key=key) for backend, key in gone]
+    done = {"removed": removed, "left": came.left}
+    failed = came.failed or (FailedPrecondition(resisting(came.left)) if came.left else None)
+    if failed:
+        raise Incomplete(failed, done) from failed
     if view.json:
         document(done)

@@ -10,7 +10,7 @@ from engine.errors import DataLoss
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import EXTENT
 
-__all__ = ["append", "drop", "read", "stored_bytes"]
+__all__ = ["append", "drop", "head", "read", "stored_bytes"]
 
 _RELEASE_EVERY = 32  # extents read between two calls that give their memory back
 _DROP_AT_ONCE = 64  # extents deleted in one transaction, so that others can write in between
@@ -41,18 +41,30 @@ def read(blobs: Environment, number: int, size: int) -> Iterator[bytes]:
     the wrong length.
     """
     for index, start in enumerate(range(0, size, EXTENT)):
-        expected = min(EXTENT, size - start)
         with blobs.read() as txn:
-            extent = txn.raw.get(_key(number, index))
-            if extent is None or len(extent) != expected:
-                raise DataLoss(
-                    f"extent {index} of blob {number} is missing or damaged: "
-                    "remove the image and import it again"
-                )
-            piece = bytes(extent)
+            piece = bytes(_extent(txn, number, index, min(EXTENT, size - start)))
         yield piece
         if index % _RELEASE_EVERY == _RELEASE_EVERY - 1:
             blobs.release_pages()
+
+
+def head(blobs: Environment, number: int, size: int, count: int) -> bytes:
+    """Return the first `count` bytes of a blob of `size`, or all. Raises DataLoss as `read` does."""
+    if not size:
+        return b""
+    with blobs.read() as txn:
+        return bytes(_extent(txn, number, 0, min(EXTENT, size))[:count])
+
+
+def _extent(txn: Transaction, number: int, index: int, expected: int) -> memoryview:
+    """Return an extent on the map, which is there as long as the transaction is."""
+    extent = txn.raw.get(_key(number, index))
+    if extent is None or len(extent) != expected:
+        raise DataLoss(
+            f"extent {index} of blob {number} is missing or damaged: "
+            "remove the image and import it again"
+        )
+    return memoryview(extent)
 
 
 def stored_bytes(blobs: Environment, number: int) -> int:

@@ -5,6 +5,7 @@ ingest is not visible as a blob, nor a blob as an ingest.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -135,8 +136,20 @@ class ContentStore:
         return self._read(self.info(digest))
 
     def _read(self, blob: Blob) -> Iterator[bytes]:
-        try:
+        with self._telling_removed(blob):
             yield from extents.read(self._blobs, blob.number, blob.size)
+
+    def head(self, digest: Digest, count: int) -> bytes:
+        """Return the first `count` bytes of a blob, or all; nothing else of it is read. NotFound."""
+        blob = self.info(digest)
+        with self._telling_removed(blob):
+            return extents.head(self._blobs, blob.number, blob.size, count)
+
+    @contextmanager
+    def _telling_removed(self, blob: Blob) -> Iterator[None]:
+        """Make a loss in the block NotFound if the blob is removed by then."""
+        try:
+            yield
         except DataLoss:
             with self._meta.read() as txn:
                 found = BLOBS.get(txn, self._namespace, blob.digest)
@@ -162,6 +175,10 @@ class ContentStore:
     def verify(self, digest: Digest) -> int:
         """Hash a blob again and return its size; DataLoss if the bytes are not what they were."""
         return sum(map(len, self.read_verified(digest)))
+
+    def growth(self, size: int) -> int:
+        """Return how much more of the disk `size` bytes would take: what was deleted left some free."""
+        return max(0, size - self._blobs.unused())
 
     def ingest(
         self, ref: str, *, lease: str, expected: Digest | None = None, total: int | None = None

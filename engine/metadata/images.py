@@ -104,21 +104,27 @@ class ImageStore:
         IMAGES.put(txn, image, self._namespace, full)
         return image
 
-    def remove(self, name: str) -> str:
-        """Take a name away, and return it in full; what only it kept is garbage.
+    def remove(self, *names: str) -> list[str]:
+        """Take names away, all or none, and return them in full; what only they kept is garbage.
 
         NotFound; for digits of a digest that has several names FailedPrecondition.
         """
         with self._meta.write() as txn:
-            full = str(parse_reference(name))
-            if IMAGES.delete(txn, self._namespace, full):
-                return full
-            found = [image.name for image in self._of_digest(txn, name)]
-            if len(found) > 1:
-                names = ", ".join(familiar(one) for one in found[:_SHOWN])
-                more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-                raise FailedPrecondition(
-                    f"image {name} has {len(found)} names ({names}{more}); remove it by name"
-                )
-            IMAGES.delete(txn, self._namespace, found[0])
-            return found[0]
+            # All are looked up before one goes: fewer would be left to tell digits from.
+            found = list(dict.fromkeys(self._removable(txn, name) for name in names))
+            for full in found:
+                IMAGES.delete(txn, self._namespace, full)
+            return found
+
+    def _removable(self, txn: Transaction, name: str) -> str:
+        full = str(parse_reference(name))
+        if IMAGES.any(txn, self._namespace, full):  # readable or not
+            return full
+        found = [image.name for image in self._of_digest(txn, name)]
+        if len(found) > 1:
+            names = ", ".join(familiar(one) for one in found[:_SHOWN])
+            more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise FailedPrecondition(
+                f"image {name} has {len(found)} names ({names}{more}); remove it by name"
+            )
+        return found[0]

@@ -20,6 +20,6 @@ def mistyped(layers: Iterable[Layer], content: ContentStore) -> Iterator[str]:
     for layer in layers:
         digest, promised = layer.descriptor.key, layer.compression
         with suppress(NotFound, DataLoss):
-            found = sniff(next(content.read(digest), b"")[:SNIFFED])
+            found = sniff(content.head(digest, SNIFFED))
             if promised not in {Compression.ANY, found}:
                 yield f"layer {digest}: packed with {found} by its bytes, {promised} by its media type"

@@ -52,7 +52,7 @@ class Unpacked:
     bytes_unpacked: int
     xattrs_left_out: int
     mistyped: tuple[str, ...]
-    """A line for each layer whose bytes are packed in another way than its media type says."""
+    """A line for each layer applied whose bytes are packed in another way than its media type says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ class Unpacker:
         """Unpack what is missing of `image` and anchor it to the image's config.
 
         Everything made or found is pinned by `lease`. With `strict` a layer whose media type disagrees
-        with its bytes is refused, else the bytes decide. Raises Refused for a bad layer, NotFound where
-        a blob is missing, ResourceExhausted and others.
+        with its bytes is refused, unpacked already or not; else the bytes decide. Raises Refused for a
+        bad layer, NotFound where a blob is missing, ResourceExhausted and others.
         """
         chain = image.chain
         snapshotter.capabilities.check_layers(snapshotter.name, len(chain))
@@ -111,7 +111,9 @@ class Unpacker:
         # The config gets the anchor in the end, so it must still be there then.
         needed = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
         _, *blobs = await trio.to_thread.run_sync(self._content.pin, needed, lease.id)
-        odd = await trio.to_thread.run_sync(self._mistyped, image, strict)
+        odd = await trio.to_thread.run_sync(
+            self._mistyped, image.layers[0 if strict else first :], strict
+        )
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
         applied: list[Applied] = []
         async with self._shop.flights.caller(report) as join:
@@ -141,8 +143,8 @@ class Unpacker:
             mistyped=odd,
         )
 
-    def _mistyped(self, image: ResolvedImage, strict: bool) -> tuple[str, ...]:
-        odd = tuple(mistyped(image.layers, self._content))
+    def _mistyped(self, layers: Sequence[Layer], strict: bool) -> tuple[str, ...]:
+        odd = tuple(mistyped(layers, self._content))
         if odd and strict:
             raise Refused(f"{odd[0]}; without --strict the bytes decide")
         return odd

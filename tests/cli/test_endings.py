@@ -13,12 +13,14 @@ import click
 import pytest
 
 from engine import errors
+from engine.cli import signals
 from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
+from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
-from tests.cli.failing import assert_one_line
+from tests.cli.failing import assert_fails, assert_one_line
 from tests.cli.test_commands import CHAIN
 from tests.command import LAMINA, dump, environment, lamina, lamina_json
 from tests.processes import Victim, until
@@ -313,12 +315,38 @@ def test_an_error_is_one_document(stocked: Path, words: str, kind: str, code: in
 
 
 def test_what_was_done_before_an_error_is_in_its_document(stocked: Path):
-    lamina(stocked, "image", "tag", "app:1", "app:2")
-    done = lamina(stocked, "image", "rm", "app:2", "absent", "app:1", "--json", code=3)
+    with (
+        open_stores(stocked, "default", host_platform()) as stores,
+        stores.content.ingest("loose", lease="") as writer,
+    ):
+        writer.write(b"nobody's")
+        loose = writer.commit().digest
+    (held,) = {row["digest"] for row in lamina_json(stocked, "images")}
+    done = lamina(stocked, "content", "rm", loose, held, "--json", code=6)
     shown = json.loads(done.stdout)
-    assert shown["removed"] == ["docker.io/library/app:2"]
-    assert shown["error"]["message"].startswith("no image absent:latest")
-    assert len(lamina_json(stocked, "images")) == 1
+    assert shown["removed"] == [loose]
+    assert held in shown["error"]["message"]
+
+
+def test_image_names_go_together(stocked: Path):
+    """All or none; and digits tell by what there was before the first went."""
+    digits = lamina_json(stocked, "images")[0]["digest"][7:19]
+    lamina(stocked, "image", "tag", "app:1", "app:2")
+    assert_fails(stocked, "image", "rm", "app:2", "absent", "app:1", code=3, says="no image absent")
+    assert_fails(stocked, "image", "rm", "app:2", digits, code=6, says="has 2 names")
+    removed = lamina_json(stocked, "image", "rm", "app:2", "app:1")["removed"]
+    assert removed == ["docker.io/library/app:2", "docker.io/library/app:1"]
+
+
+def test_snapshots_that_went_before_an_error_are_in_its_document(stocked: Path):
+    with open_stores(stocked, "default", host_platform()) as stores:
+        stores.snapshotter("overlay").prepare("own", CHAIN[-1])
+    done = lamina(stocked, "snapshots", "rm", "own", CHAIN[0], CHAIN[-1], "--json", code=6)
+    shown = json.loads(done.stdout)
+    assert shown["removed"] == [{"snapshotter": "overlay", "key": "own"}]
+    assert shown["left"] == []
+    assert "has children" in shown["error"]["message"]
+    assert {row["key"] for row in lamina_json(stocked, "snapshots", "ls")} == set(CHAIN)
 
 
 # -- errors of several tasks, and of others ---------------------------------------------------
@@ -379,3 +407,23 @@ def test_kinds_are_those_of_the_vocabulary(error: EngineError, capfd: pytest.Cap
 def test_a_bug_is_not_an_error_of_the_user():
     with pytest.raises(ZeroDivisionError):
         end(ZeroDivisionError(), as_json=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals):
+    """As `nohup lamina import` has it: the end of the session does not end the import."""
+    every = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    others = every.keys() - {number}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        for change in (signals.leave_at_once, signals.raising, signals.restore):
+            before = {each: signal.getsignal(each) for each in others}
+            change()
+            assert signal.getsignal(number) is signal.SIG_IGN
+            assert all(signal.getsignal(each) != before[each] for each in others)
+        with signals.handled(lambda _number: None):
+            assert signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        for each, handler in every.items():
+            signal.signal(each, handler)

@@ -71,6 +71,17 @@ def test_a_bad_image_beside_a_good_one(tmp_path: Path):
     ]
 
 
+def test_no_error_is_kept_quiet(tmp_path: Path):
+    files = Files()
+    files.tag(files.image([HELLO]), "good")
+    for number in range(30):
+        files.tag({**files.image([WORLD]), "digest": f"sha256:{number:064}"}, f"bad{number}")
+    source = files.folder(tmp_path / "mixed")
+    said = lamina(tmp_path / "root", "import", "--no-unpack", "-q", source, code=5).stderr.splitlines()
+    assert said.pop(-2) == "and 9 more such; --json lists them"
+    assert [line.split(":")[2] for line in said] == [f"bad{n}" for n in (*range(1, 21), 0)]
+
+
 def test_a_bad_image_in_the_json(tmp_path: Path):
     done = lamina(tmp_path / "root", "import", mixed(tmp_path), "--json", code=5)
     found = json.loads(done.stdout)

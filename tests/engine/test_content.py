@@ -427,6 +427,21 @@ def test_gc_12_namespaces_know_nothing_of_each_other(stores):
     assert stores.content.verify(blob.digest) == 4
 
 
+def test_the_head_of_a_blob_is_a_few_bytes(stores):
+    data = pattern(EXTENT + 10)
+    blob = put(stores.content, data)
+    assert stores.content.head(blob.digest, 4) == data[:4]
+    assert stores.content.head(put(stores.content, b"ab").digest, 4) == b"ab"
+    assert stores.content.head(put(stores.content, b"").digest, 4) == b""
+    with stores.root.blobs.write() as txn:
+        txn.raw.delete(extent_key(blob, 0))
+    with pytest.raises(DataLoss):
+        stores.content.head(blob.digest, 4)
+    stores.content.delete(blob.digest)
+    with pytest.raises(NotFound):
+        stores.content.head(blob.digest, 4)
+
+
 # -- damage -----------------------------------------------------------------------------------
 
 
@@ -493,6 +508,18 @@ def test_a_reader_of_what_is_deleted_meanwhile(stores):
     next(reader)
     stores.content.delete(blob.digest)
     extents.drop(stores.root.blobs, blob.number)
+    with pytest.raises(NotFound, match="removed while it was read"):
+        next(reader)
+
+
+def test_a_reader_of_what_came_back_meanwhile(stores):
+    """It reads the bytes of the old number: they are gone, the new ones are not damaged."""
+    data = pattern(3 * EXTENT)
+    reader = stores.content.read(put(stores.content, data).digest)
+    next(reader)
+    stores.content.delete(digest_of(data))
+    put(stores.content, data)
+    stores.content.cleanup()
     with pytest.raises(NotFound, match="removed while it was read"):
         next(reader)
 

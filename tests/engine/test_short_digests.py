@@ -178,7 +178,7 @@ def test_a_name_goes_before_digits(stores: Stores):
     _image(stores, "other:1", ONE)
     named = _image(stores, "abcdef:latest", OTHER)
     assert stores.images.get("abcdef").name == named
-    assert stores.images.remove("abcdef") == named
+    assert stores.images.remove("abcdef") == [named]
     assert stores.images.get("abcdef").name.endswith("other:1")
 
 
@@ -196,5 +196,5 @@ def test_a_digest_of_several_names_is_not_removed_at_once(stores: Stores):
     with pytest.raises(FailedPrecondition, match=r"2 names \(app:1, app:2\)"):
         stores.images.remove("abcdef")
     stores.images.remove("app:2")
-    assert stores.images.remove("abcdef") == names[0]
+    assert stores.images.remove("abcdef") == [names[0]]
     assert stores.images.walk() == []

@@ -13,10 +13,11 @@ import trio
 
 from engine import failpoints
 from engine.app import Engine, open_engine
+from engine.content.store import ContentStore
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, ResourceExhausted
 from engine.kv.schema import INGESTS, LEASE_ITEMS, LEASES, SNAPSHOTS, TRASH
 from engine.mount import mounted
-from engine.oci.digest import digest_of
+from engine.oci.digest import Digest, digest_of
 from engine.progress import Step
 from engine.snapshots import Kind
 from engine.testing.archives import archive, layout, member, pack
@@ -381,9 +382,36 @@ def test_the_bytes_decide_how_a_layer_is_packed(tmp_path: Path) -> None:
             assert unpacked.applied == 1
             assert [line.partition(": ")[2] for line in unpacked.mistyped] == [note] * (said != done)
             again = await engine.unpack(image.name, snapshotter="overlay")
-            assert (again.applied, again.mistyped) == (0, unpacked.mistyped)
+            assert (again.applied, again.mistyped) == (0, ())
+            if said != done:  # whatever is unpacked already
+                with pytest.raises(Refused, match=note):
+                    await engine.unpack(image.name, snapshotter="overlay", strict=True)
             engine.stores.images.remove(image.name)
             await engine.collect()
+
+    run(tmp_path, work)
+
+
+def test_what_is_unpacked_is_not_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def sniffed(self: ContentStore, digest: Digest, count: int) -> bytes:
+        data = head(self, digest, count)
+        looked_at.append(len(data))
+        return data
+
+    head = ContentStore.head
+    monkeypatch.setattr(ContentStore, "head", sniffed)
+
+    async def work(engine: Engine) -> None:
+        (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
+        await engine.unpack(image.name, snapshotter="overlay")
+        assert looked_at == [4] * len(LAYERS)
+        await engine.prepare("key", image.name, snapshotter="overlay")
+        await engine.release("key", snapshotter="overlay")
+        assert len(looked_at) == len(LAYERS)
 
     run(tmp_path, work)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.diff.apply import apply_layer
+from engine.errors import FailedPrecondition
 from engine.oci.digest import digest_of
 from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
@@ -135,6 +136,7 @@ def seal_in_turn(sealer: Sealer, backend: Snapshotter, layers: list[bytes]) -> s
 @pytest.mark.parametrize(
     ("name", "how"),
     [
+        ("overlay", "one by one"),
         ("overlay", "at once"),
         ("overlay", "by one sealer"),
         ("aufs", "one by one"),
@@ -210,3 +212,19 @@ def test_markers_count_wherever_they_stand(marks: list[Member], stores: Stores) 
         top = commit_chain(backend, [packed(list(order))], f"{number} ", base)
         found = tree_of(stores, "overlay", top, stores.root.path.parent / "mnt")
         assert not differences(found, describe(expected)), order
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_is_settled_on_one_parent_is_not_put_on_another(name: str, stores: Stores) -> None:
+    backend = stores.snapshotter(name)
+    for base in ("one", "two"):
+        backend.prepare(f"{base} key")
+        backend.commit(Commit(name=base, key=f"{base} key"))
+    backend.prepare("key")
+    layer = packed([W("a"), F("b")])
+    apply_layer([layer], backend.sink("key"), diff_id=digest_of(layer))
+    assert seal(backend, Sealer(), Commit(name="top", key="key", parent="one")) == (1, None)
+    with pytest.raises(FailedPrecondition, match="settled on another parent"):
+        backend.commit(Commit(name="top", key="key", parent="two"))
+    backend.commit(Commit(name="top", key="key", parent="one"))
+    assert backend.stat("top").parent == "one"
