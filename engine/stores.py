@@ -6,6 +6,7 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -283,12 +284,17 @@ class Stores:
         return left
 
     def give_up(self, lease: str, *, seconds: float) -> None:
-        """End a lease whose work failed, with what only it held; delete files for so long at most."""
+        """End a lease whose work failed, with what only it held; delete for so long at most.
+
+        A collection deletes the rest.
+        """
+        until = time.monotonic() + seconds
         with self._freeing_space():
             dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
             for name, numbers in dropped.snapshots.items():
-                _tell(self.snapshotter(name).cleanup(only=numbers, seconds=seconds))
-            self.content.cleanup(dropped.blobs)
+                left = until - time.monotonic()
+                _tell(self.snapshotter(name).cleanup(only=numbers, seconds=left))
+            self.content.cleanup(dropped.blobs, seconds=until - time.monotonic())
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
