@@ -131,7 +131,10 @@ class Engine:
             return await trio.to_thread.run_sync(backend.prepare, key, unpacked.chain_id)
 
     async def release(self, key: str, *, snapshotter: str | None = None) -> None:
-        """Remove what `prepare` made. Raises NotFound, and FailedPrecondition while it is mounted."""
+        """Remove what `prepare` made under that very key.
+
+        Raises NotFound, and FailedPrecondition while it is mounted, or if it is a layer.
+        """
         await trio.to_thread.run_sync(self.stores.release, key, snapshotter)
 
     async def collect(self) -> Collected:

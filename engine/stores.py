@@ -6,6 +6,7 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
-from engine.errors import EngineError, InvalidArgument, NotFound, Refused
+from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
 from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
@@ -30,7 +31,7 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
 from engine.oci.short import the_one
 from engine.root import Root, open_root
-from engine.snapshots import Leftover, Snapshotter
+from engine.snapshots import Kind, Leftover, Snapshotter
 
 __all__ = ["Removal", "Stores", "host_platform", "open_stores"]
 
@@ -100,12 +101,7 @@ class Stores:
             keys = ((p, full_key(self.root.meta, p.name, self.namespace, text)) for p in places)
             found = [(place, key) for place, key in keys if key]
             the_one((key for _, key in found), text, "snapshots")
-        if len(found) > 1:
-            names = " and ".join(place.name for place, _ in found)
-            raise InvalidArgument(f"snapshot {text} is in {names}; say which with --snapshotter")
-        if not found:
-            raise NotFound(f"no snapshot {text}; `lamina snapshots ls` lists them")
-        return found[0]
+        return _only(found, text)
 
     @staticmethod
     def _has(place: Snapshotter, key: str) -> bool:
@@ -219,11 +215,15 @@ class Stores:
         return Removal(count=len(removed), left=left, failed=failed)
 
     def release(self, key: str, name: str | None = None) -> None:
-        """Remove a snapshot of the backend `name`, or of the one that has it, with its files.
+        """Remove what was prepared as `key` for the backend `name`, or for whichever has it.
 
-        NotFound, FailedPrecondition while it is mounted.
+        NotFound, InvalidArgument if several have it, FailedPrecondition while it is mounted and for a
+        committed one: whoever unpacked it may build on it.
         """
-        backend = self.snapshotter(name) if name else self.find_snapshot(key)[0]
+        places = [self.snapshotter(name)] if name else self.snapshotters()
+        backend, _ = _only([(place, key) for place in places if self._has(place, key)], key)
+        if backend.stat(key).kind is Kind.COMMITTED:
+            raise FailedPrecondition(f"snapshot {key} is a layer; `lamina snapshots rm` removes those")
         table = MountTable.read()
         number = backend.remove(key, table=table)
         _tell(backend.cleanup(only={number}, table=table))
@@ -283,12 +283,17 @@ class Stores:
         return left
 
     def give_up(self, lease: str, *, seconds: float) -> None:
-        """End a lease whose work failed, with what only it held; delete files for so long at most."""
+        """End a lease whose work failed, with what only it held; delete for so long at most.
+
+        A collection deletes the rest.
+        """
+        until = time.monotonic() + seconds
         with self._freeing_space():
             dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
             for name, numbers in dropped.snapshots.items():
-                _tell(self.snapshotter(name).cleanup(only=numbers, seconds=seconds))
-            self.content.cleanup(dropped.blobs)
+                left = until - time.monotonic()
+                _tell(self.snapshotter(name).cleanup(only=numbers, seconds=left))
+            self.content.cleanup(dropped.blobs, seconds=until - time.monotonic())
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
@@ -300,6 +305,15 @@ class Stores:
         """Let go of the backends; the root is the caller's to close."""
         for snapshotter in self._snapshotters.values():
             snapshotter.close()
+
+
+def _only(found: Sequence[tuple[Snapshotter, str]], text: str) -> tuple[Snapshotter, str]:
+    if len(found) > 1:
+        names = " and ".join(place.name for place, _ in found)
+        raise InvalidArgument(f"snapshot {text} is in {names}; say which with --snapshotter")
+    if not found:
+        raise NotFound(f"no snapshot {text}; `lamina snapshots ls` lists them")
+    return found[0]
 
 
 def _tell(left: Sequence[Leftover]) -> None:

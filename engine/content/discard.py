@@ -5,6 +5,7 @@ afterwards, in any process, as often as it is called. A blob number is never use
 deleted late can only be dead.
 """
 
+import math
 from collections.abc import Collection
 
 from engine.content import extents
@@ -42,14 +43,24 @@ def drop_ingest(txn: Transaction, namespace: str, ref: str) -> int | None:
     return ingest.number
 
 
-def empty(meta: Environment, blobs: Environment, only: Collection[int] | None = None) -> None:
-    """Delete the bytes of everything dropped so far, or of some numbers."""
+def empty(
+    meta: Environment,
+    blobs: Environment,
+    only: Collection[int] | None = None,
+    *,
+    until: float = math.inf,
+) -> None:
+    """Delete the bytes of everything dropped so far, or of some numbers; what is left stays dropped.
+
+    `until` is of the monotonic clock.
+    """
     with meta.read() as txn:
         dropped = TRASH.survey(txn, _KIND)[0]
     for trash in dropped:
         if only is not None and trash.number not in only:
             continue
-        extents.drop(blobs, trash.number)
+        if not extents.drop(blobs, trash.number, until=until):
+            return
         hit("trash.emptied")
         with meta.write() as txn:
             TRASH.delete(txn, _KIND, "", trash.number)

@@ -4,6 +4,8 @@ Sync; safe from any thread. Knows nothing of digests: the record that names a bl
 `meta.lmdb` (`engine.kv.schema`).
 """
 
+import math
+import time
 from collections.abc import Iterator
 
 from engine.errors import DataLoss
@@ -83,11 +85,16 @@ def _last(txn: Transaction, number: int) -> int | None:
     return int.from_bytes(key[8:], "big") if key[:8] == number.to_bytes(8, "big") else None
 
 
-def drop(blobs: Environment, number: int) -> None:
-    """Delete all extents of a blob, in bounded transactions."""
+def drop(blobs: Environment, number: int, *, until: float = math.inf) -> bool:
+    """Delete all extents of a blob, in bounded transactions; say whether that was done in time.
+
+    `until` is of the monotonic clock.
+    """
     prefix = number.to_bytes(8, "big")
     left = True
     while left:
+        if time.monotonic() > until:
+            return False
         with blobs.write() as txn, txn.raw.cursor() as cursor:
             left = cursor.set_range(prefix)
             for _ in range(_DROP_AT_ONCE):
@@ -96,3 +103,4 @@ def drop(blobs: Environment, number: int) -> None:
                     break
                 cursor.delete()
                 left = bool(cursor.key())
+    return True

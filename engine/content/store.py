@@ -4,6 +4,8 @@ Sync; safe from any thread. A blob is visible once its bytes are durable and has
 ingest is not visible as a blob, nor a blob as an ingest.
 """
 
+import math
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,9 +129,12 @@ class ContentStore:
             if discard.drop_blob(txn, self._namespace, digest) is None:
                 raise NotFound(f"no blob {digest}")
 
-    def cleanup(self, only: Collection[int] | None = None) -> None:
-        """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number."""
-        discard.empty(self._meta, self._blobs, only)
+    def cleanup(self, only: Collection[int] | None = None, *, seconds: float = math.inf) -> None:
+        """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number.
+
+        What `seconds` do not suffice for is left for the next time.
+        """
+        discard.empty(self._meta, self._blobs, only, until=time.monotonic() + seconds)
 
     def read(self, digest: Digest) -> Iterator[bytes]:
         """Yield a blob's bytes in order. NotFound, also when it is removed meanwhile."""

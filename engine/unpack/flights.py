@@ -96,6 +96,7 @@ class Flights(Generic[F]):
     ) -> AsyncIterator[Callable[[Hashable, Callable[[F], AbstractAsyncContextManager[Any]]], F]]:
         """Give what joins the flight of a key, started with the work given if there is none.
 
+        The work is called at once, and entered when its task has a turn.
         At the end of the block the caller leaves all that it joined, the last one first.
         """
         joined: list[tuple[Hashable, F]] = []

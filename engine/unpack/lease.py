@@ -4,7 +4,7 @@ Async.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Self
 
 import trio
@@ -16,7 +16,7 @@ __all__ = ["HeldLease", "begun_lease"]
 
 
 class HeldLease:
-    """A lease of this process; a context manager for each holder."""
+    """A lease of this process, for each holder as long as the block of its `hold`."""
 
     def __init__(self, lease: str, ending: AbstractContextManager[str]) -> None:
         self.id = lease
@@ -28,20 +28,26 @@ class HeldLease:
         """Whether one holder is left."""
         return self._holders == 1
 
-    async def __aenter__(self) -> Self:
+    def hold(self) -> AbstractAsyncContextManager[Self]:
+        """Hold the lease from now on, until the end of the block."""
         self._holders += 1
-        return self
+        return self._held()
 
-    async def __aexit__(self, *_: object) -> None:
-        self._holders -= 1
-        if not self._holders:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._ending.__exit__, None, None, None)
+    @asynccontextmanager
+    async def _held(self) -> AsyncIterator[Self]:
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._ending.__exit__, None, None, None)
 
 
 @asynccontextmanager
 async def begun_lease(meta: Environment, namespace: str) -> AsyncIterator[HeldLease]:
     """Begin a lease and hold it for the length of a block, at least."""
     ending = leased(meta, namespace)
-    async with HeldLease(await trio.to_thread.run_sync(ending.__enter__), ending) as lease:
+    begun = HeldLease(await trio.to_thread.run_sync(ending.__enter__), ending)
+    async with begun.hold() as lease:
         yield lease

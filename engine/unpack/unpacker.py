@@ -9,7 +9,7 @@ Whatever happens, no active snapshot stays.
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,12 +159,20 @@ class Unpacker:
         self._content.update_all(changes)
         failpoints.hit("unpack.anchored")
 
-    @asynccontextmanager
-    async def _layer(self, work: _Work, flight: LayerFlight) -> AsyncIterator[Applied]:
-        """Make a layer's snapshot, and keep it as long as the block lasts."""
+    def _layer(self, work: _Work, flight: LayerFlight) -> AbstractAsyncContextManager[Applied]:
+        """Make a layer's snapshot in the block to come, and keep it as long as that lasts.
+
+        The lease is held from now on: whoever began it may have left before the block is entered.
+        """
         flight.lease = work.lease
+        return self._kept(work, flight, work.lease.hold())
+
+    @asynccontextmanager
+    async def _kept(
+        self, work: _Work, flight: LayerFlight, held: AbstractAsyncContextManager[HeldLease]
+    ) -> AsyncIterator[Applied]:
         try:
-            async with work.lease:
+            async with held:
                 yield await self._make(work, flight)
         finally:
             flight.is_queued.set()

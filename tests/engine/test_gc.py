@@ -452,6 +452,19 @@ def test_what_fails_takes_only_its_own(stores):
     assert [status.ref for status in stores.content.statuses()] == ["to be gone on with"]
 
 
+def test_giving_up_is_bounded_as_a_whole_and_a_collection_does_the_rest(stores):
+    with leased(stores.root.meta, "default") as lease:
+        put(stores, b"mine" * EXTENT, lease=lease)
+        stores.snapshotter("overlay").prepare("mine", lease=lease)
+        stores.give_up(lease, seconds=-1)
+    assert blobs(stores) == set()
+    with stores.root.meta.read() as txn:
+        assert len(TRASH.scan(txn)) == 2
+    assert extents(stores)
+    stores.collect()
+    assert not extents(stores)
+
+
 def test_mark():
     edges = {1: [2, 3], 2: [1], 3: [4], 5: [1], 6: [6]}
     assert reachable([1, 1], lambda node: edges.get(node, [])) == {1, 2, 3, 4}

@@ -514,8 +514,7 @@ def test_what_is_found_between_two_transactions_of_a_removal(
     at, passed = 0, [0]
     while at <= len(passed):
         for name in ("view", "work", "found"):
-            with suppress(NotFound):
-                stores.release(name, "overlay")
+            stores.remove_snapshots([(stores.snapshotter("overlay"), name)])
         with suppress(NotFound):
             stores.images.remove("x/y:1")
         for blob in stores.content.walk():

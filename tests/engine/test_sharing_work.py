@@ -11,6 +11,7 @@ import trio
 from engine import failpoints, limits
 from engine.app import Engine, open_engine
 from engine.errors import EngineError, FailedPrecondition, Refused
+from engine.kv.schema import LEASES
 from engine.progress import Step
 from engine.testing.archives import archive, layout, member
 from engine.unpack import unpacker
@@ -101,6 +102,60 @@ def test_one_leaves_and_the_others_have_their_layers(tmp_path: Path, prepared: C
         assert not [key for key in kept if key.startswith("extract-")]
 
     run(tmp_path, work)
+
+
+def test_who_began_a_layer_leaves_before_its_work_has_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease is what the layer is made under, for the other one, too."""
+    turn = trio.Event()
+    spawn = trio.lowlevel.spawn_system_task
+
+    def late(work: Callable[..., Awaitable[None]], *arguments: object) -> object:
+        async def wait() -> None:
+            await turn.wait()
+            await work(*arguments)
+
+        return spawn(wait)
+
+    async def work(engine: Engine) -> None:
+        (image,) = (await engine.import_image(layout(tmp_path / "image", BASE))).images
+        scope = trio.CancelScope()
+        flights = engine._unpacker._shop.flights._flights
+
+        async def leaves() -> None:
+            with scope:
+                await engine.unpack(image.name, snapshotter="overlay")
+
+        def joined(callers: int) -> bool:
+            return [len(flight._reports) for flight in flights.values()] == [callers] * len(BASE)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "spawn_system_task", late)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(leaves)
+                try:
+                    while not joined(1):
+                        await trio.lowlevel.checkpoint()
+                    (begun,) = leases_of(engine)
+                    nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay"))
+                    while not joined(2):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+                    while not scope.cancelled_caught:
+                        await trio.lowlevel.checkpoint()
+                    assert begun in leases_of(engine)
+                finally:
+                    turn.set()  # whoever leaves waits for the work to end
+        assert not leases_of(engine)
+        assert len(engine.stores.snapshotter("overlay").walk()) == len(BASE)
+
+    run(tmp_path, work)
+
+
+def leases_of(engine: Engine) -> list[str]:
+    with engine.stores.root.meta.read() as txn:
+        return [lease.id for lease in LEASES.scan(txn, "default")]
 
 
 @pytest.mark.parametrize(

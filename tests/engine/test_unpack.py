@@ -14,7 +14,14 @@ import trio
 from engine import failpoints
 from engine.app import Engine, open_engine
 from engine.content.store import ContentStore
-from engine.errors import DigestMismatch, EngineError, NotFound, Refused, ResourceExhausted
+from engine.errors import (
+    DigestMismatch,
+    EngineError,
+    FailedPrecondition,
+    NotFound,
+    Refused,
+    ResourceExhausted,
+)
 from engine.kv.schema import INGESTS, LEASE_ITEMS, LEASES, SNAPSHOTS, TRASH
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
@@ -178,6 +185,21 @@ def test_the_same_layer_twice(tmp_path: Path) -> None:
             target.mkdir()
             with mounted(mounts, target):
                 assert (target / "x").read_bytes() == b"1"
+
+    run(tmp_path, work)
+
+
+def test_only_what_was_prepared_is_released_and_by_its_very_key(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        await engine.import_image(layout(tmp_path / "image", LAYERS), snapshotter="overlay")
+        overlay = engine.stores.snapshotter("overlay")
+        chains = {info.key for info in overlay.walk()}
+        for chain in chains:
+            with pytest.raises(NotFound, match="no snapshot"):
+                await engine.release(chain[7:19])
+        with pytest.raises(FailedPrecondition, match="is a layer"):
+            await engine.release(max(chains))
+        assert {info.key for info in overlay.walk()} == chains
 
     run(tmp_path, work)
 
