@@ -128,7 +128,8 @@ def test_what_unpacking_left_out_is_said(tmp_path: Path):
     packed = {**files.layers([layer])[0], "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
     source = files.tag(files.image([layer], layers=[packed]), "1").folder(tmp_path / "app")
     root = tmp_path / "root"
-    assert_fails(root, "import", "--strict", source, code=5, says="gzip by its media type")
+    for further in ([], ["--no-unpack"]):
+        assert_fails(root, "import", "--strict", *further, source, code=5, says="gzip by its media type")
     done = lamina(root, "import", source)
     first, second = done.stderr.splitlines()
     assert first.endswith(", 1 xattrs left out")
