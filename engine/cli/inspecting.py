@@ -14,11 +14,13 @@ from engine import limits
 from engine.cli import shapes
 from engine.cli.completion import image_names
 from engine.cli.context import Context, listing, platform_option
+from engine.cli.ending import Incomplete
 from engine.cli.output import View, document, human_bytes, write
 from engine.cli.table import Column
 from engine.content.image import ResolvedImage
-from engine.errors import NotFound, printable
+from engine.errors import DataLoss, NotFound, printable
 from engine.kv.schema import Image
+from engine.oci.digest import Digest
 from engine.oci.documents import decode_json
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
@@ -45,21 +47,29 @@ def inspect(context: Context, name: str, platform: Platform | None, view: View) 
     with context.reading() as stores:
         image = stores.images.get(name)
         resolved = _resolved(stores, image, platform)
-        key = resolved.manifest.config.key
-        config = decode_json(stores.content.read_all(key, limits.CONFIG), f"config {key}", limits.CONFIG)
+        manifest = _document(stores, "manifest", resolved.path[-1].key, limits.MANIFEST)
+        config = _document(stores, "config", resolved.manifest.config.key, limits.CONFIG)
         about = msgspec.structs.replace(
             shapes.image(stores, image), unpacked=stores.unpacked_into(resolved)
         )
-    if view.json:
-        document(shapes.details(about, resolved, config))
-        return
-    if view.quiet:
+    shown = shapes.details(about, resolved, manifest, config)
+    if view.json and not about.error:
+        document(shown)
+    elif view.quiet:
         write([image.target.digest])
-        return
-    values = config if isinstance(config, dict) else {}
-    _print_facts([*_facts(about, resolved), *_run_facts(_mapping(values.get("config")))])
-    _print_layers(view, resolved)
-    _print_history(view, resolved, values.get("history"))
+    elif not view.json:
+        values = _mapping(config)
+        _print_facts([*_facts(about, resolved), *_run_facts(_mapping(values.get("config")))])
+        _print_layers(view, resolved)
+        _print_history(view, resolved, values.get("history"))
+    if about.error:
+        error = DataLoss(f"image {familiar(image.name)}: {about.error}")
+        raise Incomplete(error, msgspec.to_builtins(shown))
+
+
+def _document(stores: Stores, what: str, key: Digest, limit: int) -> object:
+    """Return a document of an image as it is stored."""
+    return decode_json(stores.content.read_all(key, limit), f"{what} {key}", limit)
 
 
 def _resolved(stores: Stores, image: Image, platform: Platform | None) -> ResolvedImage:
@@ -81,8 +91,6 @@ def _facts(about: shapes.ShownImage, resolved: ResolvedImage) -> Facts:
     yield "CREATED", [resolved.config.created or "-"]
     yield "CONFIG", [resolved.manifest.config.digest]
     yield "UNPACKED", [", ".join(about.unpacked or ()) or "-"]
-    if about.error:
-        yield "ERROR", [str(about.error)]
 
 
 def _run_facts(config: Mapping[str, Any]) -> Facts:

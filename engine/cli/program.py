@@ -161,7 +161,7 @@ def run() -> int:
     words = sys.argv[1:]
     try:
         signals.raising()
-        logging.getLogger().addHandler(logging.NullHandler())  # stderr is for one line, the error
+        logging.getLogger().addHandler(_NOWHERE)  # stderr is for one line, the error
         logging.getLogger("engine.kv.turn").addHandler(_WAITING)
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         if _COMPLETE in os.environ:
@@ -194,4 +194,5 @@ class _Waiting(logging.Handler):
         say(f"lamina: {record.getMessage()}")
 
 
+_NOWHERE = logging.NullHandler()
 _WAITING = _Waiting()

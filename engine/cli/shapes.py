@@ -168,16 +168,16 @@ def _size(images: Sequence[ResolvedImage]) -> int:
     return sum(parts.values())
 
 
-def details(about: ShownImage, resolved: ResolvedImage, config: object) -> ImageDetails:
+def details(
+    about: ShownImage, resolved: ResolvedImage, manifest: object, config: object
+) -> ImageDetails:
     """Return an image of one platform with the documents that it is made of."""
     shown = {
         **msgspec.structs.asdict(about),
         "platform": str(resolved.config.platform),
         "layers": len(resolved.manifest.layers),
     }
-    return ImageDetails(
-        **shown, manifest=resolved.manifest, config=config, chain_ids=list(resolved.chain)
-    )
+    return ImageDetails(**shown, manifest=manifest, config=config, chain_ids=list(resolved.chain))
 
 
 def blob(record: Blob) -> ShownBlob:

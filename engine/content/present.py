@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from engine import limits
-from engine.content.image import Read, ResolvedImage, resolve
+from engine.content.image import Read, ResolvedImage, may_be_image, resolve
 from engine.oci.documents import Descriptor, parse_index
-from engine.oci.mediatypes import INDEXES, MANIFESTS
+from engine.oci.mediatypes import INDEXES
 from engine.oci.platform import Platform, choose
 
 __all__ = ["present"]
@@ -46,7 +46,5 @@ def _paths(
         yield path
     elif len(path) <= limits.INDEX_DEPTH:
         for entry in parse_index(read(last, limits.MANIFEST), last.media_type).manifests:
-            # Attestations are manifests, too, but for no machine.
-            about_others = entry.platform is not None and entry.platform.os == "unknown"
-            if not about_others and entry.media_type in INDEXES | MANIFESTS and is_here(entry):
+            if may_be_image(entry) and is_here(entry):
                 yield from _paths((*path, entry), read, is_here, seen)

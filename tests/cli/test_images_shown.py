@@ -12,6 +12,7 @@ from engine.root import Root
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_fails
 from tests.command import lamina, lamina_json
+from tests.engine.image_files import Files
 
 pytestmark = pytest.mark.root
 
@@ -64,6 +65,31 @@ def test_an_image_that_lost_a_part_is_a_row_with_an_error(stocked: Path):
         assert (row["name"], row["error"]) == ("docker.io/library/app:1", f"no blob {part}")
         assert lamina(stocked, "images").stdout.split()[:2] == ["app:1", "no"]
     assert_fails(stocked, "image", "inspect", "app:1", code=3, says="no blob")
+
+
+def test_inspect_of_an_incomplete_image_fails_and_shows_what_there_is(stocked: Path):
+    whole = lamina_json(stocked, "image", "inspect", "app:1")
+    layer = whole["manifest"]["layers"][1]["digest"]
+    with Root(stocked) as root, root.meta.write() as txn:
+        BLOBS.delete(txn, "default", layer)
+    done = lamina(stocked, "image", "inspect", "app:1", "--json", code=5)
+    shown = json.loads(done.stdout)
+    error = {"kind": "DataLoss", "message": f"image app:1: no blob {layer}", "exit_code": 5}
+    assert shown["error"] == error
+    assert {key: whole[key] for key in shown if key != "error"} | {"error": error} == shown
+    assert {"manifest", "config", "chain_ids", "layers"} <= shown.keys()
+    done = lamina(stocked, "image", "inspect", "app:1", code=5)
+    assert done.stderr == f"lamina: {error['message']}\n"
+    assert "PLATFORM" in done.stdout
+
+
+def test_inspect_shows_the_manifest_as_it_is_stored(tmp_path: Path):
+    files = Files()
+    files.name(files.image(subject=files.image(), odd={"of": ["someone's"]}))
+    root = tmp_path / "root"
+    lamina(root, "import", "--no-unpack", files.folder(tmp_path / "image"))
+    shown = lamina_json(root, "image", "inspect", "example.org/a:1")
+    assert shown["manifest"] == json.loads(lamina(root, "content", "get", shown["digest"]).stdout)
 
 
 def test_inspect_shows_how_an_image_is_run_and_was_made(tmp_path: Path):

@@ -1,5 +1,6 @@
 """What surrounds a command may fail it, never harm the store: rights, disks, processes, signals."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -238,3 +239,10 @@ def test_ctrl_c_while_unpacking_keeps_what_was_there(stocked: Path, tmp_path: Pa
     )
     assert dump(stocked) == before
     assert lamina_json(stocked, "image", "inspect", "app:1")["chain_ids"] == list(CHAIN)
+
+
+def test_running_again_in_one_process_adds_nothing_to_its_logging(tmp_path: Path):
+    lamina(tmp_path, "--help")
+    before = list(logging.getLogger().handlers)
+    lamina(tmp_path, "--help")
+    assert logging.getLogger().handlers == before

@@ -4,12 +4,14 @@ import json
 import re
 from contextlib import nullcontext
 
+import msgspec
 import pytest
 
 from engine import limits, plugins
 from engine.archive.contents import Candidate, DockerFiles, Name
 from engine.archive.importer import Brought, PassedOver
 from engine.content.image import resolve
+from engine.content.present import present
 from engine.errors import (
     AlreadyExists,
     DigestMismatch,
@@ -804,3 +806,20 @@ def test_null_in_a_docker_archive(stores, tmp_path):
     assert import_image(stores, tar_of(tmp_path / "scratch.tar", files))[0].name.endswith(
         "scratch:latest"
     )
+
+
+def test_what_may_not_be_chosen_is_not_shown_either():
+    """Told by annotation and artifact type, too: some write no platform beside them."""
+    files = Files()
+    image = files.image()
+    attestation = {**files.attestation(image), "platform": AMD64}
+    artifact = {**files.image([WORLD]), "artifactType": "application/vnd.example"}
+    unsure = {**files.image([HELLO, WORLD]), "platform": {"architecture": "amd64", "os": "unknown"}}
+    index = files.index(attestation, artifact, unsure, image)
+    top = msgspec.convert(index, Descriptor)
+
+    def read(one, _limit):
+        return files.files[f"blobs/sha256/{one.digest[7:]}"]
+
+    shown = present(top, Platform(**AMD64), read, lambda _: True)
+    assert {one.path[-1].digest for one in shown} == {image["digest"], unsure["digest"]}
