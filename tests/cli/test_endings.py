@@ -349,6 +349,14 @@ def test_snapshots_that_went_before_an_error_are_in_its_document(stocked: Path):
     assert {row["key"] for row in lamina_json(stocked, "snapshots", "ls")} == set(CHAIN)
 
 
+def test_blobs_that_were_removed_before_an_error_are_in_its_document(stocked: Path):
+    lamina(stocked, "image", "rm", "app:1")
+    digest = lamina_json(stocked, "content", "ls")[0]["digest"]
+    shown = json.loads(lamina(stocked, "content", "rm", digest, digest, "--json", code=3).stdout)
+    assert shown["removed"] == [digest]
+    assert shown["error"]["message"].startswith(f"no blob {digest}")
+
+
 # -- errors of several tasks, and of others ---------------------------------------------------
 
 
