@@ -45,7 +45,8 @@ def _someone_in(folder: Path, how: str = "cwd") -> Iterator[int]:
         "cwd": "import os; os.chdir(where)",
         "open file": "file = open(where + '/etc/name')",
         "mapped file": (
-            "import mmap; f = open(where + '/etc/name'); m = mmap.mmap(f.fileno(), 0, prot=1); f.close()"
+            "import mmap, os; f = open(where + '/etc/name'); m = mmap.mmap(f.fileno(), 0, prot=1); "
+            "os.closerange(3, 64)"  # mmap keeps a descriptor of its own
         ),
         "root": "import os; os.chroot(where)",
     }[how]

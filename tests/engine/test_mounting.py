@@ -1,11 +1,13 @@
 """The mount commands in process: what mounts promise, and that what failed leaves nothing."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from engine import failpoints
 from engine.errors import (
@@ -21,7 +23,7 @@ from engine.mount import Mount, activate, mounted
 from engine.mounts import mounting
 from engine.mounts.claims import Claims
 from engine.mounts.mounting import Order
-from engine.mounts.table import boot_id, here, is_mounted
+from engine.mounts.table import MountTable, boot_id, here, is_mounted
 from engine.processes import pid_namespace
 from engine.snapshots import Kind
 from engine.stores import Stores
@@ -192,6 +194,19 @@ def test_what_others_mounted_where_a_command_died_is_theirs(stores: Stores, targ
         stores.mounting.claims.heal()
         assert (target / "file").exists()
     assert stores.mounting.walk() == []
+
+
+def test_a_mount_that_cannot_be_seen_from_here_may_be_there(stores: Stores, target: Path) -> None:
+    """Of another mount namespace, in a pid namespace whose processes /proc does not show."""
+    stores.mounting.mount(order(stores, "overlay", target))
+    (record,) = stores.mounting.walk()
+    stores.umount(target)
+    table = MountTable.read_own()
+    hidden = replace(record, space=record.space + 1, processes=record.processes + 1)
+    assert stores.mounting.claims.state(hidden, table) is MountState.MOUNTED
+    for seen in (record, replace(hidden, processes=record.processes), replace(hidden, space=here())):
+        assert stores.mounting.claims.state(seen, table) is None
+    assert stores.mounting.claims.state(hidden, dataclasses.replace(table, sees_all=True)) is None
 
 
 def test_what_others_mounted_over_ours_is_not_unmounted(stores: Stores, target: Path) -> None:
