@@ -82,10 +82,9 @@ class Root:
             if not readonly:
                 self.owners.sweep()
                 self.keep_reserve()
-            is_new = not (self.path / BLOBS_FILE / "data.mdb").exists()  # the last thing to be made
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
             self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
-            if is_new:
+            if not readonly:  # who made them may have died before this
                 with os_errors(f"root {path}"):
                     flush_names(self.path / "meta.lmdb", self.path / BLOBS_FILE, self.path)
         except BaseException:

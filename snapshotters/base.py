@@ -307,11 +307,9 @@ class BaseSnapshotter(ABC):
 
 def _make_lasting(folder: Path) -> None:
     """Make a folder, and be sure of its name before anything in it is recorded."""
-    try:
+    with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return
-    flush_names(folder.parent)
+    flush_names(folder.parent)  # also of another's: who made it may have died before this
 
 
 def _make_root(tree: Path) -> None:

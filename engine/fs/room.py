@@ -9,11 +9,17 @@ from pathlib import Path
 from engine.errors import ResourceExhausted
 from engine.fs.durable import flush_file_system
 
-__all__ = ["Room"]
+__all__ = ["Room", "writers"]
 
 _EVERY = 1 << 20  # bytes of an archive between two looks
 _HEADER, _BLOCK = 512, 4096  # so little of an archive makes a file, which takes so much and an inode
 _SHARE = 16  # of a small disk one such part stays free at most
+_WRITERS = 8  # few layers are large, and the margin of more would be all that some disks have
+
+
+def writers() -> int:
+    """Return how many processes of ours write at once, at most: no more than there are processors."""
+    return min(len(os.sched_getaffinity(0)), _WRITERS)
 
 
 class Room:
@@ -22,8 +28,8 @@ class Room:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._left = 0  # bytes until the next look
-        # Each processor may have a worker that writes, and each looks only so often.
-        most_files = _EVERY // _HEADER * len(os.sched_getaffinity(0))
+        # Each of them looks only so often.
+        most_files = _EVERY // _HEADER * writers()
         self._bytes = most_files * (_BLOCK + _HEADER)
         self._inodes = 2 * most_files
 

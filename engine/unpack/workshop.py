@@ -3,12 +3,12 @@
 Async.
 """
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
 
+from engine.fs.room import writers
 from engine.root import Root
 from engine.snapshots import Snapshotter
 from engine.unpack.committer import Committer
@@ -20,10 +20,10 @@ __all__ = ["Workshop", "open_workshop"]
 
 
 class Workshop:
-    """Workers, one for each processor that this process may use; flights and committers."""
+    """Workers, flights and committers."""
 
     def __init__(self) -> None:
-        self.pool = WorkerPool(len(os.sched_getaffinity(0)))
+        self.pool = WorkerPool(writers())
         self.flights = Flights(LayerFlight)
         self.users = 0
         self._committers: dict[tuple[str, str], Committer] = {}

@@ -124,10 +124,13 @@ def test_a_signal_to_end_cleans_up_as_ctrl_c_does(tmp_path: Path, number: signal
     big = archive(member("big", data=bytes(60 << 20)))
     image = layout(tmp_path / "image", [big], compression="none")
     root = tmp_path / "root"
-    file = root / "blobs.lmdb" / "data.mdb"
-    victim = Victim(root, ["import", str(image)])
-    until(lambda: file.exists() and file.stat().st_size > 4 << 20)
+    victim = Victim(root, ["import", str(image)], "content.ingest.written=stop")
+    pid = victim.process.pid
+    state = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert state is not None
+    assert state.si_code == os.CLD_STOPPED  # halfway through the layer
     victim.process.send_signal(number)
+    victim.process.send_signal(signal.SIGCONT)
     says = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}[number]
     assert victim.wait() == (128 + number, f"lamina: {says}\n")
     assert {name: records for name, records in dump(root).items() if records} == {}

@@ -93,6 +93,24 @@ def ended(world: World) -> None:
 # -- operations, by their row ------------------------------------------------------------------
 
 
+def opened_again(world: World) -> list[str]:
+    """Who made it may have died before it was flushed."""
+    path = world.folder / "new"
+    with Root(path):
+        pass
+    with recorded(pytest.MonkeyPatch(), path) as recorder, Root(path):
+        pass
+    return recorder.steps
+
+
+def used_again(world: World) -> list[str]:
+    world.stores.snapshotter("overlay")
+    other = Stores(world.stores.root, "other", AMD64)
+    with world.record() as recorder:
+        other.snapshotter("overlay")
+    return recorder.steps
+
+
 def new_store(world: World) -> list[str]:
     path = world.folder / "another"
     with recorded(pytest.MonkeyPatch(), path) as recorder, Root(path):
@@ -103,7 +121,6 @@ def new_store(world: World) -> list[str]:
 def first_use(world: World) -> list[str]:
     with world.record() as recorder:
         world.stores.snapshotter("copy")
-        Stores(world.stores.root, "other", AMD64).snapshotter("copy")
     return recorder.steps
 
 
@@ -264,7 +281,9 @@ def unmounted(world: World, *, rw: bool = False, lazy: bool = False) -> list[str
 
 OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "a new store": new_store,
+    "a store that is there, opened to write": opened_again,
     "a backend's first use": first_use,
+    "a backend that was used before, opened to write": used_again,
     "a blob": blob,
     "a blob, where another writer went on from a dead one's": resumed,
     "a blob that someone else was first with": second,

@@ -10,13 +10,14 @@ import pytest
 from engine.diff.apply import apply_layer
 from engine.diff.budget import Budget
 from engine.errors import ResourceExhausted
-from engine.fs.room import Room
+from engine.fs.room import Room, writers
 from engine.mount import Mount, mounted
 from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Commit
 from engine.stores import Stores
 from engine.testing.archives import archive, docker_archive, member, sparse_member
+from engine.unpack.workshop import Workshop
 from tests.conftest import AMD64
 from tests.engine.image_files import import_image
 
@@ -158,15 +159,24 @@ def test_what_stays_free_is_more_than_all_workers_write_between_two_looks(
 ) -> None:
     # Of a MiB of headers each makes a file of a block and an inode, and as many folders above them.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(processors)))
-    between = MIB // 512
-    disk.f_bavail = processors * between
+    between = MIB // 512 * writers()
+    disk.f_bavail = between
     with pytest.raises(ResourceExhausted, match="no space left"):
         Room(Path()).take(1)
-    disk.f_bavail, disk.f_files, disk.f_favail = 1 << 30, 1 << 40, processors * between
+    disk.f_bavail, disk.f_files, disk.f_favail = 1 << 30, 1 << 40, between
     with pytest.raises(ResourceExhausted, match="no inodes left"):
         Room(Path()).take(1)
     disk.f_favail *= 3
     Room(Path()).take(1)
+
+
+def test_many_processors_do_not_make_a_small_layer_too_large(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
+    disk.f_bavail = 100 * MIB // disk.f_frsize
+    Room(Path()).take(1024)
+    assert Workshop().pool.slot().total_tokens == writers() < 64
 
 
 def test_a_look_is_rare_and_comes_first(disk: Disk) -> None:
