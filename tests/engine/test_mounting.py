@@ -16,12 +16,13 @@ from engine.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
 )
 from engine.kv.schema import MOUNTS, MountRecord, now
 from engine.metadata.mounts import MountState
-from engine.mount import Mount, activate, mounted
+from engine.mount import Mount, activate, deactivate, mounted
 from engine.mounts import mounting
-from engine.mounts.claims import Claims
+from engine.mounts.claims import Claims, placed
 from engine.mounts.mounting import Order
 from engine.mounts.table import MountTable, boot_id, here, is_mounted
 from engine.processes import pid_namespace
@@ -171,10 +172,10 @@ def test_an_interrupt_just_after_the_kernel_mounted_leaves_nothing(
     assert (stores.mounting.walk(), left(stores, "overlay")) == ([], [])
 
 
-def test_what_others_mounted_where_a_command_died_is_theirs(stores: Stores, target: Path) -> None:
-    """It died before it mounted anything: what is there now is not its to undo."""
-    record = MountRecord(
-        key="died",
+def died_at(target: Path, key: str, space: int) -> MountRecord:
+    """Return the record of a command that was killed before it mounted anything."""
+    return MountRecord(
+        key=key,
         target=str(target),
         backend="overlay",
         rw=False,
@@ -183,17 +184,57 @@ def test_what_others_mounted_where_a_command_died_is_theirs(stores: Stores, targ
         state=MountState.CHANGING,
         created=now(),
         boot=boot_id(),
-        space=here(),
+        space=space,
         processes=pid_namespace(),
         lease="ended",
     )
+
+
+def note(stores: Stores, *records: MountRecord) -> None:
     with stores.root.meta.write() as txn:
-        MOUNTS.put(txn, record, "default", record.key)
+        for record in records:
+            MOUNTS.put(txn, record, "default", record.key)
+
+
+def test_what_others_mounted_where_a_command_died_is_theirs(stores: Stores, target: Path) -> None:
+    """It died before it mounted anything: what is there now is not its to undo."""
+    note(stores, died_at(target, "died", here()))
     with mounted([Mount(type="tmpfs", source="theirs", options=[])], target):
         (target / "file").touch()
         stores.mounting.claims.heal()
         assert (target / "file").exists()
     assert stores.mounting.walk() == []
+
+
+@pytest.mark.parametrize("space", [here(), here() + 1], ids=["here", "elsewhere"])
+def test_who_clears_what_died_leaves_what_is_just_being_mounted_there(
+    space: int, stores: Stores, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is mounted, of this store, and no record says so yet."""
+
+    def others_clear(*arguments: Any) -> None:
+        activate(*arguments)
+        note(stores, died_at(target, "died", space))
+        stores.mounting.claims.heal()
+
+    monkeypatch.setattr(mounting, "activate", others_clear)
+    stores.mounting.mount(order(stores, "overlay", target, name="mine"))
+    assert (target / "file").read_bytes() == b"x"
+    assert [(r.key, r.state) for r in stores.mounting.walk()] == [("mine", MountState.MOUNTED)]
+    stores.umount(target)
+
+
+def test_a_number_of_another_boot_names_no_mount(stores: Stores, target: Path) -> None:
+    """The kernel gives the same numbers again: a record of before stays with its own target."""
+    stores.mounting.mount(order(stores, "overlay", target))
+    (record,) = stores.mounting.walk()
+    table = MountTable.read_own()
+    moved = replace(record, target="/before")
+    before = replace(moved, boot="another")
+    assert placed(moved, table) == record
+    assert placed(before, table) == before
+    assert stores.mounting.claims.state(before, table) is None
+    stores.umount(target)
 
 
 def test_a_mount_that_cannot_be_seen_from_here_may_be_there(stores: Stores, target: Path) -> None:
@@ -219,3 +260,64 @@ def test_what_others_mounted_over_ours_is_not_unmounted(stores: Stores, target: 
         assert (target / "theirs").exists()
     stores.umount(target)
     assert not is_mounted(target)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    "error", [PermissionDenied("no"), KeyboardInterrupt()], ids=["refused", "Ctrl-C"]
+)
+def test_an_unmount_that_fails_leaves_a_mount_like_any_other(
+    error: BaseException,
+    lazy: bool,
+    stores: Stores,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no(*_arguments: object, **_more: object) -> None:
+        raise error
+
+    stores.mounting.mount(order(stores, "overlay", target, rw=True))
+    (record,) = stores.mounting.walk()
+    with monkeypatch.context() as patch:
+        patch.setattr(mounting, "deactivate", no)
+        with pytest.raises(type(error)):
+            stores.umount(target, lazy=lazy)
+    assert stores.mounting.walk() == [record]
+    stores.mounting.claims.heal()
+    assert is_mounted(target)
+    assert stores.umount(target).state == MountState.KEPT
+
+
+def test_what_others_mount_once_the_target_is_claimed_is_theirs(
+    stores: Stores, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = order(stores, "overlay", target)
+    theirs = Mount(type="tmpfs", source="theirs", options=[])
+
+    def others(point: str) -> None:
+        if point == "mount.recorded":
+            activate([theirs], target)
+
+    monkeypatch.setattr(mounting, "hit", others)
+    with pytest.raises(FailedPrecondition, match="something is mounted at"):
+        stores.mounting.mount(wanted)
+    try:
+        assert MountTable.read_own().on_top(target).source == "theirs"  # type: ignore[union-attr]
+        assert (stores.mounting.walk(), left(stores, "overlay")) == ([], [])
+    finally:
+        deactivate(target)
+
+
+def test_a_view_in_use_out_of_sight_outlives_an_unmount_that_died(stores: Stores, target: Path) -> None:
+    wanted = order(stores, "overlay", target, name="mine")
+    stores.mounting.mount(wanted)
+    (record,) = stores.mounting.walk()
+    note(stores, replace(record, state=MountState.CHANGING, lease="ended"))
+    with (target / "file").open() as inside:
+        deactivate(target, lazy=True)  # somebody's umount -l
+        came = stores.remove_snapshots([(wanted.backend, "mine")])
+        assert came.count == 0
+        assert "still in use by" in str(came.failed)
+        assert left(stores, "overlay") == ["mine"]
+        assert inside.read() == "x"
+    assert stores.remove_snapshots([(wanted.backend, "mine")]).count == 1
