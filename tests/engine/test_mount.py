@@ -14,7 +14,7 @@ from engine.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from engine.mount import Mount, activate, deactivate, mounted, with_options, writes_to
+from engine.mount import Mount, activate, deactivate, deactivate_below, mounted, with_options, writes_to
 from engine.mounts.options import REMOUNT
 from engine.mounts.table import MountTable, is_mounted
 
@@ -75,10 +75,25 @@ def test_a_list_is_mounted_whole_or_not_at_all(tmp_path: Path) -> None:
     (source / "below").mkdir(parents=True)
     target.mkdir()
     bind = Mount(type="bind", source=str(source), options=["rbind", "rw"])
+    below = Mount(type="tmpfs", source="tmpfs", options=["size=1m"], target="/below")
     missing = Mount(type="bind", source=str(tmp_path / "nowhere"), options=["rbind"], target="/below")
-    with pytest.raises(NotFound):
-        activate([bind, missing], target)
+    with pytest.raises(NotFound, match="mounting bind on"):
+        activate([bind, below, missing], target)
     assert not is_mounted(target)
+
+
+def test_only_what_is_below_a_folder_is_taken_out_of_sight(tmp_path: Path) -> None:
+    folder, beside = tmp_path / "folder", tmp_path / "folder-beside"
+    tmpfs = Mount(type="tmpfs", source="tmpfs", options=["size=1m"])
+    for place in (folder / "a", beside):
+        place.mkdir(parents=True)
+    with mounted([tmpfs], beside):
+        activate([tmpfs], folder / "a")
+        (folder / "a" / "b").mkdir()
+        activate([tmpfs], folder / "a" / "b")  # the outer one first would take this one with it
+        deactivate_below(folder)
+        assert is_mounted(beside)
+    assert not is_mounted(folder / "a")
 
 
 def test_a_list_may_mount_below_its_first(tmp_path: Path) -> None:

@@ -199,6 +199,15 @@ def test_the_cost_of_a_question_does_not_grow_with_the_table(
     assert questions(10) == questions(10_000) == 0
 
 
+def test_a_mount_whose_paths_cannot_be_looked_at_is_taken_at_its_word(tmp_path: Path):
+    """The process through which its namespace was read has ended since: the mount may be there."""
+    one, two = (_snapshot(tmp_path / "store", number) for number in (1, 2))
+    line = f"36 35 0:52 / /mnt rw - overlay overlay ro,lowerdir={one}/fs"
+    gone = Space(1, "/proc/self/gone/root", parse(line.encode()))
+    table = MountTable(MountTable.read_own().own, (gone,), sees_all=True)
+    assert (table.uses(one), table.uses(two)) == (True, False)
+
+
 def test_layers_are_read_as_kernels_write_them():
     line = (
         b"36 35 0:52 / /mnt/a\\040b rw,relatime shared:1 - overlay overlay "
@@ -222,6 +231,7 @@ def test_mounts_have_names_for_ever(tmp_path: Path):
         entry = table.on_top(target)
         assert entry
         assert table.find(first, entry.device) == entry
+        assert table.on_top(tmp_path) is None  # it is on a mount, and is none
     assert not MountTable.read().find_anywhere(first, entry.device)
     with mounted([_bind(tmp_path)], target):
         # The kernel gives the same ID again, to a mount of the same device at the same place.
