@@ -19,7 +19,7 @@ from engine.errors import (
     PermissionDenied,
 )
 from engine.kv.schema import MOUNTS, MountRecord, now
-from engine.metadata.mounts import MountState
+from engine.metadata.mounts import MountState, MountStore
 from engine.mount import Mount, activate, deactivate, mounted
 from engine.mounts import mounting
 from engine.mounts.claims import Claims, placed
@@ -321,3 +321,21 @@ def test_a_view_in_use_out_of_sight_outlives_an_unmount_that_died(stores: Stores
         assert left(stores, "overlay") == ["mine"]
         assert inside.read() == "x"
     assert stores.remove_snapshots([(wanted.backend, "mine")]).count == 1
+
+
+def test_a_record_is_changed_only_as_it_was_read(stores: Stores, target: Path) -> None:
+    records = MountStore(stores.root.meta, "default")
+    read = died_at(target, "mine", here())
+    since = replace(read, lease="of another")
+    note(stores, since)
+    assert not records.swap(read, replace(read, state=MountState.KEPT))
+    assert not records.drop(read)
+    with (
+        pytest.raises(FailedPrecondition, match="is being changed"),
+        records.claimed(read, over=read),
+    ):
+        pass
+    assert records.walk() == [since]
+    assert records.drop(since)
+    assert not records.swap(since, read)
+    assert records.walk() == []

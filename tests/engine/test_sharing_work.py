@@ -13,8 +13,10 @@ from engine.app import Engine, open_engine
 from engine.errors import EngineError, FailedPrecondition, Refused
 from engine.kv.schema import LEASES
 from engine.progress import Step
+from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.unpack import unpacker
+from engine.unpack.workshop import Workshop, open_workshop
 from snapshotters.overlay import OverlaySnapshotter
 from tests.command import lamina, lamina_json
 from tests.conftest import AMD64, children
@@ -224,6 +226,28 @@ def test_engines_of_one_root_share_workers_and_layers(tmp_path: Path, prepared: 
         assert (await engine.unpack(image.name, snapshotter="overlay")).applied == 0
 
     run(tmp_path, work)
+
+
+def test_event_loops_share_no_workshop_and_backends_no_committer(stores: Stores) -> None:
+    async def other() -> Workshop:
+        async with open_workshop(stores.root) as theirs:
+            return theirs
+
+    async def main() -> None:
+        async with open_workshop(stores.root) as ours, open_workshop(stores.root) as again:
+            assert again is ours
+            # Of two loops in two threads, neither may wake the other's tasks.
+            assert await trio.to_thread.run_sync(trio.run, other) is not ours
+            committers = [
+                ours.committer(namespace, stores.snapshotter(backend))
+                for _ in range(2)
+                for namespace in ("default", "team")
+                for backend in ("overlay", "copy")
+            ]
+            assert committers[:4] == committers[4:]
+            assert len(set(committers)) == 4
+
+    trio.run(main)
 
 
 def test_a_report_that_fails_harms_nobody(tmp_path: Path) -> None:
