@@ -16,7 +16,7 @@ import trio.testing
 from msgspec.structs import replace as replace_record
 
 from engine.diff.apply import apply_layer
-from engine.errors import AlreadyExists, EngineError, FailedPrecondition
+from engine.errors import AlreadyExists, EngineError, FailedPrecondition, Unavailable
 from engine.failpoints import armed
 from engine.fs.room import Room
 from engine.kv.schema import EXTENT, INGESTS, LEASE_ITEMS
@@ -572,6 +572,42 @@ def test_a_commit_stops_at_what_exists(stores: Stores, taken: int) -> None:
     assert [step.name in done for step in steps] == [number <= taken for number in range(3)]
     backend.commit(*steps[taken + 1 :])
     assert {step.name for step in steps} <= {info.key for info in backend.walk()}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_commit_that_fails_is_the_error_of_all_that_are_not_there(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    backend = stores.snapshotter("overlay")
+    steps = applied(backend, [BELOW, TOP])
+    real, error = backend.commit, Unavailable("the disk went away")
+
+    def fails(*_asked: Commit) -> None:
+        if first and not any(info.key == steps[0].name for info in backend.walk()):
+            backend.prepare("theirs")
+            apply_layer([BELOW], backend.sink("theirs"), diff_id=digest_of(BELOW))
+            real(replace(steps[0], key="theirs"))
+        raise error
+
+    monkeypatch.setattr(backend, "commit", fails)
+    assert commit_all(backend, steps) == [False] * first + [error] * (2 - first)
+
+
+def test_what_is_sealed_before_one_that_cannot_be_counts(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = stores.snapshotter("overlay")
+    steps = [Commit(name=name, key=name) for name in "abcd"]
+    error = Unavailable("the disk went away")
+    replies = iter([(2, None), (1, error)])
+
+    async def some(_pool: Pool, _job: object) -> object:
+        return next(replies)
+
+    monkeypatch.setattr(backend, "sealing", lambda *_steps: [None, None])
+    monkeypatch.setattr(Pool, "seal", some)
+    committer = committing.Committer(backend, Pool())  # type: ignore[arg-type]
+    assert trio.run(committer._seal, steps) == (3, error)
 
 
 class SlowPool:
