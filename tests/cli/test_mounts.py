@@ -397,10 +397,10 @@ def test_two_backends_keep_apart_and_the_command_asks(two_backends: Path, target
         (target / "written").write_text(backend)
         assert keys[backend] in lamina(root, "umount", target).stderr
     assert_fails(root, "mount", "app:1", target, "--rw", code=2, says="copy and overlay")
-    lamina(root, "snapshots", "rm", keys["copy"])
-    # Only one is left: it is meant.
+    lamina(root, "snapshots", "rm", keys["overlay"])
+    # Only one is left: it is meant, though new ones would be made in the other backend.
     lamina(root, "mount", "app:1", target, "--rw")
-    assert (target / "written").read_text() == "overlay"
+    assert (target / "written").read_text() == "copy"
     lamina(root, "umount", target)
     assert_fails(root, "snapshots", "rm", CHAIN[-1], code=2, says="is in overlay and copy")
 
@@ -411,6 +411,7 @@ def test_what_is_kept_is_not_for_another_image(stocked: Path, target: Path, othe
     lamina(stocked, "import", "--replace", other_image)
     done = lamina(stocked, "mount", "app:1", target, "--rw", code=4)
     assert_one_line(done.stderr, f"what is kept as {key}")
+    assert_fails(stocked, "mount", key, target, "--snapshotter", "copy", code=2, says="has its name")
     assert not os.path.ismount(target)
     lamina(stocked, "mount", key, target)
     assert (target / "etc/name").exists()

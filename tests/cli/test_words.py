@@ -131,6 +131,16 @@ def test_a_mount_is_unmounted_by_its_name(
     assert lamina_json(stocked, "mounts") == []
 
 
+def test_the_name_of_what_is_kept_unmounts_nothing(stocked: Path, target: Path):
+    """At the target that it had another mount may be by now."""
+    lamina(stocked, "mount", "app:1", target, "--rw", "--name", "web")
+    lamina(stocked, "umount", target)
+    lamina(stocked, "mount", "app:1", target)
+    assert_fails(stocked, "umount", "web", code=3, says="has mounted nothing")
+    assert target.is_mount()
+    lamina(stocked, "umount", target)
+
+
 # -- quietly ----------------------------------------------------------------------------------
 
 
