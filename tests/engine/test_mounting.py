@@ -18,7 +18,7 @@ from engine.errors import (
     NotFound,
     PermissionDenied,
 )
-from engine.kv.schema import MOUNTS, MountRecord, now
+from engine.kv.schema import MOUNTS, SNAPSHOTS, MountRecord, now
 from engine.metadata.mounts import MountState, MountStore
 from engine.mount import Mount, activate, deactivate, mounted
 from engine.mounts import mounting
@@ -339,3 +339,42 @@ def test_a_record_is_changed_only_as_it_was_read(stores: Stores, target: Path) -
     assert records.drop(since)
     assert not records.swap(since, read)
     assert records.walk() == []
+
+
+def test_a_target_that_is_a_link_is_what_it_leads_to(stores: Stores, target: Path) -> None:
+    link = target.with_name("link")
+    link.symlink_to(target)
+    assert stores.mounting.mount(order(stores, "overlay", link)).target == str(target)
+    assert [(r.target, r.state) for r in stores.mounting.walk()] == [(str(target), MountState.MOUNTED)]
+    stores.umount(link)
+    assert (is_mounted(target), stores.mounting.walk()) == (False, [])
+
+
+def test_a_snapshot_of_the_same_name_in_another_backend_is_no_mount(
+    stores: Stores, target: Path
+) -> None:
+    wanted = order(stores, "overlay", target, rw=True, name="mine")
+    copy = stores.snapshotter("copy")
+    stores.mounting.mount(wanted)
+    for is_kept in (False, True):
+        if is_kept:
+            stores.umount(target)
+        before = stores.mounting.walk()
+        copy.prepare("mine")
+        assert stores.remove_snapshots([(copy, "mine")]).failed is None
+        assert stores.mounting.walk() == before
+    assert left(stores, "overlay") == ["mine"]
+
+
+def test_a_snapshot_that_was_never_whole_is_not_kept(stores: Stores, target: Path) -> None:
+    """Who mounted it writable was killed while its files were copied."""
+    wanted = order(stores, "copy", target)
+    wanted.backend.prepare("died", wanted.top)
+    with stores.root.meta.write() as txn:
+        made = SNAPSHOTS.get(txn, "copy", "default", "died")
+        assert made is not None
+        SNAPSHOTS.put(txn, replace(made, lease="ended"), "copy", "default", "died")
+    note(stores, replace(died_at(target, "died", here()), backend="copy", rw=True))
+    assert stores.mounting.walk() == []
+    stores.mounting.claims.heal()
+    assert (stores.mounting.walk(), left(stores, "copy")) == ([], [])
