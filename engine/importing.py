@@ -12,7 +12,7 @@ import trio
 
 from engine.archive.images import Planned
 from engine.archive.importer import Brought, FailedImage, PassedOver, Wanted, about, import_images
-from engine.errors import FailedPrecondition
+from engine.errors import FailedPrecondition, Refused
 from engine.failpoints import hit
 from engine.kv.schema import Image
 from engine.oci.documents import Descriptor
@@ -20,6 +20,7 @@ from engine.progress import Report, Step
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
 from engine.unpack.lease import HeldLease
+from engine.unpack.packing import mistyped
 from engine.unpack.unpacker import Unpacked, Unpacker
 
 __all__ = ["ImportResult", "Importing"]
@@ -91,7 +92,20 @@ class Importing:
                         one.image, self.backend, lease, self.report, strict=self.strict
                     )
             brought.check_some(unpacked)
+        elif self.strict:
+            await trio.to_thread.run_sync(self._check_types, brought)
         return unpacked
+
+    def _check_types(self, brought: Brought) -> None:
+        content = self.stores.content
+        for one in list(brought.images):
+            with brought.collecting(one.listed):
+                try:
+                    mistyped(one.image.layers, content, strict=True)
+                except Refused:
+                    brought.images.remove(one)
+                    raise
+        brought.check_some(brought.images)
 
     def _put(self, targets: Mapping[str, Descriptor]) -> list[Image]:
         images = self.stores.images.put_all(targets, replace=self.replace)

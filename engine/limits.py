@@ -21,8 +21,10 @@ REFERENCE = 255
 
 ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
 ARCHIVE_NAME = 4096  # the longest path of a file in such an archive, PATH_MAX
+ARCHIVE_FOLDER_NAME = 1024  # the longest name of a file that is looked up in a folder
 ARCHIVE_NAMES = 16 * MIB  # names and links of all files there; a blob's name has 77 bytes
 ARCHIVE_TWINS = 1 * GIB  # files there that repeat a name, and are compared with the first
+ARCHIVE_LIST = 20 * MIB  # `manifest.json` of a docker archive; as in containerd
 ARCHIVE_DOCUMENTS = 128 * MIB  # manifests, indexes and configs of all images; one has some 12 KiB
 ARCHIVE_LINKS = 16  # symlinks followed by name inside a docker archive
 
@@ -35,8 +37,11 @@ LAYER_DIRECTORIES = 500_000  # their attributes are held in memory until the lay
 # of 128 bytes each, so many, make a worker of 550 MiB, of 815 MiB where one folder has them all.
 LAYER_NAMES = 256 * MIB
 LAYER_LINK_STEPS = 8_000_000  # folders walked through because of links, over a whole layer
+LAYER_ENTRY_STEPS = 4096  # the same, over one entry
 FILE = (1 << 44) - 4096  # with its holes: the largest that ext4 holds, so that no host decides
 SPARSE_PARTS = 1 << 20  # of one file, as in Go's archive/tar
+# Of gzip, xz or bzip2 in a row that may be small; beyond that each must give 512 bytes on average.
+STREAMS = 1024
 AFTER_END = 1 * MIB  # bytes after the end of a layer's archive
 EXTENSION = 1 * MIB  # one pax or GNU long-name header, as in Go's archive/tar
 EXTENSIONS_IN_ROW = 16

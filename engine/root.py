@@ -235,7 +235,7 @@ class Root:
 
 _shared: dict[tuple[int, int], Root] = {}
 _users: Counter[tuple[int, int]] = Counter()
-_sharing = threading.Lock()
+_sharing = threading.RLock()  # the collector may end a forgotten `open_root` within another
 
 
 @contextmanager

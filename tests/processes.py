@@ -37,7 +37,7 @@ class Victim:
 
     def kill(self) -> None:
         """Kill the command alone; its workers have to notice by themselves."""
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     def interrupt(self) -> None:
         """Press Ctrl-C: every process of a terminal's foreground gets it, workers too."""

@@ -25,7 +25,6 @@ __all__ = ["Candidate", "Contents", "DockerFiles", "Name", "blob_name", "find_im
 
 _LAYOUT, _INDEX, _DOCKER, _VERSION = "oci-layout", "index.json", "manifest.json", "version"
 _DIR = "Directory Transport Version: 1."  # containers/image, directory/directory_dest.go
-_DOCKER_LIMIT = 20 * limits.MIB  # one file for all images of an archive; as in containerd
 _IMAGE_ID = re.compile(r"(?:\A|[/:])([0-9a-f]{64})(?:\.json)?\Z")
 
 
@@ -135,7 +134,7 @@ def _names(entry: Descriptor, stem: str) -> tuple[Name, ...]:
 
 
 def _docker(files: Source, where: str) -> list[Candidate]:
-    value = decode_json(read_small(files, _DOCKER, _DOCKER_LIMIT), _DOCKER, _DOCKER_LIMIT)
+    value = decode_json(read_small(files, _DOCKER, limits.ARCHIVE_LIST), _DOCKER, limits.ARCHIVE_LIST)
     if not isinstance(value, list):
         raise Refused(f"{_DOCKER} is not a list of images")
     if not value:

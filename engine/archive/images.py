@@ -11,7 +11,7 @@ import msgspec
 
 from engine import labels, limits
 from engine.archive.contents import Candidate, DockerFiles
-from engine.archive.intake import Intake, manifest_labels
+from engine.archive.intake import Absent, Intake, manifest_labels
 from engine.content.image import ResolvedImage, resolve
 from engine.diff.decompress import SNIFFED, sniff
 from engine.errors import AlreadyExists, Refused, printable
@@ -60,7 +60,10 @@ def plan(listed: Candidate, intake: Intake, platform: Platform) -> Planned:
 
 
 def _plan_oci(listed: Candidate, target: Descriptor, intake: Intake, platform: Platform) -> Planned:
-    image = resolve(target, platform, intake.document, chosen=listed.chosen)
+    try:
+        image = resolve(target, platform, intake.document, chosen=listed.chosen)
+    except Absent as error:
+        raise Refused(str(error)) from None
     for layer in image.manifest.layers:
         intake.check(layer)
     return Planned(

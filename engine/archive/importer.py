@@ -19,6 +19,7 @@ from engine.archive.opening import open_source, title
 from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
+from engine.fs.room import Room
 from engine.oci.documents import Descriptor, NotAnImage
 from engine.oci.platform import Platform
 from engine.progress import Report, Step
@@ -80,15 +81,12 @@ class Brought:
         try:
             yield
         except (Refused, NotFound) as error:
-            error = about(listed, error)
             if self.asked:
-                raise
-            # Else each would keep alive what was read on the way to it, transactions among it.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
+                raise about(listed, error) from error
             if isinstance(error, NotAnImage):
                 self.passed_over.append(PassedOver(name, listed.digest, error.reason))
             else:
-                self.failed.append(FailedImage(name, listed.digest, error))
+                self.failed.append(FailedImage(name, listed.digest, about(listed, error)))
 
     def check_some(self, images: Sized) -> None:
         """Raise what is wrong if no image is left."""
@@ -105,9 +103,15 @@ E = TypeVar("E", bound=EngineError)
 
 
 def about(listed: Candidate, error: E) -> E:
-    """Return an error on an image, which it names from now on."""
-    error.args = (f"image {listed.title}: {error}",)
-    return error
+    """Return an error that names the image.
+
+    A new one: another import may have the same, of work that both share. It has no traceback, which
+    would keep alive what was read on the way to it, transactions among it.
+    """
+    # Not copy.copy, which begins with the constructor, and not all take a message.
+    named = type(error).__new__(type(error), f"image {listed.title}: {error}")
+    vars(named).update(vars(error))
+    return named
 
 
 def import_images(
@@ -122,6 +126,7 @@ def import_images(
 ) -> Brought:
     """Store the images of a source, a path or an open descriptor.
 
+    `spool` is a folder on the store's disk, for what must be read twice.
     `check` may raise once it is known what will come, before it comes. Raises NotFound for a file, a
     platform or an image that is not there, Refused for what is no image or breaks a rule, if it was
     asked for or nothing else came in.
@@ -130,7 +135,7 @@ def import_images(
     item = origin.name if isinstance(origin, Path) else where
     with open_source(origin, spool, partial(report, Step.READ, item)) as opened:
         contents = find_images(opened.files, where, opened.stem)
-        intake = Intake(contents.files, content, lease, report)
+        intake = Intake(contents.files, content, lease, report, Room(spool))
         work = _Import(wanted, opened.stem, Brought(where, asked=bool(wanted.refs)))
         planned = work.named(work.planned(contents.images, intake), len(contents.images))
         check(planned)

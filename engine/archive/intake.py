@@ -13,31 +13,39 @@ from engine.archive.source import Source
 from engine.content.store import BeingWritten, ContentStore
 from engine.content.writer import Writer
 from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
+from engine.fs.room import Room
 from engine.oci.digest import Digest, digest_of, hasher
 from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
 
-__all__ = ["Intake", "manifest_labels"]
+__all__ = ["Absent", "Intake", "manifest_labels"]
 
 _POLL_S = 0.05  # another process cannot tell us that it is done
+
+
+class Absent(NotFound):
+    """A document that neither the source nor the store has; an image may do without."""
 
 
 class Intake:
     """One import's way into the store."""
 
-    def __init__(self, source: Source, content: ContentStore, lease: str, report: Report) -> None:
+    def __init__(
+        self, source: Source, content: ContentStore, lease: str, report: Report, room: Room
+    ) -> None:
         self.source = source
         self.lease = lease
         self._content = content
         self._report = report
+        self._room = room
         self._documents = 0
 
     # -- documents ----------------------------------------------------------------------------
 
     def small(self, name: str, limit: int) -> bytes:
         """Return a small file of the source whole; Refused once all have too many bytes together."""
-        size = self.source.size(name) or 0
-        if self._documents + min(size, limit) > limits.ARCHIVE_DOCUMENTS:
+        size = min(self.source.size(name) or 0, limit)  # no more is read
+        if self._documents + size > limits.ARCHIVE_DOCUMENTS:
             raise Refused(
                 f"the documents of all images have over {limits.ARCHIVE_DOCUMENTS} bytes; "
                 "choose some with --ref"
@@ -47,7 +55,10 @@ class Intake:
         return read_small(self.source, name, limit)
 
     def document(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a manifest, index or config from the source, verified, or from the store."""
+        """Return a manifest, index or config from the source, verified, or from the store.
+
+        Raises Absent if neither has it.
+        """
         name = blob_name(descriptor.key)
         if self.source.size(name) is None:
             return self.stored(descriptor, limit)
@@ -61,22 +72,26 @@ class Intake:
         return data
 
     def stored(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Return a document that is in the store."""
+        """Return a document that is in the store, and pin it. Raises Absent."""
         try:
+            self._content.info(descriptor.key, lease=self.lease)
             data = self._content.read_all(descriptor.key, limit)
         except NotFound:
-            raise _absent(descriptor) from None
+            raise Absent(_absent(descriptor)) from None
         _check_size(descriptor, len(data))
         return data
 
     def check(self, descriptor: Descriptor) -> None:
-        """Find out, before anything is copied, whether a blob can be had. Raises Refused."""
+        """Find out, before anything is copied, whether a blob can be had. Raises Refused.
+
+        What only the store has is pinned: it shall still be there when its turn comes.
+        """
         size = self.source.size(blob_name(descriptor.key))
         if size is None:
             try:
-                size = self._content.info(descriptor.key).size
+                size = self._content.info(descriptor.key, lease=self.lease).size
             except NotFound:
-                raise _absent(descriptor) from None
+                raise Refused(_absent(descriptor)) from None
         _check_size(descriptor, size)
 
     # -- blobs --------------------------------------------------------------------------------
@@ -95,7 +110,7 @@ class Intake:
         with writer:
             if size is None:
                 writer.abort()
-                raise _absent(descriptor)
+                raise Refused(_absent(descriptor))
             if size != descriptor.size:
                 writer.abort()
                 _check_size(descriptor, size)
@@ -123,6 +138,8 @@ class Intake:
         show = partial(self._report, Step.STORE, item, size)
         show(writer.offset)
         for piece in _from_offset(self.source.read(name), writer.offset):
+            if growth := self._content.growth(len(piece)):
+                self._room.take(growth)
             writer.write(piece)
             show(writer.offset)
 
@@ -142,8 +159,8 @@ class Intake:
                 self._report(Step.WAIT, waiting, size, size)
 
 
-def _absent(descriptor: Descriptor) -> Refused:
-    return Refused(f"blob {descriptor.digest} is missing; the image is incomplete, copy it again")
+def _absent(descriptor: Descriptor) -> str:
+    return f"blob {descriptor.digest} is missing; the image is incomplete, copy it again"
 
 
 def _check_size(descriptor: Descriptor, actual: int) -> None:

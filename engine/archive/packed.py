@@ -6,14 +6,12 @@ own modules. The bytes decide. Several streams in a row are one, as their tools 
 
 import bz2
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Protocol
 
 from engine import limits
-from engine.diff.decompress import decompressed, sniff
-from engine.errors import Refused
+from engine.diff.decompress import Form, bounded, decompressed, sniff, streams
 from engine.oci.mediatypes import Compression
 
 __all__ = ["HEAD", "is_packed", "unpacked"]
@@ -21,27 +19,17 @@ __all__ = ["HEAD", "is_packed", "unpacked"]
 HEAD = 10
 """How many bytes at the start of an archive tell how it is packed."""
 
-_PIECE = 1 << 20
-_FEED = 1 << 16  # packed bytes handed over at once: what a stream's end leaves is copied
-_STREAMS = 1024  # streams that may be small; beyond that each must give 512 bytes on average
-
 _XZ = b"\xfd7zXZ\0"
 _BZIP2 = (b"1AY&SY", b"\x17rE8P\x90")  # from byte 4 on: the first block, or the end of an empty stream
 
-
-class _Unpacker(Protocol):
-    """What lzma and bz2 have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
-
-
-_BEGIN_XZ = partial(lzma.LZMADecompressor, format=lzma.FORMAT_XZ, memlimit=limits.XZ_MEMORY)
+_FORM_XZ = Form(
+    "xz",
+    partial(lzma.LZMADecompressor, format=lzma.FORMAT_XZ, memlimit=limits.XZ_MEMORY),
+    (lzma.LZMAError,),
+    fault="damaged or needs too much memory",
+    padding=b"\0",
+)
+_FORM_BZIP2 = Form("bzip2", bz2.BZ2Decompressor, (OSError,))
 
 
 def is_packed(head: bytes) -> bool:
@@ -59,9 +47,9 @@ def unpacked(archive: Iterable[bytes]) -> Iterator[bytes]:
             break
     whole = chain((head,), pieces)
     if _is_xz(head):
-        return _streams(whole, _BEGIN_XZ, "xz")
+        return bounded(streams(whole, _FORM_XZ), limits.IMAGE)
     if _is_bzip2(head):
-        return _streams(whole, bz2.BZ2Decompressor, "bzip2")
+        return bounded(streams(whole, _FORM_BZIP2), limits.IMAGE)
     return decompressed(whole, limits.IMAGE)
 
 
@@ -71,36 +59,3 @@ def _is_xz(head: bytes) -> bool:
 
 def _is_bzip2(head: bytes) -> bool:
     return head.startswith(b"BZh") and head[4:10] in _BZIP2
-
-
-def _streams(packed: Iterator[bytes], begin: Callable[[], _Unpacker], kind: str) -> Iterator[bytes]:
-    stream, streams, written = begin(), 1, 0
-    for feed in _slices(packed):
-        pending = feed
-        while pending or not (stream.needs_input or stream.eof):
-            if stream.eof:
-                pending = pending.lstrip(b"\0") if kind == "xz" else pending  # xz pads with zeros
-                if not pending:
-                    break
-                streams += 1
-                if streams > _STREAMS + written // 512:
-                    raise Refused(f"made of too many tiny {kind} streams")
-                stream = begin()
-            try:
-                piece = stream.decompress(pending, _PIECE)
-            except (lzma.LZMAError, OSError) as error:
-                raise Refused(
-                    f"the {kind} stream is damaged or needs too much memory: {error}"
-                ) from None
-            pending = stream.unused_data if stream.eof else b""
-            written += len(piece)
-            if piece:
-                yield piece
-    if not stream.eof:
-        raise Refused(f"the {kind} stream is cut off")
-
-
-def _slices(packed: Iterator[bytes]) -> Iterator[bytes]:
-    for piece in packed:
-        for start in range(0, len(piece), _FEED):
-            yield piece[start : start + _FEED]

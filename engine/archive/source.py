@@ -1,7 +1,8 @@
 """The files of an image on disk, by name: a folder, or a tar file whose members are found once.
 
 Sync. Names are only looked up, never opened on the host as an archive writes them: a folder is read
-below its own descriptor, through links that stay there; a member of a tar file is an offset and a size.
+below its own descriptor, through links that stay there; a member of a tar file is an offset and a size,
+of a sparse one the parts that are there, between which its bytes are zero.
 """
 
 import errno
@@ -9,11 +10,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine import limits
 from engine.content.writer import BATCH
 from engine.diff import tar
+from engine.diff.sparse import Parts
 from engine.diff.tar import TarReader
 from engine.errors import EngineError, Refused, from_os_error, os_errors, printable
 from engine.fs.kernel import BENEATH, open_beneath
@@ -22,7 +24,6 @@ __all__ = ["FolderSource", "Source", "TarSource"]
 
 _HEADERS = 1 << 16  # bytes read at once where only headers are wanted
 _COMPARED = 1 << 20  # bytes of two members compared at once
-_NAME = 1024  # the longest name of a file in a folder
 _ASTRAY = {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
 
 
@@ -58,12 +59,13 @@ class FolderSource:
     @contextmanager
     def _open(self, name: str) -> Iterator[int | None]:
         """Give a regular file, None where there is none."""
-        if "\0" in name or len(name) > _NAME:
+        path = os.fsencode(name)
+        if b"\0" in path or len(path) > limits.ARCHIVE_FOLDER_NAME:
             raise Refused(f"{printable(name)!r} is no name for a file")
         try:
             # O_NONBLOCK, because opening a pipe would wait for ever.
             flags = os.O_RDONLY | os.O_NONBLOCK
-            file = open_beneath(self._folder, os.fsencode(name), flags, BENEATH)
+            file = open_beneath(self._folder, path, flags, BENEATH)
         except (FileNotFoundError, NotADirectoryError):
             yield None
             return
@@ -98,10 +100,11 @@ class TarSource:
         self._file = file
         self._report = report
         # Bytes, as a name from an archive may take four times its length as text.
-        self._members: dict[bytes, tuple[int, int]] = {}
+        self._members: dict[bytes, _Member] = {}
         self._links: dict[bytes, bytes] = {}
         self._whole = os.fstat(file).st_size
         self._compared = 0
+        self._spread = self._parts = 0  # bytes and parts of sparse members
         with os_errors("reading the archive"):
             self._index()
 
@@ -118,19 +121,19 @@ class TarSource:
             named += len(entry.name) + len(entry.link)
             if named > limits.ARCHIVE_NAMES:
                 raise Refused(f"archive has over {limits.ARCHIVE_NAMES} bytes of names")
-            if offset + entry.size > self._whole:
-                raise _cut_off()
-            self._add(entry, offset)
+            self._add(entry, _Member(offset, entry.size, entry.parts))
         self._report(self._whole, self._whole)
 
-    def _add(self, entry: tar.Entry, offset: int) -> None:
+    def _add(self, entry: tar.Entry, member: "_Member") -> None:
         name = _clean(entry.name)
-        if entry.parts is not None:
-            raise Refused(f"archive has {printable(name)!r} as a sparse file; pack it without holes")
+        if member.offset + member.stored > self._whole:
+            raise _cut_off()
         if entry.type == tar.FILE:
+            if member.parts is not None:
+                self._check_sparse(member.size, len(member.parts) // 2)
             if name in self._members or name in self._links:
-                self._check_twin(name, offset, entry.size)
-            self._members[name] = (offset, entry.size)
+                self._check_twin(name, member)
+            self._members[name] = member
         elif entry.type == tar.SYMLINK:
             # Old docker archives link a layer that two images share.
             self._link(name, _clean(_beside(entry.name, entry.link)))
@@ -142,14 +145,22 @@ class TarSource:
             raise _two_files(name)
         self._links[name] = target
 
-    def _check_twin(self, name: bytes, offset: int, size: int) -> None:
+    def _check_sparse(self, size: int, parts: int) -> None:
+        self._spread += size
+        self._parts += parts
+        if self._spread > limits.IMAGE:
+            raise Refused(f"archive has sparse files of over {limits.IMAGE} bytes")
+        if self._parts > limits.SPARSE_PARTS:
+            raise Refused(f"archive has sparse files of over {limits.SPARSE_PARTS} parts")
+
+    def _check_twin(self, name: bytes, member: "_Member") -> None:
         old = self._members.get(name)
-        if old is None or old[1] != size:
+        if old is None or (old.size, old.parts) != (member.size, member.parts):
             raise _two_files(name)
-        self._compared += size
+        self._compared += member.stored
         if self._compared > limits.ARCHIVE_TWINS:
             raise Refused(f"archive repeats over {limits.ARCHIVE_TWINS} bytes of files under their name")
-        if not self._same(old[0], offset, size):
+        if not self._same(old.offset, member.offset, member.stored):
             raise _two_files(name)
 
     def _same(self, first: int, second: int, size: int) -> bool:
@@ -160,7 +171,7 @@ class TarSource:
                 return False
         return True
 
-    def _find(self, sought: str) -> tuple[int, int] | None:
+    def _find(self, sought: str) -> "_Member | None":
         name = sought.encode("utf-8", "surrogateescape")
         for _ in range(limits.ARCHIVE_LINKS):
             if name in self._members:
@@ -173,22 +184,49 @@ class TarSource:
     def size(self, name: str) -> int | None:
         """Return the size of a member."""
         found = self._find(name)
-        return found[1] if found else None
+        return found.size if found else None
 
     def read(self, name: str, piece: int = BATCH) -> Iterator[bytes]:
         """Yield a member's bytes, in pieces that suit the store."""
         found = self._find(name)
         if found is None:
             raise _absent(name)
-        offset, size = found
-        while size:
-            with os_errors("reading the archive"):
-                data = os.pread(self._file, min(piece, size), offset)
-            if not data:
-                raise _cut_off()
-            offset += len(data)
-            size -= len(data)
-            yield data
+        for offset, size in found.runs():
+            while size:
+                count = min(piece, size)
+                data = bytes(count) if offset is None else self._stored(offset, count)
+                offset = None if offset is None else offset + len(data)
+                size -= len(data)
+                yield data
+
+    def _stored(self, offset: int, count: int) -> bytes:
+        with os_errors("reading the archive"):
+            data = os.pread(self._file, count, offset)
+        if not data:
+            raise _cut_off()
+        return data
+
+
+class _Member(NamedTuple):
+    """A file in an archive: where what is stored of it begins, its size, of a sparse one its parts."""
+
+    offset: int
+    size: int
+    parts: Parts | None
+
+    @property
+    def stored(self) -> int:
+        return self.size if self.parts is None else sum(self.parts[1::2])
+
+    def runs(self) -> Iterator[tuple[int | None, int]]:
+        """Yield where each run of its bytes is in the archive, None for a hole, and how long it is."""
+        parts = iter((0, self.size) if self.parts is None else self.parts)
+        done, place = 0, self.offset
+        for start, length in zip(parts, parts, strict=True):
+            yield None, start - done
+            yield place, length
+            done, place = start + length, place + length
+        yield None, self.size - done
 
 
 def _two_files(name: bytes) -> Refused:

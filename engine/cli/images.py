@@ -1,6 +1,6 @@
 """Commands on the names of images: images, image tag|rm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -47,10 +47,12 @@ def images(context: Context, view: View) -> None:
 def _print(
     view: View, records: Sequence[Image], rows: Sequence[shapes.ShownImage], damaged: Sequence[Damaged]
 ) -> None:
-    short = view.shortener(record.target.digest for record in records)
+    short = view.shortener(
+        digest for record in records for digest in (record.target.digest, _digest_of_name(record.name))
+    )
     cells = [
         (
-            familiar(row.name),
+            _shown(row.name, short),
             short(record.target.digest),
             ", ".join(row.platforms or ()),
             str(row.layers),
@@ -64,6 +66,16 @@ def _print(
     faults = [Fault(familiar(row.name), str(row.error)) for row in rows if row.error]
     faults += [Fault(familiar(lost.name), lost.error) for lost in damaged]
     view.table(_COLUMNS, cells, faults, none="no images; `lamina import PATH` brings some in")
+
+
+def _digest_of_name(name: str) -> str:
+    return name.rpartition("@")[2]
+
+
+def _shown(name: str, short: Callable[[str], str]) -> str:
+    """Return a name as people type it, a digest in it short: it would push all else off the screen."""
+    digest = _digest_of_name(name)
+    return familiar(name).removesuffix(digest) + short(digest) if digest != name else familiar(name)
 
 
 @click.command("tag")

@@ -1,6 +1,7 @@
 """The command `import`."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from engine.cli.context import (
     snapshotter_option,
 )
 from engine.cli.ending import Incomplete
-from engine.cli.output import View, document, short
+from engine.cli.output import View, document, say, short
 from engine.cli.running import run
 from engine.errors import InvalidArgument, NotSupported, printable
 from engine.importing import ImportResult
@@ -82,6 +83,8 @@ def import_(
 
     result, shown = run(context, work, create=True)
     _tell(result, view)
+    if not view.json:
+        _say([f"lamina: {one.error}" for one in result.failed[1:]], say)  # the first ends the command
     if result.failed:
         raise Incomplete(result.failed[0].error, shown)
     if view.json:
@@ -122,13 +125,16 @@ def _tell(result: ImportResult, view: View) -> None:
         [_imported(image, result.unpacked.get(image.target.digest)) for image in result.images],
         [note for unpacked in result.unpacked.values() for note in unpacked.mistyped],
         [f"passed over {one.name or short(one.digest)}: {one.reason}" for one in result.passed_over],
-        [f"lamina: {one.error}" for one in result.failed[1:]],  # the first ends the command
     )
     for lines in kinds:
-        for line in lines[:_SHOWN]:
-            view.tell(line)
-        if len(lines) > _SHOWN:
-            view.tell(f"and {len(lines) - _SHOWN} more such; --json lists them")
+        _say(lines, view.tell)
+
+
+def _say(lines: Sequence[str], tell: Callable[[str], None]) -> None:
+    for line in lines[:_SHOWN]:
+        tell(line)
+    if len(lines) > _SHOWN:
+        tell(f"and {len(lines) - _SHOWN} more such; --json lists them")
 
 
 def _imported(image: Image, unpacked: Unpacked | None) -> str:

@@ -104,9 +104,10 @@ def say(message: str) -> None:
 def resisting(left: Sequence[Leftover]) -> str:
     """Return a message on files that could not be deleted."""
     first, more = left[0], f", and {len(left) - 1} more" if len(left) > 1 else ""
+    hint = " (lsattr shows immutable files)" if "permitted" in first.reason else ""
     return (
         f"removed, but files stay in {first.path} ({first.reason}){more}; "
-        "mend that (lsattr shows immutable files), then run `lamina gc`"
+        f"mend that{hint}, then run `lamina gc`"
     )
 
 

@@ -10,7 +10,7 @@ import trio
 
 from engine.app import Engine, open_engine
 from engine.cli.context import Context
-from engine.cli.signals import Stopped, handled
+from engine.cli.signals import Stopped, handled, interrupted_once
 
 __all__ = ["run", "run_loop"]
 
@@ -18,14 +18,23 @@ T = TypeVar("T")
 
 
 def run(context: Context, work: Callable[[Engine], Awaitable[T]], *, create: bool = False) -> T:
-    """Run `work` on an open engine, for commands that take long; only `create` makes a store."""
+    """Run `work` on an open engine, for commands that take long; only `create` makes a store.
 
-    async def opened() -> T:
+    A signal that comes after `work` is too late: what was made stays, so that is what the command says.
+    """
+    done: list[T] = []
+
+    async def opened() -> None:
         opening = open_engine(context.root, namespace=context.namespace, create=create)
         async with opening as engine:
-            return await work(engine)
+            done.append(await work(engine))
 
-    return run_loop(opened)
+    try:
+        run_loop(opened)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    return done[0]
 
 
 def run_loop(work: Callable[[], Awaitable[T]]) -> T:
@@ -42,6 +51,7 @@ def run_loop(work: Callable[[], Awaitable[T]]) -> T:
             pass
 
     async def within() -> list[T]:
+        interrupted_once()
         token = trio.lowlevel.current_trio_token()
         wake.append(lambda: token.run_sync_soon(scope.cancel))
         with scope:

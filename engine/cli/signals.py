@@ -1,6 +1,7 @@
 """Signals that ask a command to end: Ctrl-C, and SIGTERM and SIGHUP, which clean up as it does.
 
-Sync. What was ignored when the command began, as by nohup(1), stays ignored.
+Sync. What was ignored when the command began, as by nohup(1), stays ignored. Long work is ended by the
+first: more of them are ignored, as they would break off what cleans up after it.
 """
 
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stopped", "handled", "leave_at_once", "raising", "restore"]
+__all__ = ["Stopped", "handled", "interrupted_once", "leave_at_once", "raising", "restore"]
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 _ALL = (signal.SIGINT, *_STOPS)
@@ -62,10 +63,28 @@ def restore() -> None:
 @contextmanager
 def handled(stop: Callable[[int], None]) -> Iterator[None]:
     """Call `stop` with a signal's number in the block, where an exception could break an event loop."""
-    before = {number: signal.getsignal(number) for number in _STOPS}
-    _set(_STOPS, lambda number, _frame: stop(number))
+    before = {number: signal.getsignal(number) for number in _ALL}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        _set(_ALL, signal.SIG_IGN)
+        stop(number)
+
+    _set(_STOPS, handle)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+def interrupted_once() -> None:
+    """Let what handles Ctrl-C now, as an event loop's own handler, do so once."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _set(_ALL, signal.SIG_IGN)
+        if callable(handler):
+            handler(number, frame)
+
+    _set((signal.SIGINT,), handle)

@@ -15,6 +15,7 @@ from engine.oci.documents import (
     ImageConfig,
     Index,
     Manifest,
+    check_manifest_type,
     parse_config,
     parse_index,
     parse_manifest,
@@ -75,8 +76,9 @@ def resolve(
         if len(path) > limits.INDEX_DEPTH:
             raise _too_deep(target)
         path += _choose(path[-1], platform, read)
-    manifest_data = read(path[-1], limits.MANIFEST)
-    manifest = parse_manifest(manifest_data, path[-1].media_type, f"manifest {path[-1].digest}")
+    what = f"manifest {path[-1].digest}"
+    check_manifest_type(path[-1].media_type, what)  # what is none may well be large, or not be here
+    manifest = parse_manifest(read(path[-1], limits.MANIFEST), path[-1].media_type, what)
     config_data = read(manifest.config, limits.CONFIG)
     config = parse_config(config_data, len(manifest.layers), f"config {manifest.config.digest}")
     image = ResolvedImage(path, manifest, config)

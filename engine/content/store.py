@@ -181,6 +181,10 @@ class ContentStore:
         """Hash a blob again and return its size; DataLoss if the bytes are not what they were."""
         return sum(map(len, self.read_verified(digest)))
 
+    def growth(self, size: int) -> int:
+        """Return how much more of the disk `size` bytes would take: what was deleted left some free."""
+        return max(0, size - self._blobs.unused())
+
     def ingest(
         self, ref: str, *, lease: str, expected: Digest | None = None, total: int | None = None
     ) -> Writer:

@@ -7,9 +7,10 @@ two blocks is only found out by what reads the bytes, and by the diff ID.
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
-from typing import IO, cast
+from typing import IO, NamedTuple, Protocol, cast
 
 import zstandard
 from isal import igzip_lib
@@ -18,17 +19,45 @@ from engine import limits
 from engine.errors import Refused
 from engine.oci.mediatypes import Compression
 
-__all__ = ["SNIFFED", "decompressed", "sniff"]
+__all__ = ["SNIFFED", "Form", "bounded", "decompressed", "sniff", "streams"]
 
 SNIFFED = 4
 """How many of the first bytes tell how the rest is packed."""
 _PIECE = 1 << 20
-_FEED = 1 << 18  # compressed bytes handed over at once: what a member's end leaves is copied
-_GZIP_MEMBERS = 1024  # members that may be small; beyond that each must give 512 bytes on average
+_FEED = 1 << 18  # compressed bytes handed over at once: what a stream's end leaves is copied
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # bytes 1 to 3 of 0x184D2A50 to 0x184D2A5F, little-endian
+
+
+class _Stream(Protocol):
+    """What isal, lzma and bz2 have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes | memoryview, max_length: int = -1, /) -> bytes: ...
+
+
+class Form(NamedTuple):
+    """A way to pack, of which several streams in a row are one; `padding` may stand between them."""
+
+    name: str
+    begin: Callable[[], _Stream]
+    errors: tuple[type[Exception], ...]
+    fault: str = "damaged"
+    padding: bytes = b""
+
+
+_GZIP = Form(
+    "gzip",
+    partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP),
+    (igzip_lib.IsalError,),  # type: ignore[arg-type]  # its stub calls it a variable
+)
 
 
 def sniff(head: bytes) -> Compression:
@@ -49,15 +78,16 @@ def decompressed(packed: Iterable[bytes | memoryview], limit: int) -> Iterator[b
     found = sniff(head)
     whole = chain((head,), source)
     if found is Compression.GZIP:
-        unpacked = _gunzip(whole)
+        unpacked = streams(whole, _GZIP)
     elif found is Compression.ZSTD:
         unpacked = _unzstd(whole)
     else:
         unpacked = _plain(whole)
-    return _bounded(unpacked, limit)
+    return bounded(unpacked, limit)
 
 
-def _bounded(unpacked: Iterator[bytes], limit: int) -> Iterator[bytes]:
+def bounded(unpacked: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    """Yield `unpacked`. Refused beyond `limit` bytes."""
     written = 0
     for piece in unpacked:
         written += len(piece)
@@ -74,29 +104,30 @@ def _plain(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
             yield from map(bytes, _slices(iter((piece,)), _PIECE))
 
 
-def _gunzip(packed: Iterator[bytes | memoryview]) -> Iterator[bytes]:
-    members, written = 1, 0
-    stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    rest = b""
+def streams(packed: Iterator[bytes | memoryview], form: Form) -> Iterator[bytes]:
+    """Yield what streams in a row unpack to. Refused for damaged ones, and for too many tiny ones."""
+    stream, begun, written = form.begin(), 1, 0
     for feed in _slices(packed, _FEED):
-        pending: bytes | memoryview = feed if not rest else rest + bytes(feed)
-        rest = b""
+        pending: bytes | memoryview = feed
         while len(pending) or not (stream.needs_input or stream.eof):
             if stream.eof:
-                members += 1
-                if members > _GZIP_MEMBERS + written // 512:
-                    raise Refused("made of too many tiny gzip members")
-                stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+                pending = bytes(pending).lstrip(form.padding)
+                if not pending:
+                    break
+                begun += 1
+                if begun > limits.STREAMS + written // 512:
+                    raise Refused(f"made of too many tiny {form.name} streams")
+                stream = form.begin()
             try:
                 piece = stream.decompress(pending, _PIECE)
-            except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stub calls it a variable
-                raise Refused(f"the gzip stream is damaged: {error}") from None
+            except form.errors as error:
+                raise Refused(f"the {form.name} stream is {form.fault}: {error}") from None
             pending = stream.unused_data if stream.eof else b""
             written += len(piece)
             if piece:
                 yield piece
     if not stream.eof:
-        raise Refused("the gzip stream is cut off")
+        raise Refused(f"the {form.name} stream is cut off")
 
 
 def _slices(packed: Iterator[bytes | memoryview], size: int) -> Iterator[memoryview]:

@@ -32,7 +32,6 @@ __all__ = [
 
 _LONG_LINK = 60  # bytes: ext4 keeps a shorter one in its inode
 _NOTHING: frozenset[bytes] = frozenset()  # most folders hide nothing, and there may be many
-_STEPS = 4096  # folders and links that one entry may make us walk through
 
 Payload = Callable[[], Iterator[memoryview]]
 
@@ -352,7 +351,7 @@ class LayerTree:
                 further = _steps_of(node)
                 steps += len(further) + 1
                 self._budget.link_steps(len(further) + 1)
-                if steps > _STEPS:
+                if steps > limits.LAYER_ENTRY_STEPS:
                     raise Refused(
                         f"layer has links that lead in too many steps through {printable(name)!r}"
                     )

@@ -15,7 +15,7 @@ from zlib import adler32
 import msgspec
 
 from engine import limits
-from engine.diff import sparse
+from engine.diff import acl, sparse
 from engine.errors import Refused, printable
 
 __all__ = [
@@ -42,6 +42,7 @@ _SAME_AS_FILE = frozenset((b"\0", b"7", _GNU_SPARSE))  # before POSIX; "contiguo
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_LABEL = b"x", b"g", b"L", b"K", b"V"
 
 _XATTR = b"SCHILY.xattr."
+_ACL_TEXT = b"SCHILY.acl."  # as star and bsdtar write ACLs: named like xattrs, to be counted as left out
 _READ = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")) | sparse.KEYS
 _RECORD = re.compile(rb"([1-9][0-9]{0,19}) ([^=]+)=")
 # A run of well-formed short records that mean nothing here. Short, so that the length can be part of
@@ -49,7 +50,7 @@ _RECORD = re.compile(rb"([1-9][0-9]{0,19}) ([^=]+)=")
 _PASSED_OVER = re.compile(
     rb"(?:%s)*+"
     % b"|".join(
-        rb"%d (?!(?:path|linkpath|size|uid|gid|mtime)=|SCHILY\.xattr\.|GNU\.sparse\.)"
+        rb"%d (?!(?:path|linkpath|size|uid|gid|mtime)=|SCHILY\.(?:xattr|acl)\.|GNU\.sparse\.)"
         rb"(?=[^=\0]{1,%d}=)[^\0]{%d}\n" % (length, rest - 1, rest)
         for length in range(5, 32)
         if (rest := length - len(b"%d \n" % length))
@@ -407,7 +408,7 @@ def _pax_records(body: bytes, into: dict[bytes, bytes]) -> int:
         is_xattr = key.startswith(_XATTR)
         if has_nul and (b"\0" in key or (not is_xattr and body.find(b"\0", at, end) >= 0)):
             raise Refused("archive has a NUL in a pax record")
-        if is_xattr or key in _READ:
+        if is_xattr or key in _READ or key.startswith(_ACL_TEXT):
             into[key] = body[found.end() : end - 1]
         elif key in sparse.PAIR:
             pairs.append((key, body[found.end() : end - 1]))
@@ -442,4 +443,7 @@ def _pax_time(text: bytes) -> int:
 
 
 def _pax_xattrs(pax: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    return {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)} or _NONE
+    xattrs = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
+    if acl.ACCESS not in xattrs and acl.DEFAULT not in xattrs:
+        xattrs |= {key: value for key, value in pax.items() if key.startswith(_ACL_TEXT)}
+    return xattrs or _NONE

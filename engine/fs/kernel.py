@@ -90,7 +90,9 @@ def _steps(path: bytes) -> list[tuple[bytes, bool]]:
     """Cut a path into pieces that the kernel takes; say of each whether it is the last."""
     pieces: list[bytes] = []
     while len(path) > _PATH_LIMIT:
-        cut = path.rindex(b"/", 0, _PATH_LIMIT)
+        cut = path.rfind(b"/", 0, _PATH_LIMIT)
+        if cut < 0:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         pieces.append(path[:cut])
         path = path[cut + 1 :]
     pieces.append(path or b".")

@@ -189,6 +189,16 @@ class Environment:
         with mapped(self._path), self._gate.inside():
             self._env.reader_check()
 
+    def unused(self) -> int:
+        """Return how many bytes of a file without named tables hold nothing: deletions left them."""
+        with mapped(self._path), self._gate.inside():
+            if not self._mapped_bytes:
+                return 0
+            last: int = self._env.info()["last_pgno"]
+            found = self._env.stat()
+            used: int = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
+            return (last + 1 - used) * self._page
+
     def release_pages(self) -> None:
         """Give back the memory of pages read so far; for readers of much."""
         release_mapped(self._path / "data.mdb")

@@ -61,11 +61,14 @@ def _from_lmdb(path: Path, error: lmdb.Error) -> EngineError:
         if isinstance(error, foreign):
             return kind(f"{doing}: {advice}")
     # py-lmdb turns errno values into plain lmdb.Error texts: "path: No space left on device".
-    if isinstance(error, lmdb.DiskError) or _is(error, errno.EIO):
-        # LMDB calls a short write an I/O error; it is mostly that of a full file system.
+    if isinstance(error, lmdb.DiskError | lmdb.PanicError) or _is(error, errno.EIO):
+        # LMDB calls a short write an I/O error; it is mostly that of a full file system. After one of a
+        # meta page nothing can be written until the file is opened again: each attempt is a panic.
         disk = os.statvfs(path)
         if disk.f_bavail * disk.f_frsize < _ROOM:
             return from_os_error(OSError(errno.ENOSPC, ""), doing)
+    if isinstance(error, lmdb.PanicError):
+        return Unavailable(f"{doing}: an earlier write failed; see to the disk, then run this again")
     if _is(error, errno.EAGAIN):
         # Readers lock the byte of their pid in lock.mdb (mdb.c, mdb_reader_pid).
         return Unavailable(

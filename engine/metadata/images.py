@@ -19,8 +19,8 @@ __all__ = ["ImageStore"]
 _SHOWN = 5  # names in a message
 
 
-def _absent(full: str) -> NotFound:
-    return NotFound(f"no image {familiar(full)}; `lamina images` lists what there is")
+def _absent(name: str) -> NotFound:
+    return NotFound(f"no image {name}; `lamina images` lists what there is")
 
 
 class ImageStore:
@@ -44,7 +44,25 @@ class ImageStore:
             return self._named(txn, name)
 
     def _named(self, txn: Transaction, name: str) -> Image | None:
-        return IMAGES.get(txn, self._namespace, str(parse_reference(name)))
+        return IMAGES.get(txn, self._namespace, str(parse_reference(self._whole(txn, name))))
+
+    def _whole(self, txn: Transaction, name: str) -> str:
+        """Return a name that ends in the first digits of a digest in full, others as they are."""
+        path, _, digits = name.rpartition("@")
+        starts = [start for start in beginnings(digits) if path and len(start.text) < start.size]
+        if not starts:
+            return name
+        wanted = tuple(
+            str(parse_reference(f"{path}@{start.text.ljust(start.size, '0')}"))[
+                : len(start.text) - start.size
+            ]
+            for start in starts
+        )
+        names = [image.name for image in IMAGES.survey(txn, self._namespace)[0]]
+        found = the_one((one for one in names if one.startswith(wanted)), name, "images")
+        if found is None:
+            raise _absent(name)
+        return found
 
     def _of_digest(self, txn: Transaction, text: str) -> list[Image]:
         """Return the images whose digest begins as `text`, by name: one digest, one name or more."""
@@ -52,7 +70,7 @@ class ImageStore:
         readable = IMAGES.survey(txn, self._namespace)[0] if starts else []
         found = [image for image in readable if image.target.digest.startswith(starts)]
         if the_one((image.target.digest for image in found), text, "images") is None:
-            raise _absent(str(parse_reference(text)))
+            raise _absent(familiar(str(parse_reference(text))))
         return sorted(found, key=lambda image: image.name)
 
     def walk(self) -> list[Image]:
@@ -117,7 +135,7 @@ class ImageStore:
             return found
 
     def _removable(self, txn: Transaction, name: str) -> str:
-        full = str(parse_reference(name))
+        full = str(parse_reference(self._whole(txn, name)))
         if IMAGES.any(txn, self._namespace, full):  # readable or not
             return full
         found = [image.name for image in self._of_digest(txn, name)]

@@ -210,8 +210,8 @@ class Mounting:
             if kept is None:
                 undo.callback(discard, mine, backend)
             hit("mount.prepared")
+            undo.callback(_take_down, target)  # first: Ctrl-C may come as soon as the kernel is done
             activate(with_options(mounts, [*_DEFAULTS, *options]), target)
-            undo.callback(deactivate, target, lazy=True)
             hit("mount.activated")
             done = self.claims.complete(mine, mount_id(target))
             undo.pop_all()
@@ -383,6 +383,11 @@ class Mounting:
 def _check_free(target: Path) -> None:
     if is_mounted(target):
         raise FailedPrecondition(f"something is mounted at {target}; unmount it first")
+
+
+def _take_down(target: Path) -> None:
+    if is_mounted(target):
+        deactivate(target, lazy=True)
 
 
 def _busy(record: MountRecord, table: MountTable) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "Manifest",
     "NotAnImage",
     "RootFS",
+    "check_manifest_type",
     "convert",
     "decode_json",
     "parse_config",
@@ -275,10 +276,15 @@ def _parse(
     return document
 
 
-def parse_manifest(data: bytes, media_type: str, what: str = "manifest") -> Manifest:
-    """Return the manifest in `data`, whose descriptor promised `media_type`."""
+def check_manifest_type(media_type: str, what: str) -> None:
+    """Raise NotAnImage for a media type that no image has."""
     if media_type not in MANIFESTS:
         raise NotAnImage(what, f"its media type is {printable(media_type)!r}")
+
+
+def parse_manifest(data: bytes, media_type: str, what: str = "manifest") -> Manifest:
+    """Return the manifest in `data`, whose descriptor promised `media_type`."""
+    check_manifest_type(media_type, what)
     manifest = _parse(data, Manifest, media_type, {"manifests", "fsLayers"}, what)
     if len(manifest.layers) > limits.LAYERS:
         raise Refused(f"{what} has over {limits.LAYERS} layers")

@@ -111,9 +111,8 @@ class Unpacker:
         # The config gets the anchor in the end, so it must still be there then.
         needed = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
         _, *blobs = await trio.to_thread.run_sync(self._content.pin, needed, lease.id)
-        odd = await trio.to_thread.run_sync(
-            self._mistyped, image.layers[0 if strict else first :], strict
-        )
+        looked_at = image.layers[0 if strict else first :]
+        odd = await trio.to_thread.run_sync(partial(mistyped, looked_at, self._content, strict=strict))
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
         applied: list[Applied] = []
         async with self._shop.flights.caller(report) as join:
@@ -142,12 +141,6 @@ class Unpacker:
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
             mistyped=odd,
         )
-
-    def _mistyped(self, layers: Sequence[Layer], strict: bool) -> tuple[str, ...]:
-        odd = tuple(mistyped(layers, self._content))
-        if odd and strict:
-            raise Refused(f"{odd[0]}; without --strict the bytes decide")
-        return odd
 
     def _anchor(self, image: ResolvedImage, first: int, snapshotter: Snapshotter, top: str) -> None:
         changes: dict[Digest, labels.Labels] = {

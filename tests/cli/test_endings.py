@@ -13,6 +13,7 @@ import click
 import pytest
 
 from engine import errors
+from engine.cli import signals
 from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
 from engine.content.store import BeingWritten
@@ -133,6 +134,49 @@ def test_a_signal_to_end_cleans_up_as_ctrl_c_does(tmp_path: Path, number: signal
     says = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}[number]
     assert victim.wait() == (128 + number, f"lamina: {says}\n")
     assert {name: records for name, records in dump(root).items() if records} == {}
+
+
+# In a process of its own: a KeyboardInterrupt may leave the store open in this one.
+_LONG_WORK = """
+import os, signal, sys, trio
+from pathlib import Path
+from engine.cli.context import Context
+from engine.cli.running import run
+number, name = int(sys.argv[1]), sys.argv[3]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+async def too_late(engine):
+    await trio.to_thread.run_sync(os.kill, os.getpid(), number)
+    return "made"
+async def twice(engine):
+    try:
+        os.kill(os.getpid(), number)
+        await trio.sleep_forever()
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleaned")
+try:
+    print(run(Context(Path(sys.argv[2]), "default"), globals()[name]))
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)  # what comes after the loop is clean-up too
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        pytest.param("too_late", "made\n", id="what was made stays, so it is told"),
+        pytest.param("twice", "cleaned\ninterrupted\n", id="a second one breaks off no clean-up"),
+    ],
+)
+def test_a_signal_in_long_work(stocked: Path, number: signal.Signals, name: str, says: str):
+    command = [sys.executable, "-P", "-c", _LONG_WORK, str(int(number)), str(stocked), name]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(), timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, says, "")
 
 
 def test_the_demo_leaves_nothing_when_it_is_terminated(tmp_path: Path):
@@ -308,6 +352,14 @@ def test_snapshots_that_went_before_an_error_are_in_its_document(stocked: Path):
     assert {row["key"] for row in lamina_json(stocked, "snapshots", "ls")} == set(CHAIN)
 
 
+def test_blobs_that_were_removed_before_an_error_are_in_its_document(stocked: Path):
+    lamina(stocked, "image", "rm", "app:1")
+    digest = lamina_json(stocked, "content", "ls")[0]["digest"]
+    shown = json.loads(lamina(stocked, "content", "rm", digest, digest, "--json", code=3).stdout)
+    assert shown["removed"] == [digest]
+    assert shown["error"]["message"].startswith(f"no blob {digest}")
+
+
 # -- errors of several tasks, and of others ---------------------------------------------------
 
 
@@ -366,3 +418,23 @@ def test_kinds_are_those_of_the_vocabulary(error: EngineError, capfd: pytest.Cap
 def test_a_bug_is_not_an_error_of_the_user():
     with pytest.raises(ZeroDivisionError):
         end(ZeroDivisionError(), as_json=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals):
+    """As `nohup lamina import` has it: the end of the session does not end the import."""
+    every = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    others = every.keys() - {number}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        for change in (signals.leave_at_once, signals.raising, signals.restore):
+            before = {each: signal.getsignal(each) for each in others}
+            change()
+            assert signal.getsignal(number) is signal.SIG_IGN
+            assert all(signal.getsignal(each) != before[each] for each in others)
+        with signals.handled(lambda _number: None):
+            assert signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        for each, handler in every.items():
+            signal.signal(each, handler)

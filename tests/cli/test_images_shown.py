@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli.output import View
 from engine.kv.schema import BLOBS
 from engine.oci.digest import digest_of
 from engine.oci.mediatypes import OCI_INDEX
@@ -12,7 +13,7 @@ from engine.root import Root
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_fails
 from tests.command import lamina, lamina_json
-from tests.engine.image_files import Files
+from tests.engine.image_files import HELLO, WORLD, Files
 
 pytestmark = pytest.mark.root
 
@@ -144,3 +145,20 @@ def test_inspect_of_an_odd_config(tmp_path: Path, config: dict[str, object]):
     image = layout(tmp_path / "app", [archive(member("a"))], tag="1", config=config)
     lamina(root, "import", "--no-unpack", image)
     assert "PLATFORM" in lamina(root, "image", "inspect", "app:1").stdout
+
+
+def test_a_digest_in_a_name_is_short_on_a_terminal_and_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files = Files()
+    for layer in (HELLO, WORLD):
+        files.list(files.image([layer]))
+    root = tmp_path / "root"
+    lamina(root, "import", "--no-unpack", files.folder(tmp_path / "two"))
+    monkeypatch.setattr(View, "width", 80)
+    header, *lines = lamina(root, "images").stdout.splitlines()
+    assert "UPDATED" in header
+    for line in lines:
+        name, digest, *_ = line.split()
+        assert name == f"two@{digest}"
+        assert lamina_json(root, "image", "inspect", name)["digest"].startswith(f"sha256:{digest}")

@@ -71,6 +71,17 @@ def test_a_bad_image_beside_a_good_one(tmp_path: Path):
     ]
 
 
+def test_no_error_is_kept_quiet(tmp_path: Path):
+    files = Files()
+    files.tag(files.image([HELLO]), "good")
+    for number in range(30):
+        files.tag({**files.image([WORLD]), "digest": f"sha256:{number:064}"}, f"bad{number}")
+    source = files.folder(tmp_path / "mixed")
+    said = lamina(tmp_path / "root", "import", "--no-unpack", "-q", source, code=5).stderr.splitlines()
+    assert said.pop(-2) == "and 9 more such; --json lists them"
+    assert [line.split(":")[2] for line in said] == [f"bad{n}" for n in (*range(1, 21), 0)]
+
+
 def test_a_bad_image_in_the_json(tmp_path: Path):
     done = lamina(tmp_path / "root", "import", mixed(tmp_path), "--json", code=5)
     found = json.loads(done.stdout)
@@ -117,7 +128,8 @@ def test_what_unpacking_left_out_is_said(tmp_path: Path):
     packed = {**files.layers([layer])[0], "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
     source = files.tag(files.image([layer], layers=[packed]), "1").folder(tmp_path / "app")
     root = tmp_path / "root"
-    assert_fails(root, "import", "--strict", source, code=5, says="gzip by its media type")
+    for further in ([], ["--no-unpack"]):
+        assert_fails(root, "import", "--strict", *further, source, code=5, says="gzip by its media type")
     done = lamina(root, "import", source)
     first, second = done.stderr.splitlines()
     assert first.endswith(", 1 xattrs left out")

@@ -81,6 +81,19 @@ def test_a_fault_is_a_row_that_is_never_cut():
     assert render(COLUMNS, [], [Fault("bad:1", "lost")], width=40)[1:] == ["bad:1  lost"]
 
 
+def test_a_fault_stands_below_the_names():
+    _, line, fault = render(
+        (Column("N"), Column("WHY")), [("long-name", "x")], [Fault("bad", "lost")], width=40
+    )
+    assert line.index("x") == fault.index("lost")
+
+
+def test_a_cell_is_shortened_to_its_least_and_no_further():
+    columns = (Column("N"), Column("WHY", goes=1, least=5))
+    shown = [render(columns, [("name", "0123456789")], width=width)[1] for width in (11, 10)]
+    assert shown == ["name  0123…", "name"]
+
+
 def test_what_an_image_wrote_cannot_write_to_the_terminal():
     _, line = render((Column("N"),), [("a\x1b[31m\n\u202eb" + "x" * 5000,)], [], width=None)
     assert "\x1b" not in line

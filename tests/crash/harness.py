@@ -23,13 +23,13 @@ _NAME = "image:latest"
 
 @dataclass(frozen=True)
 class Case:
-    """What a session prepares once: an image, a root that has it, its tree, how long commands take."""
+    """What a session prepares once: an image, a root that has it, its tree, how much commands write."""
 
     layout: Path
     imported: Path
     unpacked: Path
     tree: dict[bytes, TreeEntry]
-    seconds: dict[str, float]
+    growth: dict[str, int]
 
     def arguments(self, command: str, backend: str | None = None) -> list[str]:
         """Return the words of a command on this image; without a backend it has to find the best."""

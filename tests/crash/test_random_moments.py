@@ -1,15 +1,15 @@
 """Import and unpack, killed at 50 moments each, leave nothing half done and nothing behind."""
 
 import random
-import time
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.command import lamina, lamina_json
-from tests.crash.conftest import copy_template
+from tests.crash.conftest import copy_template, written
 from tests.crash.harness import Case, again, assert_nothing_half_done, assert_tree, collect_all
-from tests.processes import Victim
+from tests.processes import Victim, until
 
 pytestmark = [pytest.mark.crash, pytest.mark.root]
 
@@ -17,17 +17,19 @@ _MOMENTS = 50
 
 
 def _fractions(seed: str) -> list[float]:
-    """Return when to kill, as parts of a command's duration: random, one in each fiftieth."""
+    """Return when to kill, as parts of what a command writes: random, one in each fiftieth."""
     source = random.Random(seed)
     return [round((number + source.random()) / _MOMENTS, 4) for number in range(_MOMENTS)]
 
 
 def _kill_at(case: Case, command: str, root: Path, fraction: float) -> None:
     copy_template(case, command, root)
+    enough = written(root.parent) + fraction * case.growth[command]
     victim = Victim(root, case.arguments(command))
-    time.sleep(fraction * case.seconds[command])
+    until(lambda: written(root.parent) >= enough or victim.process.poll() is not None)
     victim.kill()
-    victim.wait()
+    code, messages = victim.wait()
+    assert code == -signal.SIGKILL or fraction > 0.95, messages
 
 
 @pytest.mark.parametrize("fraction", _fractions("import"))

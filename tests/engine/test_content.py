@@ -512,6 +512,18 @@ def test_a_reader_of_what_is_deleted_meanwhile(stores):
         next(reader)
 
 
+def test_a_reader_of_what_came_back_meanwhile(stores):
+    """It reads the bytes of the old number: they are gone, the new ones are not damaged."""
+    data = pattern(3 * EXTENT)
+    reader = stores.content.read(put(stores.content, data).digest)
+    next(reader)
+    stores.content.delete(digest_of(data))
+    put(stores.content, data)
+    stores.content.cleanup()
+    with pytest.raises(NotFound, match="removed while it was read"):
+        next(reader)
+
+
 def test_all_of_it_after_opening_again(tmp_path):
     data = {size: pattern(size) for size in SIZES}
     with Root(tmp_path / "root") as root:

@@ -450,3 +450,16 @@ def test_an_image_of_many_names_is_read_once(tmp_path, stores, monkeypatch):
     import_image(stores, image)
     assert len(names(stores)) == 300
     assert len(read) == 1
+
+
+def test_a_blob_that_is_here_has_the_size_that_is_promised(stores, tmp_path):
+    """Also where the source has a file of its name that has it, which is not read then."""
+    good, bad = Files(), Files()
+    import_image(stores, good.name(good.image()).folder(tmp_path / "good"))
+    before = state(stores)
+    layer = bad.layers([HELLO])[0]
+    bad.name(bad.image(layers=[{**layer, "size": layer["size"] + 1}]), "example.org/b:1")
+    bad.files["blobs/" + layer["digest"].replace(":", "/")] += b"x"
+    with pytest.raises(Refused, match="its descriptor says"):
+        import_image(stores, bad.folder(tmp_path / "bad"))
+    assert state(stores) == before

@@ -2,11 +2,14 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import msgspec
 import pytest
 
 from engine import limits, plugins
+from engine.archive.contents import Candidate, DockerFiles, Name
+from engine.archive.importer import Brought, PassedOver
 from engine.content.image import resolve
 from engine.content.present import present
 from engine.errors import (
@@ -19,7 +22,7 @@ from engine.errors import (
     Refused,
 )
 from engine.oci.digest import digest_of
-from engine.oci.documents import Descriptor
+from engine.oci.documents import Descriptor, NotAnImage
 from engine.oci.platform import Platform
 from engine.snapshots import Probe
 from engine.testing.archives import pack
@@ -51,6 +54,10 @@ def names(stores):
 
 def digests(stores):
     return {blob.digest for blob in stores.content.walk()}
+
+
+def blob_of(entry):
+    return "blobs/" + entry["digest"].replace(":", "/")
 
 
 def two(files=None, **changes):
@@ -92,6 +99,24 @@ def test_what_is_no_image_is_passed_over_and_named(stores, tmp_path, form):
     assert names(stores) == ["example.org/a:1"] == [image.name for image in result.images]
     assert not result.failed
     assert len(digests(stores)) == 3, "nothing of the others is stored"
+
+
+@pytest.mark.parametrize("blob", ["large", "missing", "with a digest of another kind"])
+def test_what_is_no_image_is_passed_over_unread(stores, tmp_path, blob):
+    """A model or a video may stand beside an image, here or elsewhere."""
+    files = Files()
+    entry = files.blob(bytes(limits.MANIFEST + 1), "video/mp4")
+    if blob != "large":
+        del files.files[blob_of(entry)]
+    if blob.startswith("with"):
+        entry["digest"] = "blake3:" + "0" * 64
+    files.name(files.image()).tag(entry, "film")
+    result = import_all(stores, files.folder(tmp_path / "image"))
+    assert [(one.name, one.reason) for one in result.passed_over] == [
+        ("film", "its media type is 'video/mp4'")
+    ]
+    assert not result.failed
+    assert len(result.images) == 1
 
 
 def test_what_is_no_image_and_has_no_name_is_known_by_its_digest(stores, tmp_path):
@@ -170,6 +195,40 @@ def test_a_bad_image_does_not_keep_out_the_others(stores, tmp_path):
     assert isinstance(bad.error, Refused)
     assert str(bad.error).startswith("image example.org/b:1: blob sha256:")
     assert "is missing; the image is incomplete" in str(bad.error)
+
+
+def test_a_document_that_is_too_large_does_not_keep_out_the_others(stores, tmp_path):
+    """It is not read, so what it says it has is nothing that the others could not have."""
+    files = two()
+    folder = files.folder(tmp_path / "image")
+    with (folder / blob_of(files.entries[0])).open("wb") as file:
+        file.truncate(1 << 40)
+    result = import_all(stores, folder)
+    assert names(stores) == ["example.org/b:1"]
+    assert "is over 4194304 bytes" in str(result.failed[0].error)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    "shared", [NotFound("gone"), DigestMismatch("layer", "a", "b"), NotAnImage("it", "odd")]
+)
+def test_an_error_that_two_imports_share_names_the_image_of_each(shared, asked):
+    """They unpack one bad layer once, and both are told with the same object."""
+    said = str(shared)
+    for name in ("one:1", "two:1"):
+        brought = Brought("source", asked=asked)
+        listed = Candidate((Name(name, name),), "", DockerFiles("", ()))
+        ending = pytest.raises(type(shared)) if asked else nullcontext()
+        with ending as raised, brought.collecting(listed):
+            raise shared
+        if raised or brought.failed:
+            error = raised.value if raised else brought.failed[0].error
+            assert str(error) == f"image {name}: {said}"
+            assert vars(error) == vars(shared)
+        else:
+            assert brought.passed_over == [PassedOver(name, "", "odd")]
+    assert str(shared) == said
+    assert shared.__traceback__
 
 
 def test_what_a_bad_image_brought_in_goes(stores, tmp_path):
@@ -432,6 +491,17 @@ def test_docker_images_without_names(stores, tmp_path, compression):
     assert len(names(stores)) == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("App v2.OCI.tar", "app-v2"), ("_.tar", "image"), ("x" * 200 + ".tar", "x" * 128)],
+)
+def test_an_image_without_a_name_has_that_of_its_file(stores, tmp_path, file, name):
+    files = Files()
+    files.list(files.image([HELLO]))
+    (image,) = import_image(stores, files.tar(tmp_path / file))
+    assert image.name == f"docker.io/library/{name}:latest"
+
+
 def test_images_of_one_platform_without_a_name_are_two(stores, tmp_path):
     files = Files()
     for layer in (HELLO, WORLD):
@@ -604,6 +674,24 @@ def test_platforms_of_indexes_in_indexes_add_up(stores, tmp_path):
         found = stores.resolve(image.target, platform)
         assert found.config.architecture == platform.architecture
         assert stores.content.read_all(found.layers[0].descriptor.key, limits.MIB)
+
+
+@pytest.mark.parametrize("platform", [AMD64, ARM64], ids=lambda p: p["architecture"])
+def test_a_layout_may_lack_the_indexes_of_other_platforms(stores, tmp_path, platform):
+    """As a copy for one platform alone does; an unpack passes them over, too."""
+    wanted = Platform(**platform)
+    files = nested(Files())
+    arm, amd = json.loads(files.files[blob_of(files.entries[0])])["manifests"]
+    del files.files[blob_of(amd if platform is ARM64 else arm)]
+    (image,) = import_image(stores, files.folder(tmp_path / "image"), platform=wanted)
+    assert stores.resolve(image.target, wanted).config.architecture == platform["architecture"]
+
+
+def test_the_index_that_an_image_is_named_by_must_be_there(stores, tmp_path):
+    files = nested(Files())
+    del files.files[blob_of(files.entries[0])]
+    with pytest.raises(Refused, match=r"blob sha256:\w+ is missing; the image is incomplete"):
+        import_image(stores, files.folder(tmp_path / "image"))
 
 
 def test_the_best_of_all_indexes_is_chosen(stores, tmp_path):

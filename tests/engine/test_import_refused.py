@@ -331,6 +331,7 @@ def without_file(name):
 
 
 _NAME = "x" * 5000
+_WIDE_NAME = "\U00010348" * 1010  # four bytes each
 
 DOCKER_ROWS = {
     "M-02 duplicate Layers": lambda: {
@@ -352,6 +353,7 @@ DOCKER_ROWS = {
     "M-16 config of the host": lambda: docker(Config="/etc/passwd"),
     "M-16 name with NUL": lambda: docker(Config="config.json\0"),
     "M-16 long name": lambda: docker(Config=_NAME),
+    "M-16 long name in few characters": lambda: docker(Config=_WIDE_NAME),
     "M-16 long name in many parts": lambda: docker(Config="x/" * 5000),
     "M-16 a folder as layer": lambda: docker(Layers=["0"]),
     "M-16 a file as folder": lambda: docker(Layers=["config.json/x"]),
@@ -390,6 +392,7 @@ DOCKER_WHY = {
     "M-16 config of the host": (_OUT, _NO_FILE.format("/etc/passwd")),
     "M-16 name with NUL": ("config.json.*x00' is no name for a file", _NO_FILE.format("config")),
     "M-16 long name": ("'x+…' is no name for a file", _NO_FILE.format("x+…'")),
+    "M-16 long name in few characters": ("…' is no name for a file", _NO_FILE.format("\U00010348+…'")),
     "M-16 long name in many parts": ("' is no name for a file", _NO_FILE.format("x/x/")),
     "M-16 a folder as layer": (_NO_LAYER.format("0"),),
     "M-16 a file as folder": (_NO_LAYER.format("config.json/x"),),

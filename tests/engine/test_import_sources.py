@@ -13,14 +13,13 @@ import trio
 
 from engine import limits
 from engine.app import Engine
-from engine.archive import packed
 from engine.archive.opening import open_source
 from engine.archive.packed import unpacked
 from engine.errors import InvalidArgument, Refused, ResourceExhausted
 from engine.fs import kernel
 from engine.oci.digest import digest_of
 from engine.progress import Step
-from engine.testing.archives import archive, member
+from engine.testing.archives import END, SPARSE_FORMS, archive, member, sparse_member
 from engine.unpack.workshop import open_workshop
 from tests.engine.image_files import (
     AMD64,
@@ -239,6 +238,16 @@ def test_the_memory_that_xz_asks_for_is_bounded():
     assert b"".join(unpacked([usual])) == b"x"
 
 
+@pytest.mark.parametrize("compress", [xz, bz2.compress, gzip.compress, bytes])
+def test_what_an_archive_unpacks_to_is_bounded(compress, monkeypatch):
+    data = compress(bytes(3000))
+    monkeypatch.setattr(limits, "IMAGE", 3000)
+    assert sum(map(len, unpacked([data]))) == 3000
+    monkeypatch.setattr(limits, "IMAGE", 2999)
+    with pytest.raises(Refused, match="over 2999 bytes unpacked"):
+        list(unpacked([data]))
+
+
 @pytest.mark.parametrize("compress", [xz, bz2.compress])
 def test_what_unpacks_to_much_comes_in_pieces(compress):
     sizes = [len(piece) for piece in unpacked([compress(bytes(8 * limits.MIB))])]
@@ -279,7 +288,7 @@ def _fill(file, size):
 
 @pytest.mark.parametrize("compress", [xz, bz2.compress])
 def test_many_tiny_streams_are_refused(compress, monkeypatch):
-    monkeypatch.setattr(packed, "_STREAMS", 10)
+    monkeypatch.setattr(limits, "STREAMS", 10)
     with pytest.raises(Refused, match="too many tiny"):
         list(unpacked([compress(b"x") * 50]))
 
@@ -288,6 +297,56 @@ def test_many_tiny_streams_are_refused(compress, monkeypatch):
 def test_bytes_that_come_one_by_one(pack):
     data = pack(_DATA)
     assert b"".join(unpacked(data[at : at + 1] for at in range(len(data)))) == _DATA
+
+
+# -- archives with sparse members --------------------------------------------------------------
+
+
+def sparsely(form, name, data):
+    """Return a member as `tar --sparse` writes it, without the blocks of zeros of `data`."""
+    blocks = [(at, data[at : at + 512]) for at in range(0, len(data), 512)]
+    return sparse_member(form, name.encode(), len(data), [(at, b) for at, b in blocks if any(b)])
+
+
+@pytest.mark.parametrize("form", SPARSE_FORMS)
+def test_sparse_members_are_read_with_their_holes(stores, tmp_path, form):
+    """As tar packs a layout in which a layer, itself an archive, has runs of zeros."""
+    layer = archive(member("f", data=b"x" * 512 + bytes(100_000) + b"y"), member("g", data=bytes(9999)))
+    files = docker_files([layer])
+    del files["0/layer.tar"]
+    path = tar_of(tmp_path / "image.tar", files, sparsely(form, "0/layer.tar", layer))
+    assert path.stat().st_size < len(layer) / 4
+    (image,) = import_image(stores, path)
+    (found,) = stores.resolve(image.target).layers
+    assert b"".join(stores.content.read_verified(found.descriptor.key)) == layer
+
+
+def test_equal_sparse_twins_are_one(stores, tmp_path):
+    one, other = (sparse_member("1.0", b"spare", 5000, [(1000, data)]) for data in (b"xy", b"xz"))
+    import_image(stores, one_image().tar(tmp_path / "same.tar", one, one))
+    with pytest.raises(Refused, match="two different files 'spare'"):
+        import_image(stores, one_image().tar(tmp_path / "two.tar", one, other))
+    other = sparse_member("1.0", b"spare", 5000, [(1001, b"xy")])
+    with pytest.raises(Refused, match="two different files 'spare'"):
+        import_image(stores, one_image().tar(tmp_path / "two.tar", one, other))
+
+
+def test_sparse_members_are_bounded_over_the_archive(stores, tmp_path, monkeypatch):
+    parts = [sparse_member("0.1", b"%d" % n, 6000, [(9, b"x"), (99, b"y")]) for n in range(2)]
+    path = one_image().tar(tmp_path / "image.tar", *parts)
+    monkeypatch.setattr(limits, "SPARSE_PARTS", 3)
+    with pytest.raises(Refused, match="sparse files of over 3 parts"):
+        import_image(stores, path)
+    monkeypatch.setattr(limits, "IMAGE", 11_999)
+    with pytest.raises(Refused, match="sparse files of over 11999 bytes"):
+        import_image(stores, path)
+
+
+def test_an_archive_that_ends_within_a_sparse_member_is_cut_off(stores, tmp_path):
+    path = one_image().tar(tmp_path / "image.tar", sparse_member("S", b"f", 9, [(0, b"x"), (8, b"y")]))
+    path.write_bytes(path.read_bytes()[: -len(END) - 512 + 1])
+    with pytest.raises(Refused, match="archive is cut off; copy it again"):
+        import_image(stores, path)
 
 
 # -- pipes ------------------------------------------------------------------------------------

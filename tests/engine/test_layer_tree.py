@@ -190,6 +190,18 @@ def test_a_damaged_outline_is_an_error_or_another_outline(tree: Folder, at: int,
             outline.decode(damaged)
 
 
+def test_an_outline_that_ends_between_two_pieces_is_damaged() -> None:
+    """As a crash may leave its file: each piece is whole, what the others hide would show again."""
+    root = Folder(None, b"")
+    for number in range(outline._AT_ONCE):
+        root.names[b"%d" % number] = Folder(root, b"%d" % number)
+    pieces = list(outline.encode(Outline(root, 5, 6)))
+    assert len(pieces) > 3  # a head, then lengths and pieces
+    for end in range(1, len(pieces)):
+        with pytest.raises(DataLoss, match="unpack again"):
+            outline.decode(b"".join(pieces[:end]))
+
+
 def test_an_outline_is_linear_in_a_deep_tree() -> None:
     # As paths, 500 folders of 500 levels would be 125,000 components.
     root = folder = Folder(None, b"")

@@ -96,3 +96,9 @@ def test_a_short_aufs_mount_is_one_piece():
 def test_a_path_of_over_a_page_is_told():
     with pytest.raises(ResourceExhausted, match="over a page"):
         aufs_pieces([f"br:/a=rw:/{'x' * 5000}=ro+wh"], 4094)
+
+
+def test_a_piece_has_no_more_branches_than_aufs_parses_at_once():
+    first, *more = aufs_pieces(["br:" + ":".join(f"b{number}" for number in range(200))], 4096)
+    counts = [first.count(":"), *(piece.count("append:") for piece in more)]
+    assert counts == [64, 64, 64, 8]

@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 
 from engine import failpoints
-from engine.errors import AlreadyExists, EngineError, FailedPrecondition, NotFound
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from engine.kv.schema import MOUNTS, MountRecord, now
 from engine.metadata.mounts import MountState
+from engine.mount import Mount, activate, mounted
 from engine.mounts import mounting
 from engine.mounts.claims import Claims
 from engine.mounts.mounting import Order
-from engine.mounts.table import is_mounted
+from engine.mounts.table import boot_id, here, is_mounted
+from engine.processes import pid_namespace
 from engine.snapshots import Kind
 from engine.stores import Stores
 from engine.testing.archives import archive, member
@@ -137,6 +146,61 @@ def test_what_a_target_must_be(stores: Stores, target: Path) -> None:
     other.mkdir()
     with pytest.raises(AlreadyExists, match="named taken"):
         stores.mounting.mount(order(stores, "copy", other, name="taken"))
+    store = stores.root.path
+    for within in (store, store / "trash", store.parent, Path("/")):
+        with pytest.raises(InvalidArgument, match="overlap; mount somewhere else"):
+            stores.mounting.ready(within)
     assert left(stores, "copy") == ["taken"]
     stores.umount(target)
     assert left(stores, "copy") == []
+
+
+def test_an_interrupt_just_after_the_kernel_mounted_leaves_nothing(
+    stores: Stores, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        activate(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mounting, "activate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stores.mounting.mount(order(stores, "overlay", target))
+    assert not is_mounted(target)
+    assert (stores.mounting.walk(), left(stores, "overlay")) == ([], [])
+
+
+def test_what_others_mounted_where_a_command_died_is_theirs(stores: Stores, target: Path) -> None:
+    """It died before it mounted anything: what is there now is not its to undo."""
+    record = MountRecord(
+        key="died",
+        target=str(target),
+        backend="overlay",
+        rw=False,
+        image="image:1",
+        top="",
+        state=MountState.CHANGING,
+        created=now(),
+        boot=boot_id(),
+        space=here(),
+        processes=pid_namespace(),
+        lease="ended",
+    )
+    with stores.root.meta.write() as txn:
+        MOUNTS.put(txn, record, "default", record.key)
+    with mounted([Mount(type="tmpfs", source="theirs", options=[])], target):
+        (target / "file").touch()
+        stores.mounting.claims.heal()
+        assert (target / "file").exists()
+    assert stores.mounting.walk() == []
+
+
+def test_what_others_mounted_over_ours_is_not_unmounted(stores: Stores, target: Path) -> None:
+    stores.mounting.mount(order(stores, "overlay", target))
+    with mounted([Mount(type="tmpfs", source="theirs", options=[])], target):
+        (target / "theirs").touch()
+        for lazy in (False, True):
+            with pytest.raises(FailedPrecondition, match="is not lamina's; unmount that first"):
+                stores.umount(target, lazy=lazy)
+        assert (target / "theirs").exists()
+    stores.umount(target)
+    assert not is_mounted(target)

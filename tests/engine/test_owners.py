@@ -1,5 +1,6 @@
 """Who is alive: a lock that the kernel answers for, in this process, others, and other namespaces."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -55,6 +56,14 @@ def test_an_owner_lives_until_it_closes(tmp_path):
     assert os.listdir(tmp_path) == [others.me.id]
     others.close()
     others.close()
+
+
+def test_a_look_at_a_dead_owner_does_not_make_it_live_for_others(tmp_path):
+    """Two processes may look at once: else neither would go on with what the dead one began."""
+    (tmp_path / "dead").touch()
+    with (tmp_path / "dead").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not Owners(tmp_path).is_alive("dead")
 
 
 def test_what_has_no_file_is_dead(tmp_path):

@@ -20,6 +20,7 @@ from engine.archive.opening import open_source
 from engine.archive.source import TarSource
 from engine.diff.tar import Entry, TarReader
 from engine.errors import Refused, printable
+from engine.fs.room import Room
 from engine.limits import MIB
 from engine.oci.documents import decode_json, parse_config, parse_index
 from engine.progress import silent
@@ -205,7 +206,7 @@ def test_m_03_documents_are_bounded_over_all_images(tmp_path, stores, monkeypatc
     files = docker_files()
     monkeypatch.setattr(limits, "ARCHIVE_DOCUMENTS", 3 * len(files["config.json"]))
     with open_source(tar_of(tmp_path / "image.tar", files), tmp_path, quiet) as source:
-        intake = Intake(source.files, stores.content, "lease", silent)
+        intake = Intake(source.files, stores.content, "lease", silent, Room(tmp_path))
         for _ in range(3):
             intake.small("config.json", limits.CONFIG)
         with pytest.raises(Refused, match="documents of all images have over"):

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from engine.app import Engine
+from engine.archive.importer import Wanted, import_images
 from engine.errors import AlreadyExists, EngineError, NotFound
 from engine.gc import collect as collecting
 from engine.kv import turn
@@ -20,7 +21,7 @@ from engine.mount import mounted
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
-from engine.progress import Step
+from engine.progress import Step, silent
 from engine.root import Root
 from engine.snapshots import Commit, Kind
 from engine.stores import Stores
@@ -132,6 +133,38 @@ def test_collections_all_through_an_import(world: World, form: str, backend: str
     assert len(passed) > 10
     assert list(world.tops()) == [backend] * (backend is not None)
     assert not world.stores.collect().blobs
+
+
+@pytest.mark.parametrize("missing", ["layer", "config", "manifest"])
+def test_what_a_source_leaves_out_stays_from_the_first_look(world: World, missing: str) -> None:
+    """That the store has it decides that the import goes on; from then on nobody may take it away."""
+    world.run(importing(world.source, "held:1"))
+    image = world.stores.resolve(world.stores.images.get("held:1").target)
+    parts = {
+        "layer": image.manifest.layers[0],
+        "config": image.manifest.config,
+        "manifest": image.path[-1],
+    }
+    (world.source / "blobs" / parts[missing].digest.replace(":", "/")).unlink()
+    meta = world.stores.root.meta
+    with (
+        leased(meta, "default") as lease,
+        meddled(world.patch, meta, lambda _n: world.collect()) as passed,
+    ):
+        brought = import_images(
+            world.source,
+            world.stores.content,
+            Wanted(platform=AMD64),
+            spool=world.stores.root.trash,
+            lease=lease,
+            report=silent,
+            check=lambda _planned: world.stores.images.remove("held:1"),
+        )
+        (one,) = brought.images
+        world.stores.images.put_all({NAME: one.target}, replace=False)
+    assert len(passed) > 10
+    world.collect()
+    world.tops()
 
 
 @pytest.mark.parametrize("backend", ["overlay", "copy", "aufs"])
@@ -304,6 +337,30 @@ def test_one_of_two_callers_leaves_and_collections_go_on(
     assert not [key for key in keys if key.startswith("extract-")]
     with world.stores.root.meta.read() as txn:
         assert not LEASES.scan(txn, "default")
+
+
+def test_who_stays_pins_layers_begun_under_the_lease_of_who_left(world: World) -> None:
+    """That lease ends when the one who stays has all, and before he has anchored it."""
+    world.run(importing(world.source))
+    scope, begun = trio.CancelScope(), shared(world)
+
+    async def first(engine: Engine) -> None:
+        with scope:
+            await engine.unpack(NAME, snapshotter="overlay")
+
+    async def second(engine: Engine) -> None:
+        await begun.wait()
+
+        def told(at: Step, *_: object) -> None:
+            if at is Step.FLUSH:
+                scope.cancel()
+
+        await engine.unpack(NAME, snapshotter="overlay", report=told)
+
+    with meddled(world.patch, world.stores.root.meta, lambda _n: world.collect()):
+        world.run(first, second)
+    assert scope.cancelled_caught
+    assert list(world.tops()) == ["overlay"]
 
 
 def test_two_callers_have_their_layers_whoever_began_them(world: World) -> None:

@@ -51,6 +51,25 @@ def test_idle_workers_that_died_are_replaced(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
+def test_however_many_idle_workers_died_none_gets_a_job() -> None:
+    """A job is tried again once only: a second dead one would be its error."""
+
+    async def main() -> None:
+        fresh = pool.WorkerPool(1)
+        idle = [await fresh._start() for _ in range(3)]
+        killed = kill_all()
+        worker = await fresh._take(idle)
+        try:
+            assert len(killed) >= 3
+            assert worker.is_alive
+            assert idle == []
+            assert fresh._all == {worker}
+        finally:
+            await fresh.aclose()
+
+    trio.run(main)
+
+
 def test_a_job_that_never_started_is_tried_again_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,9 +16,10 @@ from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Commit
 from engine.stores import Stores
-from engine.testing.archives import archive, member, sparse_member
+from engine.testing.archives import archive, docker_archive, member, sparse_member
 from engine.unpack.workshop import Workshop
 from tests.conftest import AMD64
+from tests.engine.image_files import import_image
 
 MIB = 1 << 20
 
@@ -73,6 +74,33 @@ def test_unpacking_ends_before_the_disk_is_full(tmp_path: Path, sizes: list[int]
             unpack(stores, layer)
         left = os.statvfs(disk)
         assert left.f_bavail * left.f_frsize > 2 * MIB
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return docker_archive(tmp_path / "image.tar", [bytes(40 * MIB)], ["example.org/a:1"])
+
+
+@pytest.mark.root
+def test_storing_ends_before_the_disk_is_full(tmp_path: Path, image: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=32m") as stores:
+        with pytest.raises(ResourceExhausted, match=r"no space left on the device but \d+ MiB"):
+            import_image(stores, image)
+        left = os.statvfs(disk)
+        assert left.f_bavail * left.f_frsize > 1 * MIB
+
+
+@pytest.mark.root
+def test_what_deletions_left_in_the_store_is_used_on_a_full_disk(tmp_path: Path, image: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=64m") as stores:
+        import_image(stores, image)
+        stores.images.remove("example.org/a:1")
+        stores.collect()
+        left = os.statvfs(disk)
+        (disk / "filling").write_bytes(bytes(left.f_bavail * left.f_frsize - MIB))
+        assert import_image(stores, image)
 
 
 @pytest.mark.root
@@ -163,6 +191,18 @@ def test_what_is_larger_than_what_is_left_is_not_begun(disk: Disk) -> None:
     with pytest.raises(ResourceExhausted):
         room.take(1 << 40)
     room.take(1 << 39)
+
+
+def test_what_is_only_set_aside_for_data_that_is_not_written_yet_is_free(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def syncfs(_folder: int) -> None:
+        disk.f_bavail = 1 << 30
+
+    monkeypatch.setattr("engine.fs.durable.syncfs", syncfs)
+    disk.f_bavail = 100
+    Room(tmp_path).take(1)
+    assert disk.asked == 2
 
 
 def test_folders_that_are_only_implied_count(disk: Disk, tmp_path: Path) -> None:

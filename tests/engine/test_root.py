@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from engine.errors import (
 )
 from engine.kv.environment import Environment
 from engine.kv.schema import FORMAT
-from engine.root import Root, open_blobs
+from engine.root import Root, open_blobs, open_root
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -290,3 +291,27 @@ def test_a_file_that_is_not_lmdb(tmp_path):
     (tmp_path / "root" / "meta.lmdb" / "data.mdb").write_bytes(b"x" * 8192)
     with pytest.raises(EngineError, match="backup"):
         Root(tmp_path / "root")
+
+
+def test_the_collector_may_end_a_forgotten_root_while_another_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a KeyboardInterrupt, which leaves generators to it."""
+    forgotten = open_root(tmp_path / "forgotten")
+    forgotten.__enter__()
+
+    def collecting(path: Path, **options: bool) -> Root:
+        forgotten.__exit__(None, None, None)
+        return Root(path, **options)
+
+    monkeypatch.setattr("engine.root.Root", collecting)
+    done: list[Path] = []
+
+    def opening() -> None:
+        with open_root(tmp_path / "other") as root:
+            done.append(root.path)
+
+    thread = threading.Thread(target=opening, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert done == [tmp_path / "other"]

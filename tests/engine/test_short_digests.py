@@ -198,3 +198,16 @@ def test_a_digest_of_several_names_is_not_removed_at_once(stores: Stores):
     stores.images.remove("app:2")
     assert stores.images.remove("abcdef") == [names[0]]
     assert stores.images.walk() == []
+
+
+def test_a_name_that_ends_in_a_digest_is_known_by_its_first_digits(stores: Stores) -> None:
+    one, twin = (_image(stores, f"two@{digest}", digest) for digest in (ONE, TWIN))
+    for digits in ("abcdef0123456", "sha256:abcdef0123456", ONE[7:-1], ONE):
+        assert stores.images.get(f"two@{digits}").name == one
+    with pytest.raises(InvalidArgument, match="begins 2 images"):
+        stores.images.get("two@abcdef")
+    for absent in ("two@0000", "three@abcdef0123456"):
+        with pytest.raises(NotFound, match=f"no image {absent}"):
+            stores.images.get(absent)
+    assert stores.images.remove("two@abcdef0123456") == [one]
+    assert [image.name for image in stores.images.walk()] == [twin]

@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from engine.testing.trees import TreeEntry, differences
 from engine.unpack import committer as committing
 from engine.unpack import worker
 from engine.unpack.jobs import Failed, frame
+from engine.unpack.workshop import open_workshop
 from snapshotters import filling, markers, sealing, union
 from tests.conftest import AMD64 as HOST
 from tests.engine.image_files import (
@@ -627,3 +629,37 @@ def test_a_layer_that_is_given_up_is_not_committed_and_the_others_are(
     done = {info.key for info in backend.walk()}
     assert {steps[0].name, steps[1].name} <= done
     assert not is_waiting or steps[2].name not in done
+
+
+def test_a_store_is_not_closed_while_a_commit_is_under_way(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it any more, but its thread is in the middle of a transaction."""
+    backend = stores.snapshotter("overlay")
+    begun, may_end = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def slow(*_steps: Commit) -> None:
+        begun.set()
+        assert may_end.wait(30)
+        order.append("committed")
+
+    monkeypatch.setattr(backend, "sealing", lambda *_steps: [])
+    monkeypatch.setattr(backend, "commit", slow)
+
+    async def let_end() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        may_end.set()
+
+    async def main() -> None:
+        async with trio.open_nursery() as outside:
+            async with open_workshop(stores.root) as workshop, trio.open_nursery() as inside:
+                committer = workshop.committer("default", backend)
+                inside.start_soon(committer.commit, Commit(name="b", key="a"), silent)
+                await trio.to_thread.run_sync(begun.wait)
+                inside.cancel_scope.cancel()
+                outside.start_soon(let_end)
+            order.append("closed")
+
+    trio.run(main)
+    assert order == ["committed", "closed"]

@@ -380,12 +380,14 @@ def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
         member("l", "2", link="x", pax={b"SCHILY.xattr.user.x": b"2"}),
         # Some tools repeat them with each name of a file, where they mean nothing.
         member("g", "1", link="f", pax={**left_out, b"SCHILY.xattr.user.x": b"2"}),
+        # An ACL as text, by star and bsdtar.
+        member("acl", pax={b"SCHILY.acl.access": b"user::rw-,user:7:r--"}),
     )
 
     async def work(engine: Engine) -> None:
         (image,) = (await engine.import_image(layout(tmp_path / "image", [layer]))).images
         done = await engine.unpack(image.name, snapshotter="overlay")
-        assert done.xattrs_left_out == 5
+        assert done.xattrs_left_out == 6
 
     run(tmp_path, work)
 

@@ -192,6 +192,21 @@ def test_a_failed_settle_leaves_nothing_to_the_next(name: str, stores: Stores) -
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_devices_of_a_layer_on_disk_are_no_whiteouts(name: str, stores: Stores) -> None:
+    # Only 0:0 is one, and only a character device: these are hidden, and stay, as other files.
+    devices = [
+        member("dev/null", "3", device=(1, 3)),
+        member("dev/mem", "3", device=(1, 0)),
+        member("dev/odd", "3", device=(0, 7)),
+        member("dev/block", "4", device=(0, 0)),
+    ]
+    hidden = [member(f"dev/.wh.{gone}") for gone in ("null", "odd", "block")]
+    top = apply_stack(stores.snapshotter(name), [archive(*devices), archive(*hidden)])
+    tree = tree_of(stores, name, top, stores.root.path.parent / "mnt")
+    assert set(tree) == {b"dev", b"dev/mem"}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_folder_that_was_hidden_stays_hidden(name: str, at_once: bool, stores: Stores) -> None:
     # On disk below: a/ with x. Then a is a file, then a folder again, then only implied.

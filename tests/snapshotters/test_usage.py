@@ -123,6 +123,9 @@ def test_a_tree_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
         for path in (way + b"/l/etc", way + b"/l/" + way):
             with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
                 open_beneath(top, path, os.O_RDONLY | os.O_DIRECTORY)
+        for path in (b"n" * 5000, way + b"/" + b"n" * 5000):
+            with pytest.raises(OSError, match=os.strerror(errno.ENAMETOOLONG)):
+                open_beneath(top, path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
