@@ -11,8 +11,15 @@ from pathlib import Path
 import trio
 
 from engine.archive.images import Planned
-from engine.archive.importer import Brought, FailedImage, PassedOver, Wanted, about, import_images
-from engine.errors import FailedPrecondition, Refused
+from engine.archive.importer import (
+    FailedImage,
+    Imported,
+    PassedOver,
+    Wanted,
+    about,
+    import_images,
+)
+from engine.errors import FailedPrecondition
 from engine.failpoints import hit
 from engine.kv.schema import Image
 from engine.oci.documents import Descriptor
@@ -65,9 +72,19 @@ class Importing:
                 check=self._check,
             )
         )
-        unpacked = await self._unpack(brought, lease)
-        done = [one for one in brought.images if not self.backend or one.target.digest in unpacked]
-        targets = {name: one.target for one in done for name in one.names}
+        unpacked: dict[str, Unpacked] = {}
+        good: list[Imported] = []
+        for one in brought.images:
+            with brought.collecting(one.listed):
+                if self.backend:
+                    unpacked[one.target.digest] = await self.unpacker.unpack(
+                        one.image, self.backend, lease, self.report, strict=self.strict
+                    )
+                elif self.strict:
+                    await trio.to_thread.run_sync(self._check_types, one)
+                good.append(one)
+        brought.check_some(good)
+        targets = {name: one.target for one in good for name in one.names}
         images = await trio.to_thread.run_sync(self._put, targets)
         return ImportResult(images, brought.passed_over, brought.failed, unpacked)
 
@@ -83,29 +100,8 @@ class Importing:
                 except FailedPrecondition as error:
                     raise about(image.listed, error) from None
 
-    async def _unpack(self, brought: Brought, lease: HeldLease) -> dict[str, Unpacked]:
-        unpacked: dict[str, Unpacked] = {}
-        if self.backend:
-            for one in brought.images:
-                with brought.collecting(one.listed):
-                    unpacked[one.target.digest] = await self.unpacker.unpack(
-                        one.image, self.backend, lease, self.report, strict=self.strict
-                    )
-            brought.check_some(unpacked)
-        elif self.strict:
-            await trio.to_thread.run_sync(self._check_types, brought)
-        return unpacked
-
-    def _check_types(self, brought: Brought) -> None:
-        content = self.stores.content
-        for one in list(brought.images):
-            with brought.collecting(one.listed):
-                try:
-                    mistyped(one.image.layers, content, strict=True)
-                except Refused:
-                    brought.images.remove(one)
-                    raise
-        brought.check_some(brought.images)
+    def _check_types(self, one: Imported) -> None:
+        mistyped(one.image.layers, self.stores.content, strict=True)
 
     def _put(self, targets: Mapping[str, Descriptor]) -> list[Image]:
         images = self.stores.images.put_all(targets, replace=self.replace)

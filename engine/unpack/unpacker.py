@@ -111,8 +111,9 @@ class Unpacker:
         # The config gets the anchor in the end, so it must still be there then.
         needed = [image.manifest.config.key, *(x.descriptor.key for x in image.layers[first:])]
         _, *blobs = await trio.to_thread.run_sync(self._content.pin, needed, lease.id)
-        looked_at = image.layers[0 if strict else first :]
-        odd = await trio.to_thread.run_sync(partial(mistyped, looked_at, self._content, strict=strict))
+        odd = await trio.to_thread.run_sync(
+            partial(mistyped, image.layers, self._content, strict=strict)
+        )
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
         applied: list[Applied] = []
         async with self._shop.flights.caller(report) as join:

@@ -248,6 +248,19 @@ def test_what_a_bad_image_brought_in_goes(stores, tmp_path):
 
 
 @pytest.mark.root
+@pytest.mark.root
+@pytest.mark.parametrize("snapshotter", [None, "copy"])
+def test_strict_keeps_out_only_the_image_whose_bytes_disagree(stores, tmp_path, snapshotter):
+    files = Files()
+    said = {**files.layers([WORLD])[0], "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
+    two(files, layers=[said])
+    result = import_all(stores, files.folder(tmp_path / "two"), snapshotter=snapshotter, strict=True)
+    assert [image.name for image in result.images] == names(stores) == ["example.org/a:1"]
+    (failed,) = result.failed
+    assert failed.name == "example.org/b:1"
+    assert "gzip by its media type; without --strict" in str(failed.error)
+
+
 def test_an_image_that_cannot_be_unpacked_gets_no_name(stores, tmp_path):
     files = Files()
     files.name(files.image([HELLO]), "example.org/good:1")
