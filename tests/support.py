@@ -39,6 +39,29 @@ def apply_stack(backend: Snapshotter, layers: Sequence[bytes]) -> str:
     return parent
 
 
+def applied(
+    backend: Snapshotter, layers: Sequence[bytes], below: str = "", prefix: str = ""
+) -> list[Commit]:
+    """Apply uncompressed layers and return the commits, on `below`, that are to come."""
+    steps: list[Commit] = []
+    for number, layer in enumerate(layers):
+        key = f"{prefix}key {number}"
+        backend.prepare(key)
+        apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
+        parent = steps[-1].name if steps else below
+        steps.append(Commit(name=f"done {key}", key=key, parent=parent or None))
+    return steps
+
+
+def commit_chain(
+    backend: Snapshotter, layers: Sequence[bytes], prefix: str = "", below: str = ""
+) -> str:
+    """Apply layers, then commit them all at once; return the name of the topmost."""
+    steps = applied(backend, layers, below, prefix)
+    backend.commit(*steps)
+    return steps[-1].name
+
+
 def tree_of(stores: Stores, name: str, parent: str, target: Path) -> dict[bytes, TreeEntry]:
     """Return the tree of a committed snapshot: mounted, or for aufs read from its branches."""
     backend = stores.snapshotter(name)

@@ -54,3 +54,11 @@ def stocked(_stocked: Path, tmp_path: Path) -> Path:
     # shutil has no whiteouts: they are devices.
     subprocess.run(["cp", "-a", _stocked, root], check=True)
     return root
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A folder to mount at."""
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    return folder

@@ -27,13 +27,6 @@ from tests.processes import Victim
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    folder = tmp_path / "mnt"
-    folder.mkdir()
-    return folder
-
-
 @contextmanager
 def _opened(root: Path, namespace: str = "default") -> Iterator[Stores]:
     with open_stores(root, namespace, host_platform()) as stores:

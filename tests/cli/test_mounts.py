@@ -26,13 +26,6 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Path:
-    folder = tmp_path / "mnt"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def two_backends(stocked: Path) -> Path:
     lamina(stocked, "unpack", "app:1", "--snapshotter", "copy")
     return stocked

@@ -17,13 +17,6 @@ from tests.test_architecture import TOP
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    folder = tmp_path / "mnt"
-    folder.mkdir()
-    return folder
-
-
 # -- commands ---------------------------------------------------------------------------------
 
 

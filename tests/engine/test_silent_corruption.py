@@ -44,7 +44,7 @@ from tests.engine.image_files import (
 )
 from tests.engine.image_files import extents as stored_extents
 from tests.filesystems import in_memory
-from tests.support import BACKENDS, apply_stack, tree_of
+from tests.support import BACKENDS, applied, apply_stack, tree_of
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
@@ -424,17 +424,6 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         wrap(place, name)
 
 
-def applied(backend: Snapshotter, layers: list[bytes], below: str = "") -> list[Commit]:
-    steps: list[Commit] = []
-    for number, layer in enumerate(layers):
-        key = f"{below}key {number}"
-        backend.prepare(key)
-        apply_layer([layer], backend.sink(key), diff_id=digest_of(layer))
-        parent = steps[-1].name if steps else below
-        steps.append(Commit(name=f"done {key}", key=key, parent=parent or None))
-    return steps
-
-
 def shown(stores: Stores, name: str, top: str) -> dict[bytes, TreeEntry]:
     return tree_of(stores, name, top, stores.root.path.parent / "mnt")
 
@@ -446,7 +435,7 @@ def test_a_half_settled_layer_is_not_settled_again(
     """Cut off at every step: committed again it is refused, or right; removed and redone it is right."""
     backend = stores.snapshotter(name)
     base = apply_stack(backend, [BELOW])
-    backend.commit(*applied(backend, [TOP, IMPLIED], base))
+    backend.commit(*applied(backend, [TOP, IMPLIED], base, base))
     top = f"done {base}key 1"
     expected = shown(stores, name, top)
     refused = 0
@@ -454,7 +443,7 @@ def test_a_half_settled_layer_is_not_settled_again(
         for info in (top, f"done {base}key 0"):
             backend.remove(info)
         backend.cleanup()
-        steps = applied(backend, [TOP, IMPLIED], base)
+        steps = applied(backend, [TOP, IMPLIED], base, base)
         with monkeypatch.context() as patch:
             cut_off(patch, after)
             try:
@@ -489,7 +478,7 @@ def test_what_is_settled_is_not_settled_on_something_else(stores: Stores, name: 
     backend = stores.snapshotter(name)
     base = apply_stack(backend, [BELOW])
     other = apply_stack(backend, [IMPLIED])
-    (step,) = applied(backend, [TOP], base)
+    (step,) = applied(backend, [TOP], base, base)
     for sealed in backend.sealing(step):
         assert sealing.Sealer()(sealed.argument) == (1, None)
     for parent in (other, None):

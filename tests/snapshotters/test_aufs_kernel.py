@@ -19,8 +19,8 @@ from snapshotters.probe import knows_file_system
 from tests.conftest import AMD64
 from tests.property.layer_model import Member, describe
 from tests.property.test_layer_stacks import ROUNDS, STACKS, expected_tree, packed
-from tests.snapshotters.test_settling import ENTRIES, commit_chain
-from tests.support import apply_stack, branches
+from tests.snapshotters.test_settling import ENTRIES
+from tests.support import apply_stack, branches, commit_chain
 from tests.union_reader import read_union
 
 pytestmark = [pytest.mark.aufs, pytest.mark.root, pytest.mark.usefixtures("umask_0")]

@@ -17,8 +17,8 @@ from engine.testing.trees import differences
 from snapshotters.sealing import Sealer
 from tests.property.layer_model import Member, describe
 from tests.property.test_layer_stacks import expected_tree, packed
-from tests.snapshotters.test_settling import commit_chain, seal
-from tests.support import BACKENDS, apply_stack, tree_of
+from tests.snapshotters.test_settling import seal
+from tests.support import BACKENDS, apply_stack, commit_chain, tree_of
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
