@@ -38,6 +38,7 @@ NAMES = frozenset(
         "mount.activated",
         "umount.done",
         "gc.swept",
+        "space.punched",
         "trash.moved",
         "trash.emptied",
     }

@@ -21,6 +21,7 @@ from engine.content.store import ContentStore
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
 from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
 from engine.kv.schema import Image, MountRecord
+from engine.kv.space import give_back
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import SNAPSHOT
 from engine.metadata.lineage import full_key
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
 _NAMESPACE_LIMIT = 76
+_SPARE = 16 << 20  # free bytes that meta.lmdb keeps, so that forgetting needs no disk to spare
 
 
 def host_platform() -> Platform:
@@ -243,7 +245,15 @@ class Stores:
             collected = self._collect()
             left = self.cleanup(table)
         snapshots = [*healed, *collected.snapshots]
-        return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
+        return msgspec.structs.replace(
+            collected, snapshots=snapshots, left=left, errors=[*collected.errors, *self._give_back()]
+        )
+
+    def _give_back(self) -> Iterator[str]:
+        """Give freed pages back to the file system; yield why some stay."""
+        for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
+            if why := give_back(environment, spare=spare).why:
+                yield f"freed space of {environment.path.name}: {why}"
 
     def _collect(self, *, dry_run: bool = False) -> Collected:
         broken = self.broken
