@@ -32,9 +32,9 @@ __all__ = ["GivenBack", "give_back"]
 
 _WORTH = 1 << 20  # bytes below which nothing is done: a commit on the way costs about as many
 _LEAST = 16  # pages of a run: holes that are smaller cost the file system more than they give
-_PIECE = 1024  # pages of one hole
+_PIECE = 256  # pages of one hole
 _PART = 4096  # pages of the list at one time
-_SLICE_S = 0.01  # of others' time to write
+_SLICE_S = 0.008  # of others' time to write
 _TRIES = 8
 _NOTHING = b"nothing"  # a key that is in no table
 
