@@ -39,6 +39,10 @@ NAMES = frozenset(
         "umount.done",
         "gc.swept",
         "space.punched",
+        "compact.written",
+        "compact.flushed",
+        "compact.unlocked",
+        "compact.renamed",
         "trash.moved",
         "trash.emptied",
     }

@@ -53,6 +53,7 @@ LAYERS = {
     "engine.mounts.mounting": 5,
     "engine.stores": 5,
     "engine.importing": 5,
+    "engine.compacting": 5,
     "engine.app": 5,
     "engine.cli": 6,
     "engine.__main__": 6,

@@ -18,7 +18,7 @@ from engine.progress import Report, Step, silent
 
 __all__ = ["progress"]
 
-_BY_NAME = {Step.WAIT, Step.READ}  # of other steps the item is a digest
+_BY_NAME = {Step.WAIT, Step.READ, Step.COPY}  # of other steps the item is a digest
 
 
 def _waits() -> Report:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.cli.output import rfc3339
+from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
@@ -23,6 +24,7 @@ __all__ = [
     "ShownBackend",
     "ShownBlob",
     "ShownCollection",
+    "ShownCompaction",
     "ShownImage",
     "ShownMount",
     "ShownSnapshot",
@@ -30,6 +32,7 @@ __all__ = [
     "backend",
     "blob",
     "collection",
+    "compaction",
     "details",
     "image",
     "mount",
@@ -115,6 +118,16 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     unpacks: bool
     mounts: bool
     reason: str
+
+
+class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was compacted, or was as small as it can be; before and after."""
+
+    name: str
+    size_before: int
+    size: int
+    disk_before: int
+    disk: int
 
 
 class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,4 +251,15 @@ def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
         snapshot_bytes=collected.snapshot_bytes,
         left=collected.left,
         errors=collected.errors,
+    )
+
+
+def compaction(file: Compacted) -> ShownCompaction:
+    """Return what became of a file."""
+    return ShownCompaction(
+        name=file.name,
+        size_before=file.size_before,
+        size=file.size_after,
+        disk_before=file.disk_before,
+        disk=file.disk_after,
     )
