@@ -54,3 +54,5 @@ XATTRS = 128
 XATTR_BYTES = 64 * 1024  # names and values of one file together
 ZSTD_WINDOW = 128 * MIB
 XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
+
+FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
