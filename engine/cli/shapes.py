@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.cli.output import rfc3339
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
@@ -19,6 +18,7 @@ from engine.oci.documents import Descriptor
 from engine.plugins import Backend
 from engine.snapshots import Info, Leftover, Snapshotter, Usage
 from engine.stores import Stores
+from engine.times import rfc3339
 
 __all__ = [
     "ImageDetails",
@@ -130,6 +130,7 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: list[SnapshotName]
     ingests: list[str]
     leases: list[str]
+    images: list[str]
     blob_bytes: int
     snapshot_bytes: int
     left: Sequence[Leftover]
@@ -264,6 +265,7 @@ def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
         snapshots=[SnapshotName(snapshotter=n.backend, key=n.key) for n in collected.snapshots],
         ingests=collected.ingests,
         leases=collected.leases,
+        images=collected.images,
         blob_bytes=collected.blob_bytes,
         snapshot_bytes=collected.snapshot_bytes,
         left=collected.left,

@@ -13,11 +13,12 @@ import pytest
 from rich.cells import cell_len
 
 from engine.cli import output
-from engine.cli.output import View, age, document, documents, human_bytes, rfc3339
+from engine.cli.output import View, age, document, documents, human_bytes
 from engine.cli.table import SCREENFUL, Column, Fault, render
 from engine.errors import DataLoss
 from engine.kv.schema import now
 from engine.root import Root
+from engine.times import rfc3339
 from tests.cli.test_commands import CHAIN
 from tests.command import LAMINA, environment, lamina, lamina_json
 
