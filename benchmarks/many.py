@@ -1,6 +1,6 @@
 """Makes a store of as many records as asked for: real manifests and configs, layers of a record alone.
 
-The records go through the engine's own tables in large transactions: to import as many images would take
+The records go through the engine's own ledger in large transactions: to import as many images would take
 a day. Every tenth image, record and snapshot has no name that holds it.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from engine import labels
-from engine.kv.environment import Transaction
-from engine.kv.schema import BLOBS, CHILDREN, COUNTERS, IMAGES, SNAPSHOTS, Blob, Child, Image, Snapshot
+from engine.kv.schema import COUNTERS, Blob, Image, Snapshot
 from engine.kv.table import Record, Table
+from engine.metadata import ledger
 from engine.oci.digest import Digest, digest_of
 from engine.oci.documents import Descriptor
 from engine.oci.identity import chain_ids
@@ -92,30 +92,17 @@ def fill(stores: Stores, shape: Shape) -> None:
                     txn.raw.put(each.number.to_bytes(8, "big") + bytes(4), each.data)
         with stores.root.meta.write() as txn:
             for each in batch:
-                if isinstance(each, Record):
-                    _put(txn, each)
-                if isinstance(each, Blob):
-                    blob = max(blob, each.number)
-                elif isinstance(each, Snapshot):
+                if isinstance(each, Snapshot):
+                    ledger.put_snapshot(txn, BACKEND, NAMESPACE, each)
                     snapshot = max(snapshot, each.id)
+                elif isinstance(each, Blob | Image):
+                    ledger.put(txn, NAMESPACE, each)
+                    blob = max(blob, each.number) if isinstance(each, Blob) else blob
             for sequence, value in (("blob", blob), ("snapshot", snapshot)):
                 Table(COUNTERS.name, _Count).put(txn, _Count(value=value), sequence)
 
 
-def _put(txn: Transaction, record: Record) -> None:
-    """Put one record where it belongs, with what goes with it."""
-    if isinstance(record, Blob):
-        BLOBS.put(txn, record, NAMESPACE, record.digest)
-    elif isinstance(record, Image):
-        IMAGES.put(txn, record, NAMESPACE, record.name)
-    elif isinstance(record, Snapshot):
-        SNAPSHOTS.put(txn, record, BACKEND, NAMESPACE, record.key)
-        if record.parent:
-            child = Child(key=record.key)
-            CHILDREN.put(txn, child, BACKEND, NAMESPACE, record.parent, record.key)
-
-
-def _things(shape: Shape) -> Iterator[Record | Bytes]:
+def _things(shape: Shape) -> Iterator[Blob | Image | Snapshot | Bytes]:
     numbers = iter(range(1, 1 << 40))
     ids = iter(range(1, 1 << 40))
     diff_base = digest_of(b"diff base")
@@ -151,12 +138,14 @@ def _blob(number: int, digest: str, size: int, about: dict[str, str] | None = No
     )
 
 
-def _document(number: int, data: bytes, about: dict[str, str]) -> Iterator[Record | Bytes]:
+def _document(
+    number: int, data: bytes, about: dict[str, str]
+) -> Iterator[Blob | Image | Snapshot | Bytes]:
     yield Bytes(number, data)
     yield _blob(number, digest_of(data), len(data), about)
 
 
-def _snapshots(ids: Iterator[int], diffs: list[Digest], start: int) -> Iterator[Record]:
+def _snapshots(ids: Iterator[int], diffs: list[Digest], start: int) -> Iterator[Snapshot]:
     chain = chain_ids(diffs)
     for at in range(start, len(chain)):
         yield Snapshot(

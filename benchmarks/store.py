@@ -23,7 +23,8 @@ from benchmarks.chart import against
 from benchmarks.contenders import LAMINA
 from benchmarks.fresh import fresh_file_system
 from benchmarks.many import BACKEND, NAMESPACE, Shape, base_layer, fill, image_name
-from engine.kv.schema import LEASES, Lease, now
+from engine.kv.schema import Lease, now
+from engine.metadata import ledger
 from engine.oci.digest import digest_of
 from engine.snapshots import Kind
 from engine.stores import Stores, host_platform, open_stores
@@ -193,7 +194,7 @@ def _giving_up(stores: Stores, number: int) -> Callable[[], None]:
     """Give up an import that stored some blobs and found the layer that all images share."""
     lease = Lease(id=f"bench {number}", created=now(), owner=stores.root.owners.me)
     with stores.root.meta.write() as txn:
-        LEASES.put(txn, lease, NAMESPACE, lease.id)
+        ledger.put(txn, NAMESPACE, lease)
     for part in range(5):
         data = f"{number} {part} of a failed import".encode()
         digest = digest_of(data)
