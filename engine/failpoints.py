@@ -39,6 +39,7 @@ NAMES = frozenset(
         "umount.done",
         "gc.marked",
         "gc.swept",
+        "space.punched",
         "trash.moved",
         "trash.emptied",
     }

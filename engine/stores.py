@@ -23,6 +23,7 @@ from engine.gc.collect import Collected, collect
 from engine.gc.holding import give_up, remove_blob
 from engine.gc.survey import Places
 from engine.kv.schema import Image, MountRecord
+from engine.kv.space import give_back
 from engine.metadata.images import ImageStore
 from engine.metadata.lineage import full_key
 from engine.metadata.nodes import snapshot_node
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
 _NAMESPACE_LIMIT = 76
+_SPARE = 16 << 20  # free bytes that meta.lmdb keeps, so that forgetting needs no disk to spare
 
 
 def host_platform() -> Platform:
@@ -249,7 +251,15 @@ class Stores:
             collected = self._collect(dry_run=False, report=report)
             left = self.cleanup(table)
         snapshots = [*healed, *collected.snapshots]
-        return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
+        return msgspec.structs.replace(
+            collected, snapshots=snapshots, left=left, errors=[*collected.errors, *self._give_back()]
+        )
+
+    def _give_back(self) -> Iterator[str]:
+        """Give freed pages back to the file system; yield why some stay."""
+        for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
+            if why := give_back(environment, spare=spare).why:
+                yield f"freed space of {environment.path.name}: {why}"
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
         working, broken = self._used()

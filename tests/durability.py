@@ -134,7 +134,7 @@ class Recorder:
             self._seen = self._names()
 
     def committed(self, environment: Environment, before: "_Content", after: "_Content") -> None:
-        name = environment._path.name.removesuffix(".lmdb")
+        name = environment.path.name.removesuffix(".lmdb")
         changes = []
         for table in after:
             old, new = before.get(table, {}), after[table]
