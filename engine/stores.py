@@ -161,16 +161,19 @@ class Stores:
 
     def check_complete(self, image: ResolvedImage) -> None:
         """Raise NotFound if a part of an image is not in the store, DataLoss if that can't be told."""
-        for part in (*image.path, image.manifest.config, *image.manifest.layers):
-            self.content.info(part.key)
+        parts = (*image.path, image.manifest.config, *image.manifest.layers)
+        self.content.check_all(part.key for part in parts)
 
-    def unpacked_into(self, image: ResolvedImage) -> dict[str, str]:
-        """Return the chain ID of an image under each backend that has it unpacked.
+    def unpacked_into(
+        self, image: ResolvedImage, backends: Sequence[Snapshotter] | None = None
+    ) -> dict[str, str]:
+        """Return the chain ID of an image under each backend that has it unpacked, or each of some.
 
         What was removed by hand since is left out: a label may outlive what it names.
         """
         blob = self.content.info(image.manifest.config.key)
-        places = {backend.name: backend for backend in self.snapshotters()}
+        found = self.snapshotters() if backends is None else backends
+        places = {backend.name: backend for backend in found}
         return {
             name: key
             for name, key in labels.snapshot_refs(blob.labels)

@@ -3,7 +3,8 @@
 Sync. A field that cannot be told, as of a damaged record, is left out, and `error` says why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,8 +15,9 @@ from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, MountRecord
+from engine.oci.documents import Descriptor
 from engine.plugins import Backend
-from engine.snapshots import Info, Leftover, Usage
+from engine.snapshots import Info, Leftover, Snapshotter, Usage
 from engine.stores import Stores
 from engine.times import rfc3339
 
@@ -35,9 +37,12 @@ __all__ = [
     "compaction",
     "details",
     "image",
+    "images",
     "mount",
     "snapshot",
 ]
+
+_REMEMBERED = 1000  # images, in case that one has many names
 
 
 class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,29 +152,54 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
 
 def image(stores: Stores, record: Image) -> ShownImage:
     """Return what there is to say of an image; what is wrong with it as its `error`."""
-    about = ShownImage(
-        name=record.name,
-        digest=record.target.digest,
-        media_type=record.target.media_type,
-        created=rfc3339(record.created),
-        updated=rfc3339(record.updated),
-    )
-    try:
-        found = stores.present(record.target)
-        if not found:
-            raise NotFound(f"nothing of {record.target.digest} is in the store; import it again")
-        for one in found:
-            stores.check_complete(one)
-        return msgspec.structs.replace(
-            about,
-            platform=str(found[0].config.platform),
-            platforms=[str(one.config.platform) for one in found],
-            layers=len(found[0].manifest.layers),
-            size=_size(found),
-            unpacked=stores.unpacked_into(found[0]),
+    return images(stores)(record)
+
+
+def images(stores: Stores) -> Callable[[Image], ShownImage]:
+    """Return what `image` would say, for many: the backends are looked up once.
+
+    So is an image of many names.
+    """
+    backends = stores.snapshotters()
+
+    @lru_cache(_REMEMBERED)
+    def look(media_type: str, digest: str, size: int) -> dict[str, Any]:
+        target = Descriptor(media_type=media_type, digest=digest, size=size)
+        try:
+            found = stores.present(target)
+            if not found:
+                raise NotFound(f"nothing of {digest} is in the store; import it again")
+            return _seen(stores, found, backends)
+        except EngineError as error:
+            return {"error": str(error)}
+
+    def tell(record: Image) -> ShownImage:
+        target = record.target
+        return ShownImage(
+            name=record.name,
+            digest=target.digest,
+            media_type=target.media_type,
+            created=rfc3339(record.created),
+            updated=rfc3339(record.updated),
+            **look(target.media_type, target.digest, target.size),
         )
-    except EngineError as error:
-        return msgspec.structs.replace(about, error=str(error))
+
+    return tell
+
+
+def _seen(
+    stores: Stores, found: Sequence[ResolvedImage], backends: Sequence[Snapshotter]
+) -> dict[str, Any]:
+    """Return what is to be seen of the images under a name."""
+    for one in found:
+        stores.check_complete(one)
+    return {
+        "platform": str(found[0].config.platform),
+        "platforms": [str(one.config.platform) for one in found],
+        "layers": len(found[0].manifest.layers),
+        "size": _size(found),
+        "unpacked": stores.unpacked_into(found[0], backends),
+    }
 
 
 def _size(images: Sequence[ResolvedImage]) -> int:
