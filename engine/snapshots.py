@@ -165,6 +165,12 @@ class Snapshotter(Protocol):
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
 
+    def comparing(self, key: str) -> Target:
+        """Return where a layer's entries are held against a committed snapshot, with nothing written.
+
+        What its `sink` opens is an `engine.diff.compare.Comparison`.
+        """
+
     def sealing(self, *steps: Commit) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps.
 

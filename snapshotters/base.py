@@ -35,6 +35,7 @@ from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
+from snapshotters.comparing import Place
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.sealing import Seal, Sealer, load_sealed
 
@@ -48,6 +49,8 @@ class BaseSnapshotter(ABC):
     capabilities: ClassVar[Capabilities]
     settle: ClassVar[str]
     """The name of what settles applied layers (`snapshotters.sealing.Settle`)."""
+    standing: ClassVar[str]
+    """The name of what tells how a layer stands on others (`snapshotters.comparing.Standing`)."""
 
     def __init__(self, folder: Path, meta: Environment, namespace: str) -> None:
         """Use `folder`, made if need be, for the trees and `meta` for the records."""
@@ -122,6 +125,24 @@ class BaseSnapshotter(ABC):
         return Target(
             sink="snapshotters.folder_sink:open_sink",
             place=str(self._place(record)),
+            name_bytes=self.capabilities.name_bytes,
+            whiteout_names=self.capabilities.whiteout_names,
+        )
+
+    def comparing(self, key: str) -> Target:
+        """Return where a layer's entries are held against a committed snapshot."""
+        record = self._store.get(key)
+        if record.kind != Kind.COMMITTED:
+            raise FailedPrecondition(f"snapshot {key} is {record.kind}, not committed")
+        place = Place(
+            folder=str(self._folder),
+            number=record.id,
+            below=[above.id for above in self._store.parents(key)],
+            standing=self.standing,
+        )
+        return Target(
+            sink="snapshotters.comparing:open_comparison",
+            place=msgspec.json.encode(place).decode(),
             name_bytes=self.capabilities.name_bytes,
             whiteout_names=self.capabilities.whiteout_names,
         )
