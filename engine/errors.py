@@ -114,7 +114,6 @@ _KINDS: dict[int, tuple[type[EngineError], str]] = {
     errno.ENOENT: (NotFound, "no such file or directory"),
     errno.EEXIST: (AlreadyExists, "it exists already"),
     errno.EBUSY: (FailedPrecondition, "it is in use; unmount it first"),
-    errno.ELOOP: (FailedPrecondition, "a symbolic link stands in the way"),
     errno.ENOTDIR: (FailedPrecondition, "not a directory"),
     errno.EISDIR: (FailedPrecondition, "is a directory"),
     errno.EOPNOTSUPP: (NotSupported, "the file system does not support this"),

@@ -35,7 +35,7 @@ from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
-from snapshotters.comparing import Place
+from snapshotters.comparing import Whereabouts
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.sealing import Seal, Sealer, load_sealed
 
@@ -134,7 +134,7 @@ class BaseSnapshotter(ABC):
         record = self._store.get(key)
         if record.kind != Kind.COMMITTED:
             raise FailedPrecondition(f"snapshot {key} is {record.kind}, not committed")
-        place = Place(
+        place = Whereabouts(
             folder=str(self._folder),
             number=record.id,
             below=[above.id for above in self._store.parents(key)],

@@ -6,11 +6,12 @@ to another is looked for there in the end. What a backend makes of a layer on wh
 what folders inherit, what is filled in) is for its `Standing` to say.
 """
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from engine.callables import named
 from engine.diff.compare import Difference, How
 from engine.diff.layer import Attributes, Folder, Leaf, Payload, folders, path_of
 from engine.diff.tar import Entry
-from engine.errors import printable
+from engine.errors import DataLoss, printable
 from engine.fs.attributes import beneath, folder_descriptor
 from snapshotters.descriptors import WatchedFolders
 from snapshotters.differing import (
@@ -35,10 +36,13 @@ from snapshotters.differing import (
 )
 from snapshotters.folder_sink import TREE
 
-__all__ = ["Finding", "FolderComparison", "Place", "Standing", "open_comparison"]
+__all__ = ["Discrepancy", "FolderComparison", "Standing", "Whereabouts", "open_comparison"]
+
+# Of a folder that is not there, or a link or a file in its place.
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Whereabouts(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot to be compared: numbers below `folder`; `below` is what it stands on, nearest first."""
 
     folder: str
@@ -48,7 +52,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """The name of what makes a `Standing`."""
 
 
-class Finding(NamedTuple):
+class Discrepancy(NamedTuple):
     """Something that differs; without a name it is about the folder itself."""
 
     folder: bytes
@@ -69,7 +73,7 @@ class Standing(Protocol):
 
     def __call__(
         self, tree: WatchedFolders, root: Folder, below: Sequence[Path], /
-    ) -> Iterable[Finding]:
+    ) -> Iterable[Discrepancy]:
         """Yield what differs in the folders of a layer; what its entries say is compared already.
 
         Folders that are not there are passed over.
@@ -96,14 +100,18 @@ class _Moved(NamedTuple):
 @contextmanager
 def open_comparison(place: str) -> Iterator["FolderComparison"]:
     """Give what compares with a committed snapshot for the length of a block."""
-    found = msgspec.json.decode(place, type=Place)
+    found = msgspec.json.decode(place, type=Whereabouts)
     folder = Path(found.folder)
     below = [folder / str(number) / TREE for number in found.below]
-    with (
-        folder_descriptor(folder) as top,
-        beneath(top, os.path.join(str(found.number), TREE).encode()) as root,
-        WatchedFolders(root) as opened,
-    ):
+    with ExitStack() as inside:
+        try:
+            top = inside.enter_context(folder_descriptor(folder))
+            root = inside.enter_context(beneath(top, f"{found.number}/{TREE}".encode()))
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+            raise DataLoss(f"there is no folder {folder / str(found.number) / TREE}") from None
+        opened = inside.enter_context(WatchedFolders(root))
         yield FolderComparison(opened, named(found.standing)(), below)
 
 
@@ -120,7 +128,7 @@ class FolderComparison:
         self._linked: set[tuple[Folder, bytes]] = set()  # names that are not their file's first
         self._shared: dict[tuple[Folder, bytes], int] = {}  # inodes of files with several names
         self._moved: dict[Leaf, _Moved] = {}
-        self._found: list[Finding] = []
+        self._found: list[Discrepancy] = []
 
     def _folder(self, folder: Folder) -> int | None:
         """Return a descriptor of a folder, None if it is not there."""
@@ -245,7 +253,7 @@ class FolderComparison:
         for (folder, name), trouble in self._troubles.items():
             above = (folder.parent, folder.name)
             if not folder.depth or not self._is_lost(above):
-                self._found.append(Finding(path_of(folder), name, trouble.how, trouble.detail))
+                self._found.append(Discrepancy(path_of(folder), name, trouble.how, trouble.detail))
         self._found += self._standing(self._opened, root, self._below)
         return 0
 

@@ -15,7 +15,7 @@ from engine.diff.compare import How
 from engine.diff.layer import Attributes, Folder, path_of
 from engine.fs.attributes import folder_descriptor
 from snapshotters.attributes import read_attributes
-from snapshotters.comparing import Finding
+from snapshotters.comparing import Discrepancy
 from snapshotters.descriptors import WatchedFolders
 from snapshotters.differing import attributes_differ, look, twins_differ
 
@@ -44,7 +44,7 @@ class _Place:
         return _Place(self, name, self.depth + 1, own, is_below, covers)
 
 
-def stand_on_parent(tree: WatchedFolders, root: Folder, below: Sequence[Path]) -> Iterator[Finding]:
+def stand_on_parent(tree: WatchedFolders, root: Folder, below: Sequence[Path]) -> Iterator[Discrepancy]:
     """Yield what differs in the tree of a copy of `below`'s first with the layer `root` on it."""
     with ExitStack() as inside:
         parents = None
@@ -60,7 +60,7 @@ class _Walk:
         self._parents = parents
         self._links: dict[int, int] = {}  # inodes of the parent's to those of their copies
 
-    def run(self, root: Folder) -> Iterator[Finding]:
+    def run(self, root: Folder) -> Iterator[Discrepancy]:
         top = _Place(None, b"", 0, root, self._parents is not None, root.is_opaque)
         pending = [top]
         while pending:
@@ -75,10 +75,10 @@ class _Walk:
                 self._parents.trim()
                 source = self._parents.get(place)
             below = list(self._compare(place, opened, source))
-            yield from (found for found in below if isinstance(found, Finding))
+            yield from (found for found in below if isinstance(found, Discrepancy))
             pending += (found for found in below if isinstance(found, _Place))
 
-    def _compare(self, place: _Place, opened: int, source: int | None) -> Iterator[Finding | _Place]:
+    def _compare(self, place: _Place, opened: int, source: int | None) -> Iterator[Discrepancy | _Place]:
         yield from _attributes(place, opened, source)
         names = place.own.names if place.own else {}
         here = set(map(os.fsencode, os.listdir(opened)))
@@ -96,16 +96,16 @@ class _Walk:
             for name in inherited:
                 yield from self._inherited(place, name, opened, source)
         for name in sorted(here - wanted):
-            yield Finding(path_of(place), name, How.ADDED, "", name in theirs)
+            yield Discrepancy(path_of(place), name, How.ADDED, "", name in theirs)
 
     def _inherited(
         self, place: _Place, name: bytes, opened: int, source: int
-    ) -> Iterator[Finding | _Place]:
+    ) -> Iterator[Discrepancy | _Place]:
         """Compare what only the parent's tree has."""
         mine, theirs = look(opened, name), look(source, name)
         if mine is None or theirs is None:
             if theirs is not None:
-                yield Finding(path_of(place), name, How.MISSING, "", True)
+                yield Discrepancy(path_of(place), name, How.MISSING, "", True)
             return
         if stat.S_ISDIR(theirs.st_mode) and stat.S_ISDIR(mine.st_mode):
             yield place.child(name, None, is_below=True)
@@ -116,10 +116,10 @@ class _Walk:
             if first != mine.st_ino and mine.st_nlink == 1:
                 found.append("not the same file as its other names")
         if found:
-            yield Finding(path_of(place), name, How.CHANGED, "; ".join(found), True)
+            yield Discrepancy(path_of(place), name, How.CHANGED, "; ".join(found), True)
 
 
-def _attributes(place: _Place, opened: int, source: int | None) -> Iterator[Finding]:
+def _attributes(place: _Place, opened: int, source: int | None) -> Iterator[Discrepancy]:
     own = place.own
     is_inherited = own is None or (own.attributes is None and place.depth and source is not None)
     if is_inherited and source is not None:
@@ -129,4 +129,4 @@ def _attributes(place: _Place, opened: int, source: int | None) -> Iterator[Find
     found = attributes_differ(opened, wanted)
     if found:
         detail = "; ".join(found)
-        yield Finding(path_of(place), b"", How.CHANGED, detail, bool(is_inherited))
+        yield Discrepancy(path_of(place), b"", How.CHANGED, detail, bool(is_inherited))

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.diff.compare import How
 from engine.diff.layer import Attributes, Folder, folders, path_of
 from snapshotters.combined import Combined
-from snapshotters.comparing import Finding
+from snapshotters.comparing import Discrepancy
 from snapshotters.descriptors import WatchedFolders
 from snapshotters.differing import attributes_differ
 from snapshotters.markers import Markers
@@ -46,7 +46,9 @@ class UnionStanding:
     def __init__(self, markers: Markers) -> None:
         self._markers = markers
 
-    def __call__(self, tree: WatchedFolders, root: Folder, below: Sequence[Path]) -> Iterator[Finding]:
+    def __call__(
+        self, tree: WatchedFolders, root: Folder, below: Sequence[Path]
+    ) -> Iterator[Discrepancy]:
         """Yield what differs."""
         noted = _Noting()
         with closing(Combined(tuple(below), self._markers)) as combined:
@@ -62,24 +64,24 @@ class UnionStanding:
             yield from self._names(opened, folder, noted)
 
     @staticmethod
-    def _attributes(opened: int, folder: Folder, noted: _Noting) -> Iterator[Finding]:
+    def _attributes(opened: int, folder: Folder, noted: _Noting) -> Iterator[Discrepancy]:
         is_implied = folder.attributes is None and bool(folder.depth)
         wanted = folder.attributes if folder.depth else None
         attributes = wanted or noted.inherited.get(folder, Attributes())
         found = attributes_differ(opened, attributes)
         if found:
-            yield Finding(path_of(folder), b"", How.CHANGED, "; ".join(found), is_implied)
+            yield Discrepancy(path_of(folder), b"", How.CHANGED, "; ".join(found), is_implied)
 
-    def _names(self, opened: int, folder: Folder, noted: _Noting) -> Iterator[Finding]:
+    def _names(self, opened: int, folder: Folder, noted: _Noting) -> Iterator[Discrepancy]:
         listing = self._markers.read(opened)
         path = path_of(folder)
         for name in sorted(listing.names.keys() - folder.names.keys()):
-            yield Finding(path, name, How.ADDED)
+            yield Discrepancy(path, name, How.ADDED)
         hidden = noted.hidden.get(folder, set())
         for name in sorted(hidden - listing.whiteouts):
-            yield Finding(path, name, How.MISSING, "what hides it of the layers below", True)
+            yield Discrepancy(path, name, How.MISSING, "what hides it of the layers below", True)
         for name in sorted(listing.whiteouts - hidden):
-            yield Finding(path, name, How.ADDED, "what would hide it of the layers below", True)
+            yield Discrepancy(path, name, How.ADDED, "what would hide it of the layers below", True)
         if listing.is_opaque != (folder in noted.covered):
             how = How.ADDED if listing.is_opaque else How.MISSING
-            yield Finding(path, b"", how, "the mark that hides all below", True)
+            yield Discrepancy(path, b"", how, "the mark that hides all below", True)

@@ -63,7 +63,7 @@ def compare_layer(
 ) -> Compared:
     """Hold the layer in `packed` against the snapshot that `target` gives a `Comparison` of.
 
-    Raises Refused for a bad layer, NotFound where there is no folder at all.
+    Raises Refused for a bad layer, DataLoss where there is no folder at all.
     """
     with os_errors("comparing a layer"), named(target.sink)(target.place) as sink:
         passed = stream(packed, sink, target, Budget(), diff_id=diff_id, progress=progress)
