@@ -37,6 +37,7 @@ NAMES = frozenset(
         "mount.prepared",
         "mount.activated",
         "umount.done",
+        "gc.marked",
         "gc.swept",
         "trash.moved",
         "trash.emptied",

@@ -13,23 +13,34 @@ from engine.errors import InvalidArgument
 
 __all__ = [
     "DIFF_ID",
+    "GC",
+    "GC_BREF",
+    "GC_COND_SNAPSHOT",
+    "GC_EXPIRE",
+    "GC_FLAT",
     "GC_REF_CONTENT",
+    "GC_REF_IMAGE",
     "GC_REF_SNAPSHOT",
     "GC_ROOT",
+    "GC_USED_AT",
     "IMAGE_NAME",
     "OCI_REF_NAME",
     "PARENT_CHAIN_ID",
+    "PINNED",
+    "SHAREABLE",
     "SNAPSHOT_REF",
     "UNCOMPRESSED",
     "Labels",
     "check",
-    "content_refs",
     "merge",
     "snapshot_ref",
     "snapshot_refs",
 ]
 
 Labels = Mapping[str, str]
+
+GC = "containerd.io/gc."
+"""What steers collections begins so."""
 
 GC_ROOT = "containerd.io/gc.root"
 """On content or snapshots, any value: kept whatever else refers to it."""
@@ -39,6 +50,32 @@ GC_REF_CONTENT = "containerd.io/gc.ref.content"
 
 GC_REF_SNAPSHOT = "containerd.io/gc.ref.snapshot."
 """On any object, followed by a backend name: keeps the snapshot named by the value."""
+
+GC_REF_IMAGE = "containerd.io/gc.ref.image"
+"""On any object, with a suffix `.x` or `/x`: keeps the image whose name is the value."""
+
+GC_BREF = "containerd.io/gc.bref."
+"""On any object, followed by `content`, `image` or `snapshot.<backend>` and perhaps a suffix: kept as
+long as the object is that the value names. containerd's `container` is of no kind known here."""
+
+GC_COND_SNAPSHOT = "containerd.io/gc.cond.snapshot."
+"""On content and images, followed by a backend name: keeps a snapshot while a condition holds. The value
+is `usedat<DURATION` or `usedat>DURATION`, several with commas between, then `|` and the key of it."""
+
+GC_USED_AT = "containerd.io/gc.cond.value-usedat"
+"""On a snapshot: when it was used last (RFC 3339), what `usedat` means of it."""
+
+GC_EXPIRE = "containerd.io/gc.expire"
+"""On a lease or an image: when it ends to be one (RFC 3339)."""
+
+GC_FLAT = "containerd.io/gc.flat"
+"""On a lease, any value: its members are kept, what their labels refer to is not."""
+
+SHAREABLE = "containerd.io/namespace.shareable"
+"""On a namespace, `true`: others may use its blobs, isolated though it or they are."""
+
+PINNED = "io.cri-containerd.pinned"
+"""On an image, `pinned`: no policy removes it."""
 
 UNCOMPRESSED = "containerd.io/uncompressed"
 """On a layer blob: its diff ID, written after it was verified."""
@@ -80,14 +117,6 @@ def merge(labels: Labels, changes: Labels) -> dict[str, str]:
 def snapshot_ref(backend: str) -> str:
     """Return the key that anchors a snapshot of `backend`."""
     return GC_REF_SNAPSHOT + backend
-
-
-def content_refs(labels: Labels) -> Iterator[str]:
-    """Yield the digests that these labels keep alive."""
-    for key, value in labels.items():
-        rest = key.removeprefix(GC_REF_CONTENT)
-        if rest != key and value and (not rest or rest[0] in "./"):
-            yield value
 
 
 def snapshot_refs(labels: Labels) -> Iterator[tuple[str, str]]:

@@ -55,3 +55,6 @@ XATTRS = 128
 XATTR_BYTES = 64 * 1024  # names and values of one file together
 ZSTD_WINDOW = 128 * MIB
 XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
+
+COLLECT_WAIT_S = 600  # for another collection of the same namespace
+INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd

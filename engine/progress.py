@@ -15,10 +15,11 @@ class Step(StrEnum):
     UNPACK = "unpacking"
     FLUSH = "committing"
     VERIFY = "verifying"
+    SWEEP = "collecting"
 
 
 class Report(Protocol):
-    """Called with a step, what it works on, how much there is (bytes, or layers), and is done.
+    """Called with a step, what it works on, how much there is (bytes, layers, records), and is done.
 
     How much there is of a pipe is 0 until its end: nobody knows.
     Called often and from any thread: return at once.

@@ -35,6 +35,7 @@ from engine.errors import (
 from engine.fs.durable import flush, flush_names
 from engine.kv.environment import Environment
 from engine.kv.schema import FORMAT, TABLES
+from engine.metadata.upgrade import from_format_1
 from engine.processes import Owners
 
 __all__ = ["BLOBS_FILE", "Root", "open_blobs", "open_root"]
@@ -65,6 +66,7 @@ class Root:
         # Symlinks are resolved once, here: mountinfo shows real paths.
         self.path = Path(os.path.realpath(path))
         self.owners = Owners(self.path / "owners")
+        self._format = FORMAT
         try:
             with os_errors(f"root {path}"):
                 self._check_name()
@@ -84,6 +86,8 @@ class Root:
                 self.keep_reserve()
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
             self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
+            if self._format < FORMAT:
+                self._upgrade()
             if not readonly:  # who made them may have died before this
                 with os_errors(f"root {path}"):
                     flush_names(self.path / "meta.lmdb", self.path / BLOBS_FILE, self.path)
@@ -163,9 +167,7 @@ class Root:
         try:
             found = int(file.read_text(encoding="ascii"))
         except FileNotFoundError:
-            fresh = self.path / f"format.{os.getpid()}"
-            self._write_format(fresh)
-            fresh.replace(file)
+            self._put_format()
             return
         except ValueError:
             raise FailedPrecondition(f"{file} does not hold a version") from None
@@ -173,14 +175,34 @@ class Root:
             raise FailedPrecondition(
                 f"root {self.path} has format {found}, this lamina knows {FORMAT}; upgrade lamina"
             )
+        if found < FORMAT and self.readonly:
+            raise FailedPrecondition(
+                f"root {self.path} has format {found}; `lamina gc` brings it up to {FORMAT}"
+            )
+        self._format = found
 
-    @staticmethod
-    def _write_format(file: Path) -> None:
+    def _put_format(self) -> None:
+        fresh = self.path / f"format.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(file, flags, 0o600), "wb") as opened:
+        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as opened:
             opened.write(f"{FORMAT}\n".encode())
             opened.flush()
             flush(opened.fileno())  # an empty file after a power loss would lock everyone out
+        fresh.replace(self.path / "format")
+
+    def _upgrade(self) -> None:
+        """Bring an older format up, with nobody else here: they may know only the older one."""
+        lock = self._held[-1]
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"root {self.path} has format {self._format} and is in use; end what uses it first"
+            ) from None
+        from_format_1(self.meta)
+        with os_errors(f"root {self.path}"):
+            self._put_format()
+        fcntl.flock(lock, fcntl.LOCK_SH)
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name

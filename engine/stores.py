@@ -19,17 +19,20 @@ from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
-from engine.gc.collect import Collected, Node, collect, give_up, remove_blob
+from engine.gc.collect import Collected, collect
+from engine.gc.holding import give_up, remove_blob
+from engine.gc.survey import Places
 from engine.kv.schema import Image, MountRecord
 from engine.metadata.images import ImageStore
-from engine.metadata.leases import SNAPSHOT
 from engine.metadata.lineage import full_key
+from engine.metadata.nodes import snapshot_node
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
 from engine.oci.short import the_one
+from engine.progress import Report, silent
 from engine.root import Root, open_root
 from engine.snapshots import Kind, Leftover, Snapshotter
 
@@ -230,31 +233,30 @@ class Stores:
 
     # -- collection ---------------------------------------------------------------------------
 
-    def collect(self, *, dry_run: bool = False) -> Collected:
+    def collect(self, *, dry_run: bool = False, report: Report = silent) -> Collected:
         """Drop everything that nothing holds, and delete it; with `dry_run` only say what."""
         if dry_run:
-            return self._collect(dry_run=True)
+            return self._collect(dry_run=True, report=report)
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
         self.root.owners.sweep()
         with self._freeing_space():
             seen = _, table = self.mounting.claims.read()
-            healed = [Node(SNAPSHOT, *snapshot) for snapshot in self.mounting.claims.heal(seen)]
-            collected = self._collect()
+            healed = [snapshot_node(*snapshot) for snapshot in self.mounting.claims.heal(seen)]
+            collected = self._collect(dry_run=False, report=report)
             left = self.cleanup(table)
         snapshots = [*healed, *collected.snapshots]
         return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
 
-    def _collect(self, *, dry_run: bool = False) -> Collected:
-        broken = self.broken
-        collected = collect(
-            self.root.meta,
-            self.namespace,
-            self._backends(),
+    def _collect(self, *, dry_run: bool, report: Report) -> Collected:
+        working, broken = self._used()
+        places = Places(
+            namespace=self.namespace,
+            backends=[snapshotter.name for snapshotter in working],
             kept=broken,
-            dry_run=dry_run,
             vanished=self.mounting.claims.stale() if dry_run else (),
         )
+        collected = collect(self.root.meta, places, dry_run=dry_run, report=report)
         reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
         reasons += [f"mount {record.name}: {record.error}" for record in self.mounting.damaged()]
         return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
@@ -267,9 +269,6 @@ class Stores:
             yield
         finally:
             self.root.keep_reserve()
-
-    def _backends(self) -> list[str]:
-        return [snapshotter.name for snapshotter in self.snapshotters()]
 
     def cleanup(self, table: MountTable) -> list[Leftover]:
         """Delete the bytes and folders of everything dropped so far; return what resisted."""
@@ -289,7 +288,7 @@ class Stores:
         """
         until = time.monotonic() + seconds
         with self._freeing_space():
-            dropped = give_up(self.root.meta, self.namespace, self._backends(), lease, kept=self.broken)
+            dropped = give_up(self.root.meta, self.namespace, lease)
             for name, numbers in dropped.snapshots.items():
                 left = until - time.monotonic()
                 _tell(self.snapshotter(name).cleanup(only=numbers, seconds=left))
@@ -297,9 +296,8 @@ class Stores:
 
     def remove_blob(self, digest: Digest) -> None:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
-        backends = self._backends()
-        number = remove_blob(self.root.meta, self.namespace, backends, digest, kept=self.broken)
-        self.content.cleanup([number])
+        number = remove_blob(self.root.meta, self.namespace, digest)
+        self.content.cleanup([] if number is None else [number])
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""

@@ -27,6 +27,7 @@ LAYERS = {
     "engine.failpoints": 0,
     "engine.progress": 0,
     "engine.callables": 0,
+    "engine.times": 0,
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
     "engine.processes": 1,
@@ -77,6 +78,8 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.outline",
     "engine.diff.rules",
     "engine.gc.mark",
+    "engine.metadata.nodes",
+    "engine.times",
     "engine.kv.keys",
     "engine.unpack.plan",
     "engine.unpack.jobs",

@@ -18,7 +18,8 @@ from engine.progress import Report, Step, silent
 
 __all__ = ["progress"]
 
-_BY_NAME = {Step.WAIT, Step.READ}  # of other steps the item is a digest
+_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP}  # of other steps the item is a digest
+_COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records"}
 
 
 def _waits() -> Report:
@@ -52,8 +53,8 @@ def progress(view: View) -> Iterator[Report]:
         def report(step: Step, item: str, total: int, done: int, /) -> None:
             key = (step, item)
             is_known = total > 0 or step is not Step.READ
-            if step is Step.FLUSH:
-                amount = f"{done} of {total} layers"
+            if step in _COUNTED:
+                amount = f"{done} of {total} {_COUNTED[step]}"
             else:
                 amount = human_bytes(done) + (f" of {human_bytes(total)}" if is_known else "")
             whole = total if is_known else None

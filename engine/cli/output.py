@@ -26,7 +26,6 @@ __all__ = [
     "document",
     "human_bytes",
     "resisting",
-    "rfc3339",
     "say",
     "short",
     "write",
@@ -137,9 +136,3 @@ def age(nanoseconds: int) -> str:
         if passed >= size:
             return f"{passed // size:.0f} {unit} ago"
     return f"{passed // 1:.0f} s ago"
-
-
-def rfc3339(nanoseconds: int) -> str:
-    """Return a time as RFC 3339 has it, in UTC."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.cli.output import rfc3339
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
@@ -17,6 +16,7 @@ from engine.kv.schema import Blob, Image, MountRecord
 from engine.plugins import Backend
 from engine.snapshots import Info, Leftover, Usage
 from engine.stores import Stores
+from engine.times import rfc3339
 
 __all__ = [
     "ImageDetails",
@@ -125,6 +125,7 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: list[SnapshotName]
     ingests: list[str]
     leases: list[str]
+    images: list[str]
     blob_bytes: int
     snapshot_bytes: int
     left: Sequence[Leftover]
@@ -234,6 +235,7 @@ def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
         snapshots=[SnapshotName(snapshotter=n.backend, key=n.key) for n in collected.snapshots],
         ingests=collected.ingests,
         leases=collected.leases,
+        images=collected.images,
         blob_bytes=collected.blob_bytes,
         snapshot_bytes=collected.snapshot_bytes,
         left=collected.left,

@@ -5,12 +5,14 @@ import msgspec
 
 from engine import plugins
 from engine.cli import shapes
+from engine.cli.bars import progress
 from engine.cli.context import Context, action, listing
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, counted, document, human_bytes, resisting, say, write
 from engine.cli.table import Column
 from engine.errors import EngineError
 from engine.gc.collect import Collected
+from engine.oci.reference import familiar
 
 __all__ = ["backends", "gc"]
 
@@ -21,8 +23,8 @@ __all__ = ["backends", "gc"]
 @click.pass_obj
 def gc(context: Context, dry_run: bool, view: View) -> None:
     """Remove everything that no image, mount or running work holds."""
-    with context.reading() if dry_run else context.stores() as stores:
-        collected = stores.collect(dry_run=dry_run)
+    with context.reading() if dry_run else context.stores() as stores, progress(view) as report:
+        collected = stores.collect(dry_run=dry_run, report=report)
     done = shapes.collection(collected, dry_run=dry_run)
     if not view.json and not view.quiet:
         _print(view, collected, dry_run=dry_run)
@@ -39,6 +41,7 @@ def _print(view: View, collected: Collected, *, dry_run: bool) -> None:
     write(f"blob      {short(digest)}" for digest in collected.blobs)
     write(f"snapshot  {node.backend} {short(node.key)}" for node in collected.snapshots)
     write(f"ingest    {ref}" for ref in collected.ingests)
+    write(f"image     {familiar(name)}" for name in collected.images)
     verb = "would remove" if dry_run else "removed"
     say(
         f"{verb} {counted(len(collected.blobs), 'blob')} ({human_bytes(collected.blob_bytes)}), "

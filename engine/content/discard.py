@@ -11,7 +11,9 @@ from collections.abc import Collection
 from engine.content import extents
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import BLOBS, INGESTS, TRASH, Trash
+from engine.kv.schema import TRASH, Blob, Ingest, Trash
+from engine.metadata import ledger
+from engine.metadata.nodes import INGEST, Node, blob_node
 
 __all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty"]
 
@@ -24,21 +26,24 @@ def drop_bytes(txn: Transaction, number: int) -> None:
 
 
 def drop_blob(txn: Transaction, namespace: str, digest: str) -> int | None:
-    """Drop a blob; return the number of its bytes, None if there was none."""
-    blob = BLOBS.get(txn, namespace, digest)
-    if blob is None:
+    """Drop a blob; return the number of its bytes, None if there was none.
+
+    The bytes stay while another namespace has them.
+    """
+    blob = ledger.drop(txn, namespace, blob_node(digest))
+    if not isinstance(blob, Blob):
         return None
-    BLOBS.delete(txn, namespace, digest)
-    drop_bytes(txn, blob.number)
+    if all(held.number != blob.number for held in ledger.holdings(txn, digest)):
+        drop_bytes(txn, blob.number)
     return blob.number
 
 
 def drop_ingest(txn: Transaction, namespace: str, ref: str) -> int | None:
     """Drop an ingest; return the number of its bytes, None if there was none."""
-    ingest = INGESTS.get(txn, namespace, ref)
-    if ingest is None:
+    ingest = ledger.drop(txn, namespace, Node(INGEST, "", ref))
+    if not isinstance(ingest, Ingest):
         return None
-    INGESTS.delete(txn, namespace, ref)
+    ledger.unpin(txn, namespace, ingest.lease, Node(INGEST, "", ref))
     drop_bytes(txn, ingest.number)
     return ingest.number
 

@@ -26,11 +26,12 @@ from engine.errors import (
 )
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, LeaseItem, now
+from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
-from engine.metadata import leases
+from engine.metadata import ledger
 from engine.metadata.digests import full_name
+from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
 from engine.oci.short import beginnings
 
@@ -120,7 +121,7 @@ class ContentStore:
         blob = self._get(txn, digest)
         merged = label_rules.merge(blob.labels, labels)
         blob = msgspec.structs.replace(blob, labels=merged, updated=now())
-        BLOBS.put(txn, blob, self._namespace, digest)
+        ledger.put(txn, self._namespace, blob)
         return blob
 
     def delete(self, digest: Digest) -> None:
@@ -235,7 +236,8 @@ class ContentStore:
                 lease=lease,
                 started=now(),
             )
-        INGESTS.put(txn, record, self._namespace, ref)
+        ledger.put(txn, self._namespace, record)
+        ledger.pin(txn, self._namespace, lease, Node(INGEST, "", ref), made=True)
         return record
 
     def _closed(self, ref: str) -> None:
@@ -263,5 +265,4 @@ class ContentStore:
                 raise NotFound(f"no ingest {ref}")
 
     def _pin(self, txn: Transaction, digest: str, lease: str) -> None:
-        item = LeaseItem(kind=leases.CONTENT, backend="", key=digest)
-        leases.join(txn, self._namespace, lease, item)
+        ledger.pin(txn, self._namespace, lease, blob_node(digest))

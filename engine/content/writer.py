@@ -16,9 +16,10 @@ from engine.content import discard, extents
 from engine.errors import DigestMismatch, FailedPrecondition, Refused
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import BLOBS, EXTENT, INGESTS, Blob, Ingest, LeaseItem, now
+from engine.kv.schema import BLOBS, EXTENT, INGESTS, Blob, Ingest, now
 from engine.labels import Labels
-from engine.metadata import leases
+from engine.metadata import ledger
+from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
 
 __all__ = ["BATCH", "Writer"]
@@ -140,6 +141,7 @@ class Writer:
         """Replace the ingest by a blob, or give its labels to an equal one that came first."""
         at = now()
         blob = BLOBS.get(txn, self._namespace, digest)
+        made = blob is None
         if blob is None:
             blob = Blob(
                 digest=digest,
@@ -149,14 +151,15 @@ class Writer:
                 updated=at,
                 labels=dict(labels),
             )
-            INGESTS.delete(txn, self._namespace, self.ref)
+            ingest = Node(INGEST, "", self.ref)
+            ledger.drop(txn, self._namespace, ingest)
+            ledger.unpin(txn, self._namespace, self._record.lease, ingest)
         else:
             merged = label_rules.merge(blob.labels, labels)
             blob = msgspec.structs.replace(blob, labels=merged, updated=at)
             discard.drop_ingest(txn, self._namespace, self.ref)
-        BLOBS.put(txn, blob, self._namespace, digest)
-        item = LeaseItem(kind=leases.CONTENT, backend="", key=digest)
-        leases.join(txn, self._namespace, self._record.lease, item)
+        ledger.put(txn, self._namespace, blob)
+        ledger.pin(txn, self._namespace, self._record.lease, blob_node(digest), made=made)
         return blob
 
     def abort(self) -> None:

@@ -8,7 +8,7 @@ carries its own names: a key finds, it does not tell.
 import hashlib
 from collections.abc import Iterable
 
-__all__ = ["LONGEST", "Part", "encode", "name_in", "number", "opening"]
+__all__ = ["LONGEST", "Part", "encode", "names_in", "number", "opening"]
 
 Part = str | bytes | int
 
@@ -39,17 +39,18 @@ def opening(parts: Iterable[Part], text: str, size: int) -> bytes:
     return encode(parts) + head
 
 
-def name_in(key: bytes) -> str:
-    """Return the last part of a key of names, for the one record that cannot tell its own."""
-    name = b""
+def names_in(key: bytes) -> list[str]:
+    """Return the parts of a key of names, for records that cannot tell their own."""
+    names = []
     while key:
         length = int.from_bytes(key[:2], "big")
         if key[:2] == _HASHED:
             length, name = hashlib.sha256().digest_size, b"(a long name)"
         else:
             name = key[2 : 2 + length]
+        names.append(name.decode("utf-8", "backslashreplace"))
         key = key[2 + length :]
-    return name.decode("utf-8", "backslashreplace")
+    return names
 
 
 def number(value: int) -> bytes:

@@ -2,17 +2,24 @@
 
 Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
 
-    table         key                        record          written by
-    blobs         NS digest                  Blob            content
-    ingests       NS ref                     Ingest          content
-    images        NS name                    Image           metadata.images
-    leases        NS id                      Lease           metadata.leases
-    lease_items   NS lease kind backend key  LeaseItem       whoever makes or finds the object
-    snapshots     backend NS key             Snapshot        metadata.lineage
-    children      backend NS parent key      Child           metadata.lineage
-    mounts        NS key                     MountRecord     metadata.mounts
-    trash         kind backend number        Trash           whoever drops the record of bytes
-    counters      sequence                   a number        blob numbers, snapshot ids
+    table         key                        record       written by
+    blobs         NS digest                  Blob         metadata.ledger, for content
+    ingests       NS ref                     Ingest       metadata.ledger, for content
+    images        NS name                    Image        metadata.ledger, for metadata.images
+    leases        NS id                      Lease        metadata.ledger, for metadata.leases
+    lease_items   NS lease kind backend key  LeaseItem    metadata.ledger: whoever makes or finds it
+    snapshots     backend NS key             Snapshot     metadata.ledger, for metadata.lineage
+    mentions      NS token how token         Mentioned    metadata.ledger: who mentions what
+    holdings      digest NS                  Holding      metadata.ledger: whose bytes a digest has
+    touched       NS token                   Touched      metadata.ledger, while a mark is under way
+    marks         NS                         Mark         gc
+    namespaces    NS                         Namespace    metadata.namespaces
+    mounts        NS key                     MountRecord  metadata.mounts
+    trash         kind backend number        Trash        whoever drops the record of bytes
+    counters      sequence                   a number     blob numbers, snapshot ids
+
+A token stands for a node (`metadata.nodes`). Under the token of what is mentioned `mentions` has whoever
+mentions it, so that who holds one thing is found without reading all others.
 
 `blobs.lmdb` has one unnamed table: (blob number, extent index), 8 and 4 bytes big-endian, to an
 extent of EXTENT bytes (the last one shorter).
@@ -32,31 +39,39 @@ from engine.processes import Owner
 
 __all__ = [
     "BLOBS",
-    "CHILDREN",
     "COUNTERS",
     "EXTENT",
     "FORMAT",
+    "HOLDINGS",
     "IMAGES",
     "INGESTS",
     "LEASES",
     "LEASE_ITEMS",
+    "MARKS",
+    "MENTIONS",
     "MOUNTS",
+    "NAMESPACES",
     "SNAPSHOTS",
     "TABLES",
+    "TOUCHED",
     "TRASH",
     "Blob",
-    "Child",
+    "Holding",
     "Image",
     "Ingest",
     "Lease",
     "LeaseItem",
+    "Mark",
+    "Mentioned",
     "MountRecord",
+    "Namespace",
     "Snapshot",
+    "Touched",
     "Trash",
     "now",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of everything under a root; a process refuses a higher one."""
 
 EXTENT = 4096 * 256 - 16
@@ -75,7 +90,10 @@ class Blob(Record, frozen=True):
 
 
 class Ingest(Record, frozen=True):
-    """A blob that `owner` is writing; its durable offset is what extents of `number` there are."""
+    """A blob on its way in; its durable offset is what extents of `number` there are.
+
+    It is kept while `owner` runs, as long as its lease lives, and until `expires`.
+    """
 
     ref: str
     number: int
@@ -84,6 +102,8 @@ class Ingest(Record, frozen=True):
     owner: Owner
     lease: str
     started: int
+    updated: int = 0
+    expires: int = 0
 
 
 class Image(Record, frozen=True):
@@ -97,20 +117,24 @@ class Image(Record, frozen=True):
 
 
 class Lease(Record, frozen=True):
-    """Keeps its members while it lives: until `expires`, or as long as `owner` runs."""
+    """Keeps its members while it lives: as long as `owner` runs, if it has one, and until it expires.
+
+    It expires, if ever, when the label `containerd.io/gc.expire` says.
+    """
 
     id: str
     created: int
-    expires: int | None = None
     owner: Owner | None = None
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class LeaseItem(Record, frozen=True):
-    """One member of a lease: a blob (`backend` empty) or a snapshot."""
+    """One member of a lease: a node, and whether the lease's work made it rather than found it."""
 
     kind: str
     backend: str
     key: str
+    made: bool = False
 
 
 class Snapshot(Record, frozen=True):
@@ -128,10 +152,48 @@ class Snapshot(Record, frozen=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class Child(Record, frozen=True):
-    """Says that snapshot `key` stands on the parent that the table's key names."""
+class Mentioned(Record, frozen=True):
+    """Says that the node here mentions the one that the table's key begins with, and how."""
 
+    how: str
+    kind: str
+    backend: str
     key: str
+
+
+class Holding(Record, frozen=True):
+    """Says that the blob with this digest has the bytes `number` in this namespace."""
+
+    namespace: str
+    number: int
+
+
+class Touched(Record, frozen=True):
+    """A node that was made, changed, pinned or newly referred to since a mark began."""
+
+    kind: str
+    backend: str
+    key: str
+
+
+class Mark(Record, frozen=True):
+    """Says that `owner` is collecting a namespace, and since when: all that changes is noted."""
+
+    owner: Owner
+    started: int
+
+
+class Namespace(Record, frozen=True):
+    """What is said of a namespace; there is no record of most.
+
+    An isolated one neither sees nor gives the bytes of others, but for what is labelled shareable.
+    """
+
+    name: str
+    created: int
+    updated: int
+    isolated: bool = False
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class MountRecord(Record, frozen=True):
@@ -172,7 +234,11 @@ IMAGES = Table("images", Image)
 LEASES = Table("leases", Lease)
 LEASE_ITEMS = Table("lease_items", LeaseItem)
 SNAPSHOTS = Table("snapshots", Snapshot)
-CHILDREN = Table("children", Child)
+MENTIONS = Table("mentions", Mentioned)
+HOLDINGS = Table("holdings", Holding)
+TOUCHED = Table("touched", Touched)
+MARKS = Table("marks", Mark)
+NAMESPACES = Table("namespaces", Namespace)
 MOUNTS = Table("mounts", MountRecord)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
@@ -186,7 +252,11 @@ TABLES = tuple(
         LEASES,
         LEASE_ITEMS,
         SNAPSHOTS,
-        CHILDREN,
+        MENTIONS,
+        HOLDINGS,
+        TOUCHED,
+        MARKS,
+        NAMESPACES,
         MOUNTS,
         TRASH,
         COUNTERS,

@@ -61,18 +61,39 @@ class Table(Generic[R]):
 
     def scan(self, txn: Transaction, *prefix: Part) -> list[R]:
         """Return all records whose keys begin with `prefix`, in key order."""
-        return [self._decode(value) for _, value in self._items(txn, keys.encode(prefix))]
+        return list(self.each(txn, *prefix))
+
+    def each(self, txn: Transaction, *prefix: Part) -> Iterator[R]:
+        """Yield what `scan` returns; nothing may be written to the table meanwhile."""
+        return (self._decode(value) for _, value in self._items(txn, keys.encode(prefix)))
 
     def survey(self, txn: Transaction, *prefix: Part) -> tuple[list[R], list[Damaged]]:
         """Return what `scan` does, and beside it the records that cannot be read."""
         found: list[R] = []
         damaged: list[Damaged] = []
+        for record in self.survey_each(txn, *prefix):
+            if isinstance(record, Damaged):
+                damaged.append(record)
+            else:
+                found.append(record)
+        return found, damaged
+
+    def survey_each(self, txn: Transaction, *prefix: Part) -> Iterator[R | Damaged]:
+        """Yield what `survey` returns; nothing may be written to the table meanwhile."""
         for key, value in self._items(txn, keys.encode(prefix)):
             try:
-                found.append(self._decode(value))
+                yield self._decode(value)
             except DataLoss as error:
-                damaged.append(Damaged(keys.name_in(bytes(key)), str(error)))
-        return found, damaged
+                yield Damaged(keys.names_in(bytes(key))[-1], str(error))
+
+    def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
+        """Yield all records, each with the parts of its key; as `survey_each`."""
+        for key, value in self._items(txn, b""):
+            names = keys.names_in(bytes(key))
+            try:
+                yield names, self._decode(value)
+            except DataLoss as error:
+                yield names, Damaged(names[-1], str(error))
 
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
@@ -86,7 +107,7 @@ class Table(Generic[R]):
         `name` returns it for a record whose key does not tell, being too long.
         """
         for key, value in self._items(txn, keys.opening(prefix, text, size)):
-            found = keys.name_in(bytes(key))
+            found = keys.names_in(bytes(key))[-1]
             if size > keys.LONGEST:
                 try:
                     found = name(self._decode(value))
@@ -107,11 +128,13 @@ class Table(Generic[R]):
     ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
         if self.name not in txn.databases:
             return
+        size = len(start)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
-            found = cursor.set_range(start) if start else cursor.first()
-            while found and bytes(cursor.key()[: len(start)]) == start:
-                yield cursor.item()
-                found = cursor.next()
+            if cursor.set_range(start) if start else cursor.first():
+                for key, value in cursor.iternext():
+                    if key[:size] != start:
+                        return
+                    yield key, value
 
     def _decode(self, raw: bytes | memoryview) -> R:
         try:

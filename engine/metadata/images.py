@@ -10,6 +10,8 @@ from engine.errors import AlreadyExists, FailedPrecondition, NotFound
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, IMAGES, Image, now
 from engine.kv.table import Damaged
+from engine.metadata import ledger
+from engine.metadata.nodes import IMAGE, Node
 from engine.oci.documents import Descriptor
 from engine.oci.reference import familiar, parse_reference
 from engine.oci.short import beginnings, the_one
@@ -119,7 +121,7 @@ class ImageStore:
             updated=at,
             labels=old.labels if old else {},
         )
-        IMAGES.put(txn, image, self._namespace, full)
+        ledger.put(txn, self._namespace, image)
         return image
 
     def remove(self, *names: str) -> list[str]:
@@ -131,7 +133,7 @@ class ImageStore:
             # All are looked up before one goes: fewer would be left to tell digits from.
             found = list(dict.fromkeys(self._removable(txn, name) for name in names))
             for full in found:
-                IMAGES.delete(txn, self._namespace, full)
+                ledger.drop(txn, self._namespace, Node(IMAGE, "", full))
             return found
 
     def _removable(self, txn: Transaction, name: str) -> str:

@@ -18,20 +18,11 @@ from engine.errors import (
     NotFound,
 )
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import (
-    CHILDREN,
-    COUNTERS,
-    SNAPSHOTS,
-    TRASH,
-    Child,
-    LeaseItem,
-    Snapshot,
-    Trash,
-    now,
-)
+from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
 from engine.labels import Labels
-from engine.metadata import leases
+from engine.metadata import ledger
 from engine.metadata.digests import full_name
+from engine.metadata.nodes import snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
 
 __all__ = ["MetaStore", "drop", "full_key", "info_of"]
@@ -62,15 +53,9 @@ def full_key(meta: Environment, backend: str, namespace: str, text: str) -> str 
 
 def drop(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
     """Drop a snapshot that has no children; its folder is trash from then on."""
-    _unlink(txn, backend, namespace, record)
+    ledger.drop(txn, namespace, snapshot_node(backend, record.key))
     trash = Trash(kind=_KIND, backend=backend, number=record.id)
     TRASH.put(txn, trash, _KIND, backend, record.id)
-
-
-def _unlink(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
-    SNAPSHOTS.delete(txn, backend, namespace, record.key)
-    if record.parent:
-        CHILDREN.delete(txn, backend, namespace, record.parent, record.key)
 
 
 class MetaStore:
@@ -135,8 +120,7 @@ class MetaStore:
                 labels=dict(labels),
             )
             self._put(txn, record)
-            self._link(txn, record)
-            self._pin(txn, key, lease)
+            self._pin(txn, key, lease, made=True)
             return record, self._parents(txn, parent)
 
     def release(self, key: str) -> None:
@@ -185,7 +169,7 @@ class MetaStore:
     def _commit(self, txn: Transaction, step: Commit, usage: Usage) -> None:
         """Commit one step; all that can be wrong with it is found out before anything is written."""
         label_rules.check(step.labels)
-        leases.check(txn, self._namespace, step.lease)
+        ledger.check_lease(txn, self._namespace, step.lease)
         record, below = self._check_commit(txn, step.name, step.key, step.parent)
         at = now()
         committed = Snapshot(
@@ -199,10 +183,9 @@ class MetaStore:
             inodes=usage.inodes,
             labels=dict(step.labels),
         )
-        _unlink(txn, self._backend, self._namespace, record)
+        ledger.drop(txn, self._namespace, snapshot_node(self._backend, record.key))
         self._put(txn, committed)
-        self._link(txn, committed)
-        self._pin(txn, step.name, step.lease)
+        self._pin(txn, step.name, step.lease, made=True)
 
     def update(self, key: str, labels: Labels) -> Snapshot:
         """Set labels on a snapshot, deleting those whose new value is empty."""
@@ -217,7 +200,7 @@ class MetaStore:
         """Drop a record; its folder is trash from then on."""
         with self._meta.write() as txn:
             record = self._get(txn, key)
-            if CHILDREN.any(txn, self._backend, self._namespace, key):
+            if ledger.has_children(txn, self._backend, self._namespace, key):
                 raise FailedPrecondition(f"snapshot {key} has children; remove those first")
             drop(txn, self._backend, self._namespace, record)
 
@@ -233,13 +216,7 @@ class MetaStore:
                 TRASH.delete(txn, _KIND, self._backend, number)
 
     def _put(self, txn: Transaction, record: Snapshot) -> None:
-        SNAPSHOTS.put(txn, record, self._backend, self._namespace, record.key)
+        ledger.put_snapshot(txn, self._backend, self._namespace, record)
 
-    def _link(self, txn: Transaction, record: Snapshot) -> None:
-        if record.parent:
-            child = Child(key=record.key)
-            CHILDREN.put(txn, child, self._backend, self._namespace, record.parent, record.key)
-
-    def _pin(self, txn: Transaction, key: str, lease: str) -> None:
-        item = LeaseItem(kind=leases.SNAPSHOT, backend=self._backend, key=key)
-        leases.join(txn, self._namespace, lease, item)
+    def _pin(self, txn: Transaction, key: str, lease: str, *, made: bool = False) -> None:
+        ledger.pin(txn, self._namespace, lease, snapshot_node(self._backend, key), made=made)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from engine.cli.output import View, age, human_bytes, rfc3339
+from engine.cli.output import View, age, human_bytes
 from engine.cli.table import Column, Fault, render
 from engine.kv.schema import now
 from engine.root import Root
+from engine.times import rfc3339
 from tests.cli.test_commands import CHAIN
 from tests.command import LAMINA, environment, lamina, lamina_json
 

@@ -1,0 +1,245 @@
+"""Everything of a namespace as one transaction sees it: what is kept, by what, and what is garbage.
+
+Sync. Roots are images that have not expired, live leases, ingests that may go on, snapshots that
+someone may be using (active ones and views that no lease made), and what carries `gc.root`. Edges are
+what records mention (`engine.metadata.nodes`); of the members of a flat lease only a snapshot's parent
+and an image's target.
+
+Where a record cannot be read nobody knows what it holds: then no blob, snapshot or image is garbage.
+It takes some 3 µs for each record, in which others write as they like.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TypeVar
+
+from engine import labels, times
+from engine.gc.mark import holders_first, reachable
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import (
+    BLOBS,
+    IMAGES,
+    INGESTS,
+    LEASE_ITEMS,
+    LEASES,
+    SNAPSHOTS,
+    Ingest,
+    Lease,
+    Snapshot,
+)
+from engine.kv.table import Damaged, Record, Table
+from engine.metadata.leases import is_live
+from engine.metadata.nodes import (
+    BACK,
+    CONDITION,
+    IMAGE,
+    INGEST,
+    LABEL,
+    LEASE,
+    Mention,
+    Node,
+    blob_node,
+    is_met,
+    is_root,
+    mentions,
+    node_of,
+    snapshot_node,
+)
+from engine.oci.reference import familiar
+from engine.processes import Owners
+from engine.snapshots import Kind
+
+__all__ = ["Places", "Survey", "ingest_lives", "survey"]
+
+R = TypeVar("R", bound=Record)
+
+_RELEASE_EVERY = 1 << 17  # records read between two calls that give their memory back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where to look: a namespace, the backends that have snapshots, and those that cannot be used.
+
+    The snapshots of the latter are kept. `vanished` are the snapshots, by backend and key, of mounts
+    that are gone: nobody holds those.
+    """
+
+    namespace: str
+    backends: Collection[str]
+    kept: Collection[str] = ()
+    vanished: Collection[tuple[str, str]] = ()
+
+
+@dataclass(slots=True)
+class Survey:
+    """What holds what; `roots` says of each whether it is held alone, without what its labels name."""
+
+    at: int
+    roots: dict[Node, bool] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    expires: int | None = None
+    """When the next lease or image does."""
+    alone: set[Node] = field(default_factory=set)
+    """What is kept without what its labels name."""
+    _made_of: dict[Node, Node] = field(default_factory=dict)
+    _refer: defaultdict[Node, list[Node]] = field(default_factory=lambda: defaultdict(list))
+
+    def references(self, node: Node) -> Iterator[Node]:
+        """Yield what a node holds."""
+        if node in self._made_of:
+            yield self._made_of[node]
+        if node in self._refer:
+            yield from self._refer[node]
+
+    def reached(self) -> set[Node]:
+        """Return the nodes that are kept with all that they hold; note those that are kept alone."""
+        whole = reachable((node for node, alone in self.roots.items() if not alone), self.references)
+        flat = (node for node, alone in self.roots.items() if alone)
+        self.alone = reachable(flat, self._below) - whole
+        return whole
+
+    def _below(self, node: Node) -> tuple[Node, ...]:
+        return (self._made_of[node],) if node in self._made_of else ()
+
+    def note(self, node: Node, mention: Mention) -> None:
+        """Note an edge."""
+        if mention.how == BACK:
+            self._refer[mention.node].append(node)
+        elif mention.how in {LABEL, CONDITION}:
+            self._refer[node].append(mention.node)
+        else:
+            self._made_of[node] = mention.node
+
+    def root(self, node: Node, *, alone: bool = False) -> None:
+        """Note a root; held whole by one, it is held whole."""
+        self.roots[node] = alone and self.roots.get(node, True)
+
+    def expiry(self, about: labels.Labels) -> bool:
+        """Say whether what has these labels has expired, and note when it will."""
+        when = times.moment(about.get(labels.GC_EXPIRE, "")) if about else None
+        if when is not None and when > self.at:
+            self.expires = min(when, self.expires or when)
+        return when is not None and when <= self.at
+
+
+def ingest_lives(owners: Owners, ingest: Ingest, at: int) -> bool:
+    """Say whether an ingest may still go on, whatever lease it has."""
+    return ingest.expires > at or owners.is_alive(ingest.owner.id)
+
+
+def survey(meta: Environment, txn: Transaction, places: Places, at: int) -> tuple[Survey, list[Node]]:
+    """Return what holds what at the time `at`, and the garbage, holders first."""
+    found = Survey(at)
+    reader = _Reader(meta, txn, places, found)
+    reader.read()
+    if found.damaged:
+        return found, list(reader.dead())
+    whole = found.reached()
+    garbage = [node for node in reader.everything() if node not in whole and node not in found.alone]
+    del whole
+    return found, list(holders_first(garbage, found.references))
+
+
+class _Reader:
+    def __init__(self, meta: Environment, txn: Transaction, places: Places, found: Survey) -> None:
+        self._meta = meta
+        self._txn = txn
+        self._at = places
+        self._found = found
+        self._conditions: list[tuple[Node, Node, labels.Labels]] = []
+        self._used: dict[Node, str] = {}
+        self._count = 0
+
+    def _each(self, table: Table[R], *prefix: str) -> Iterator[R]:
+        for record in table.survey_each(self._txn, *prefix):
+            self._count += 1
+            if self._count % _RELEASE_EVERY == 0:
+                self._meta.release_pages()
+            if isinstance(record, Damaged):
+                name = record.name if table is not IMAGES else familiar(record.name)
+                self._found.damaged.append(f"{table.name[:-1]} {name}: {record.error}")
+            else:
+                yield record
+
+    def _snapshots(self) -> Iterator[tuple[str, Snapshot]]:
+        for backend in chain(self._at.backends, self._at.kept):
+            for record in self._each(SNAPSHOTS, backend, self._at.namespace):
+                yield backend, record
+
+    def read(self) -> None:
+        """Read all records once for what they hold."""
+        namespace, found = self._at.namespace, self._found
+        owners, at = self._meta.owners, found.at
+        for lease in list(self._each(LEASES, namespace)):
+            self._lease(lease)
+        for image in self._each(IMAGES, namespace):
+            node = node_of(image)
+            self._mentions(node, image.labels, mentions(node, image))
+            if not found.expiry(image.labels):
+                found.root(node)
+        for ingest in self._each(INGESTS, namespace):
+            node = node_of(ingest)
+            self._mentions(node, {}, mentions(node, ingest))
+            if ingest_lives(owners, ingest, at):
+                found.root(node)
+        for blob in self._each(BLOBS, namespace):
+            if blob.labels:  # of most there is nothing to be known
+                self._labelled(blob_node(blob.digest), blob.labels)
+                node = blob_node(blob.digest)
+                self._mentions(node, blob.labels, mentions(node, blob))
+        for backend, snapshot in self._snapshots():
+            self._snapshot(backend, snapshot)
+        for node, target, about in self._conditions:
+            if is_met(about, target, self._used.get(target, ""), at):
+                found.note(node, Mention(LABEL, target))
+
+    def _lease(self, lease: Lease) -> None:
+        expired = self._found.expiry(lease.labels)
+        if expired or not is_live(self._meta.owners, lease, self._found.at):
+            return
+        node = node_of(lease)
+        self._found.root(node)
+        self._mentions(node, lease.labels, mentions(node, lease))
+        is_flat = labels.GC_FLAT in lease.labels
+        for item in list(self._each(LEASE_ITEMS, self._at.namespace, lease.id)):
+            self._found.root(Node(item.kind, item.backend, item.key), alone=is_flat)
+
+    def _snapshot(self, backend: str, record: Snapshot) -> None:
+        node = snapshot_node(backend, record.key)
+        self._mentions(node, record.labels, mentions(node, record))
+        self._labelled(node, record.labels)
+        if labels.GC_USED_AT in record.labels:
+            self._used[node] = record.labels[labels.GC_USED_AT]
+        in_use = record.kind != Kind.COMMITTED and not record.lease
+        if backend in self._at.kept or (in_use and (backend, record.key) not in self._at.vanished):
+            self._found.root(node)
+
+    def _labelled(self, node: Node, about: labels.Labels) -> None:
+        if about and is_root(about):
+            self._found.root(node)
+
+    def _mentions(self, node: Node, about: labels.Labels, found: Iterator[Mention]) -> None:
+        for mention in found:
+            if mention.how == CONDITION:
+                self._conditions.append((node, mention.node, about))
+            else:
+                self._found.note(node, mention)
+
+    def everything(self) -> Iterator[Node]:
+        """Read all records again, for what there is."""
+        namespace = self._at.namespace
+        yield from (Node(LEASE, "", lease.id) for lease in self._each(LEASES, namespace))
+        yield from (Node(IMAGE, "", image.name) for image in self._each(IMAGES, namespace))
+        yield from (Node(INGEST, "", ingest.ref) for ingest in self._each(INGESTS, namespace))
+        yield from (blob_node(blob.digest) for blob in self._each(BLOBS, namespace))
+        yield from (snapshot_node(backend, record.key) for backend, record in self._snapshots())
+
+    def dead(self) -> Iterator[Node]:
+        """Yield the leases and ingests that nobody works with."""
+        namespace, roots = self._at.namespace, self._found.roots
+        leases, _ = LEASES.survey(self._txn, namespace)
+        ingests, _ = INGESTS.survey(self._txn, namespace)
+        nodes = (*(map(node_of, leases)), *(map(node_of, ingests)))
+        return (node for node in nodes if node not in roots)

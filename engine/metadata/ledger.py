@@ -1,0 +1,264 @@
+"""The one room that writes objects: blobs, ingests, images, leases and what they hold, snapshots.
+
+Sync. Every change to an object's record goes through `put`, `drop`, `pin` or `unpin`, which keep two
+more things in the same transaction:
+
+- who mentions what, so that the holders of one object are found without reading all others;
+- while a namespace is being collected, what was touched since its mark began: made, changed, pinned or
+  newly mentioned. What is touched is not collected (a write barrier): what a mark found unreachable can
+  only become reachable by being touched, or by being mentioned by something that is.
+
+Bytes and folders are the callers'. What a record is, and what may be done to it, too.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from engine.errors import DataLoss, FailedPrecondition
+from engine.kv.environment import Transaction
+from engine.kv.schema import (
+    BLOBS,
+    HOLDINGS,
+    IMAGES,
+    INGESTS,
+    LEASE_ITEMS,
+    LEASES,
+    MARKS,
+    MENTIONS,
+    SNAPSHOTS,
+    TOUCHED,
+    Blob,
+    Holding,
+    LeaseItem,
+    Mentioned,
+    Snapshot,
+    Touched,
+)
+from engine.kv.table import Damaged, Table
+from engine.metadata.nodes import (
+    BACK,
+    CONTENT,
+    IMAGE,
+    INGEST,
+    LEASE,
+    MEMBER,
+    PARENT,
+    SNAPSHOT,
+    Mention,
+    Node,
+    Object,
+    mentions,
+    node_of,
+    snapshot_node,
+    token,
+)
+
+__all__ = [
+    "check_lease",
+    "drop",
+    "get",
+    "has_children",
+    "holdings",
+    "members",
+    "mentioners",
+    "mentioning",
+    "pin",
+    "put",
+    "put_snapshot",
+    "rebuild",
+    "table_of",
+    "unpin",
+]
+
+_TABLES: dict[str, Table[Any]] = {
+    CONTENT: BLOBS,
+    IMAGE: IMAGES,
+    INGEST: INGESTS,
+    LEASE: LEASES,
+    SNAPSHOT: SNAPSHOTS,
+}
+
+
+def table_of(kind: str) -> Table[Any]:
+    """Return the table that has the records of a kind of node."""
+    return _TABLES[kind]
+
+
+def _key(namespace: str, node: Node) -> tuple[str, ...]:
+    return (node.backend, namespace, node.key) if node.kind == SNAPSHOT else (namespace, node.key)
+
+
+def get(txn: Transaction, namespace: str, node: Node) -> Object | None:
+    """Return an object's record, None if there is none. Raises DataLoss if it cannot be read."""
+    found: Object | None = _TABLES[node.kind].get(txn, *_key(namespace, node))
+    return found
+
+
+# -- changes ----------------------------------------------------------------------------------------
+
+
+def put(txn: Transaction, namespace: str, record: Object) -> None:
+    """Write an object's record, over an earlier one; a snapshot's with `put_snapshot`."""
+    assert not isinstance(record, Snapshot)
+    _put(txn, namespace, node_of(record), record)
+    if isinstance(record, Blob):
+        holding = Holding(namespace=namespace, number=record.number)
+        HOLDINGS.put(txn, holding, record.digest, namespace)
+
+
+def put_snapshot(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
+    """Write a snapshot's record, over an earlier one."""
+    _put(txn, namespace, snapshot_node(backend, record.key), record)
+
+
+def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
+    before = _mentioned(txn, namespace, node)
+    after = set(mentions(node, record))
+    for mention in before - after:
+        _unlink(txn, namespace, node, mention)
+    for mention in after - before:
+        _link(txn, namespace, node, mention)
+    _TABLES[node.kind].put(txn, record, *_key(namespace, node))
+    new = [mention.node for mention in after - before if mention.how != BACK]
+    _touch(txn, namespace, node, *new)
+
+
+def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
+    """Remove an object's record and what it mentions; return it, None if there was none to read.
+
+    A lease's members are let go. The record goes whether or not it can be read.
+    """
+    try:
+        record = get(txn, namespace, node)
+    except DataLoss:
+        record = None
+    for mention in _mentioned(txn, namespace, node):
+        _unlink(txn, namespace, node, mention)
+    if node.kind == LEASE:
+        for item in LEASE_ITEMS.scan(txn, namespace, node.key):
+            member = Node(item.kind, item.backend, item.key)
+            _unlink(txn, namespace, node, Mention(MEMBER, member))
+        LEASE_ITEMS.clear(txn, namespace, node.key)
+    if node.kind == CONTENT:
+        HOLDINGS.delete(txn, node.key, namespace)
+    _TABLES[node.kind].delete(txn, *_key(namespace, node))
+    return record
+
+
+def pin(txn: Transaction, namespace: str, lease: str, node: Node, *, made: bool = False) -> None:
+    """Add an object to a lease; an empty lease ID means that the caller needs no pin.
+
+    `made` says that the lease's work made it, and may take it back. FailedPrecondition if the lease
+    has ended.
+    """
+    if not lease:
+        return
+    check_lease(txn, namespace, lease)
+    old = LEASE_ITEMS.get(txn, namespace, lease, *node)
+    kind, backend, key = node
+    item = LeaseItem(kind=kind, backend=backend, key=key, made=made or (old is not None and old.made))
+    LEASE_ITEMS.put(txn, item, namespace, lease, *node)
+    _link(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, node))
+    _touch(txn, namespace, node)
+
+
+def unpin(txn: Transaction, namespace: str, lease: str, node: Node) -> bool:
+    """Take an object out of a lease; say whether it was in it."""
+    _unlink(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, node))
+    return LEASE_ITEMS.delete(txn, namespace, lease, *node)
+
+
+def check_lease(txn: Transaction, namespace: str, lease: str) -> None:
+    """Raise FailedPrecondition if a lease has ended."""
+    if lease and LEASES.get(txn, namespace, lease) is None:
+        raise FailedPrecondition(f"lease {lease} has ended; start the operation again")
+
+
+def _mentioned(txn: Transaction, namespace: str, node: Node) -> set[Mention]:
+    """Return what an object mentions so far. What one that cannot be read does stays noted."""
+    try:
+        record = get(txn, namespace, node)
+    except DataLoss:
+        return set()
+    return set(mentions(node, record)) if record else set()
+
+
+def _link(txn: Transaction, namespace: str, node: Node, mention: Mention) -> None:
+    kind, backend, key = node
+    record = Mentioned(how=mention.how, kind=kind, backend=backend, key=key)
+    MENTIONS.put(txn, record, namespace, token(mention.node), mention.how, token(node))
+
+
+def _unlink(txn: Transaction, namespace: str, node: Node, mention: Mention) -> None:
+    MENTIONS.delete(txn, namespace, token(mention.node), mention.how, token(node))
+
+
+def _touch(txn: Transaction, namespace: str, *nodes: Node) -> None:
+    if MARKS.any(txn, namespace):
+        for node in nodes:
+            kind, backend, key = node
+            TOUCHED.put(txn, Touched(kind=kind, backend=backend, key=key), namespace, token(node))
+
+
+def rebuild(txn: Transaction) -> None:
+    """Write anew who mentions what and has which bytes, from all records that can be read."""
+    MENTIONS.clear(txn)
+    HOLDINGS.clear(txn)
+    for kind, table in _TABLES.items():
+        for names, record in table.entries(txn):
+            if isinstance(record, Damaged):
+                continue
+            backend, namespace = names[:2] if kind == SNAPSHOT else ("", names[0])
+            node = snapshot_node(backend, record.key) if kind == SNAPSHOT else node_of(record)
+            for mention in mentions(node, record):
+                _link(txn, namespace, node, mention)
+            if isinstance(record, Blob):
+                holding = Holding(namespace=namespace, number=record.number)
+                HOLDINGS.put(txn, holding, record.digest, namespace)
+    for (namespace, lease, *_), item in LEASE_ITEMS.entries(txn):
+        if isinstance(item, LeaseItem):
+            member = Node(item.kind, item.backend, item.key)
+            _link(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, member))
+
+
+# -- questions --------------------------------------------------------------------------------------
+
+
+def mentioners(txn: Transaction, namespace: str, node: Node, how: str = "") -> Iterator[Mention]:
+    """Yield who mentions an object, and how; in no order, and only as long as `txn` lasts."""
+    prefix = (namespace, token(node), how) if how else (namespace, token(node))
+    for record in MENTIONS.each(txn, *prefix):
+        yield Mention(record.how, Node(record.kind, record.backend, record.key))
+
+
+def mentioning(txn: Transaction, namespace: str, node: Node) -> set[Mention]:
+    """Return what an object mentions, the members of a lease among it; nothing if it is not there.
+
+    Raises DataLoss where that cannot be read.
+    """
+    record = get(txn, namespace, node)
+    if record is None:
+        return set()
+    found = set(mentions(node, record))
+    if node.kind == LEASE:
+        found.update(Mention(MEMBER, member) for member in members(txn, namespace, node.key))
+    return found
+
+
+def members(txn: Transaction, namespace: str, lease: str, *, made: bool = False) -> list[Node]:
+    """Return what a lease keeps, or what of it the lease's work made."""
+    return [
+        Node(item.kind, item.backend, item.key)
+        for item in LEASE_ITEMS.scan(txn, namespace, lease)
+        if item.made or not made
+    ]
+
+
+def has_children(txn: Transaction, backend: str, namespace: str, key: str) -> bool:
+    """Say whether snapshots stand on this one."""
+    return MENTIONS.any(txn, namespace, token(snapshot_node(backend, key)), PARENT)
+
+
+def holdings(txn: Transaction, digest: str) -> list[Holding]:
+    """Return which namespaces have a blob, and under what number its bytes are."""
+    return HOLDINGS.scan(txn, digest)
