@@ -31,7 +31,8 @@ from engine.kv.schema import COUNTERS
 
 __all__ = ["Recorder", "matches", "recorded"]
 
-_SINGULAR = {"lease_items": "pin", "children": "child", "trash": "trash"}
+_SINGULAR = {"lease_items": "pin", "trash": "trash"}
+_DERIVED = {"mentions", "holdings", "touched"}  # written with the records that say the same
 _PLACES = (  # of a store, by what a step calls them; the first that fits counts
     (r"snapshots/[a-z]+/\d+/fs", "tree"),
     (r"snapshots/[a-z]+/\d+/([a-z]+)\.new", "new"),
@@ -160,7 +161,7 @@ def _content(environment: Environment, txn: Transaction) -> _Content:
             return {"extents": {bytes(key): b"%d" % len(value) for key, value in cursor}}
     found: _Content = {}
     for table in environment._tables:
-        if table != COUNTERS.name:
+        if table != COUNTERS.name and table not in _DERIVED:
             with txn.raw.cursor(db=txn.databases[table]) as cursor:
                 found[table] = {bytes(key): bytes(value) for key, value in cursor}
     return found

@@ -47,7 +47,6 @@ from engine.metadata.nodes import (
     node_of,
     snapshot_node,
 )
-from engine.oci.reference import familiar
 from engine.processes import Owners
 from engine.snapshots import Kind
 
@@ -158,8 +157,7 @@ class _Reader:
             if self._count % _RELEASE_EVERY == 0:
                 self._meta.release_pages()
             if isinstance(record, Damaged):
-                name = record.name if table is not IMAGES else familiar(record.name)
-                self._found.damaged.append(f"{table.name[:-1]} {name}: {record.error}")
+                self._found.damaged.append(f"{table.name[:-1]} {record.name}: {record.error}")
             else:
                 yield record
 

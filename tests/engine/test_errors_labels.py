@@ -27,6 +27,8 @@ from engine.errors import (
     printable,
 )
 from engine.failpoints import arm, armed, hit, terms
+from engine.kv.schema import Blob
+from engine.metadata.nodes import LABEL, blob_node, mentions
 from engine.root import Root
 
 KINDS = {
@@ -175,9 +177,15 @@ CONTENT_REFS = {
 }
 
 
+def mentioned(about):
+    blob = Blob(digest="sha256:y", number=1, size=0, created=0, updated=0, labels=about)
+    return list(mentions(blob_node("sha256:y"), blob))
+
+
 @pytest.mark.parametrize(("key", "is_reference"), CONTENT_REFS.items())
 def test_content_references(key, is_reference):
-    assert list(labels.content_refs({key: "sha256:x"})) == (["sha256:x"] if is_reference else [])
+    found = [(one.how, one.node) for one in mentioned({key: "sha256:x"}) if one.node.kind == "content"]
+    assert found == ([(LABEL, blob_node("sha256:x"))] if is_reference else [])
 
 
 SNAPSHOT_REFS = {
@@ -197,7 +205,7 @@ def test_snapshot_references(key, backend):
 
 
 def test_empty_values_refer_to_nothing():
-    assert not list(labels.content_refs({CONTENT: ""}))
+    assert not mentioned({CONTENT: ""})
     assert not list(labels.snapshot_refs({f"{SNAPSHOT}.overlay": ""}))
 
 

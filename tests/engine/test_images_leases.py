@@ -10,13 +10,15 @@ from engine.errors import (
     NotFound,
 )
 from engine.kv.schema import IMAGES, LEASE_ITEMS, LEASES, Lease, LeaseItem, now
-from engine.metadata import leases
+from engine.metadata import leases, ledger
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore
+from engine.metadata.nodes import CONTENT, LEASE, Node, blob_node
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
 from engine.snapshots import Commit, Kind, Usage
+from engine.times import rfc3339
 from tests.engine.image_files import MANIFEST, records
 
 FULL = "docker.io/library/alpine:latest"
@@ -104,10 +106,6 @@ def test_gc_12_names_of_another_namespace(stores):
 # -- leases -----------------------------------------------------------------------------------
 
 
-def item(key: str) -> LeaseItem:
-    return LeaseItem(kind=leases.CONTENT, backend="", key=key)
-
-
 def test_a_lease_lasts_as_long_as_its_block(stores):
     meta = stores.root.meta
     with leased(meta, "default") as first, leased(meta, "default") as second:
@@ -116,8 +114,8 @@ def test_a_lease_lasts_as_long_as_its_block(stores):
             record = LEASES.get(txn, "default", first)
             assert record is not None
             assert leases.is_live(meta.owners, record, now())
-            leases.join(txn, "default", first, item("a"))
-            leases.join(txn, "default", second, item("b"))
+            ledger.pin(txn, "default", first, blob_node("a"))
+            ledger.pin(txn, "default", second, blob_node("b"))
     assert not any(records(stores).values())
 
 
@@ -131,35 +129,40 @@ def test_one_lease_takes_nothing_of_another(stores):
     """One ID may begin as another does, or contain it."""
     with stores.root.meta.write() as txn:
         for name in ("a", "ab", "b"):
-            LEASES.put(txn, Lease(id=name, created=1), "default", name)
-            leases.join(txn, "default", name, item("x"))
-        leases.drop(txn, "default", "a")
+            ledger.put(txn, "default", Lease(id=name, created=1))
+            ledger.pin(txn, "default", name, blob_node("x"))
+        ledger.drop(txn, "default", Node(LEASE, "", "a"))
         assert not LEASE_ITEMS.scan(txn, "default", "a")
         assert (
             LEASE_ITEMS.scan(txn, "default", "ab")
             == LEASE_ITEMS.scan(txn, "default", "b")
-            == [item("x")]
+            == [LeaseItem(kind=CONTENT, backend="", key="x")]
         )
 
 
 def test_joining(stores):
     with stores.root.meta.write() as txn:
-        leases.join(txn, "default", "", item("x"))
+        ledger.pin(txn, "default", "", blob_node("x"))
         with pytest.raises(FailedPrecondition):
-            leases.join(txn, "default", "ended", item("x"))
+            ledger.pin(txn, "default", "ended", blob_node("x"))
         assert not LEASE_ITEMS.any(txn)
 
 
+def expiring(at: int) -> dict[str, str]:
+    return {"containerd.io/gc.expire": rfc3339(at)}
+
+
 HOLDING = {
+    "until a time that cannot be read": ({"labels": {"containerd.io/gc.expire": "soon"}}, None, True),
     "forever": ({}, None, True),
-    "until later": ({"expires": 1000}, None, True),
-    "until just now": ({"expires": 100}, None, False),
-    "expired": ({"expires": 99}, None, False),
+    "until later": ({"labels": expiring(1000)}, None, True),
+    "until just now": ({"labels": expiring(100)}, None, False),
+    "expired": ({"labels": expiring(99)}, None, False),
     "of this process": ({}, {}, True),
     "of this process, as another pid namespace sees it": ({}, {"namespace": "pid:[1]", "pid": 1}, True),
     "of one that is gone, whatever its pid": ({}, {"id": "0123456789abcdef"}, False),
     "of a record from before owners had locks": ({}, {"id": ""}, False),
-    "of this process, expired": ({"expires": 1}, {}, False),
+    "of this process, expired": ({"labels": expiring(1)}, {}, False),
 }
 
 

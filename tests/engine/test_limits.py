@@ -52,6 +52,8 @@ BOUNDS = {
     "XATTRS": (128, "tools write three"),
     "XATTR_BYTES": (64 * 1024, "XATTR_SIZE_MAX"),
     "XZ_MEMORY": (128 * MIB, "`xz -9` asks for 65 MiB"),
+    "COLLECT_WAIT_S": (600, "a collection of a million records takes 15 s"),
+    "INGEST_LIFE_S": (24 * 3600, "as in containerd"),
     "ZSTD_WINDOW": (128 * MIB, "`zstd --long=27`, what the zstd command takes unasked"),
 }
 

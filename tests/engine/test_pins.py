@@ -13,10 +13,12 @@ import trio
 from engine.app import Engine
 from engine.archive.importer import Wanted, import_images
 from engine.errors import AlreadyExists, EngineError, NotFound
-from engine.gc import collect as collecting
+from engine.gc import holding, survey
 from engine.kv import turn
 from engine.kv.schema import LEASES
+from engine.metadata import ledger
 from engine.metadata.leases import leased
+from engine.metadata.nodes import blob_node, snapshot_node
 from engine.mount import mounted
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest
@@ -449,8 +451,9 @@ def collecting_all(stores: Stores, _digest: Digest) -> None:
 
 def giving_up(stores: Stores, digest: Digest) -> None:
     with leased(stores.root.meta, "default") as lease:
-        stores.content.info(digest, lease=lease)
-        stores.snapshotter("overlay").stat("found", lease=lease)
+        with stores.root.meta.write() as txn:
+            for node in (blob_node(digest), snapshot_node("overlay", "found")):
+                ledger.pin(txn, "default", lease, node, made=True)
         stores.give_up(lease, seconds=1)
 
 
@@ -477,19 +480,25 @@ def test_nothing_is_found_between_mark_and_drop(
         else:
             came.append(None)
 
-    real = collecting.reachable  # type: ignore[attr-defined]
+    def meeting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def meet(*words: Any) -> Any:
+            marked = real(*words)
+            if not came:
+                thread = threading.Thread(target=come)
+                thread.start()
+                thread.join()
+            return marked
 
-    def meet(*words: Any) -> Any:
-        marked = real(*words)
-        if not came:
-            thread = threading.Thread(target=come)
-            thread.start()
-            thread.join()
-        return marked
+        return meet
 
     with leased(stores.root.meta, "default") as lease:
         with monkeypatch.context() as patch:
-            patch.setattr(collecting, "reachable", meet)
+            for place, name in (
+                (survey, "reachable"),
+                (holding, "only_held_by"),
+                (holding, "holder"),
+            ):
+                patch.setattr(place, name, meeting(getattr(place, name)))
             with suppress(EngineError):
                 drop(stores, digest)
         assert len(came) == 1

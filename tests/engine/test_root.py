@@ -219,7 +219,7 @@ def test_nobody_has_an_open_root_for_himself(tmp_path):
 def test_a_refused_root_lets_go_of_everything(tmp_path):
     with Root(tmp_path / "root"):
         pass
-    (tmp_path / "root" / "format").write_text("2")
+    (tmp_path / "root" / "format").write_text("3")
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(FailedPrecondition):
         Root(tmp_path / "root")
