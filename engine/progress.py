@@ -16,6 +16,7 @@ class Step(StrEnum):
     FLUSH = "committing"
     VERIFY = "verifying"
     COPY = "copying"
+    CHECK = "checking"
     SWEEP = "collecting"
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
+from engine.fsck.checking import Scope, check
+from engine.fsck.findings import Checked, Finding
+from engine.fsck.reapplying import Apply
 from engine.gc.collect import Collected, collect
 from engine.gc.holding import give_up, remove_blob
 from engine.gc.survey import Places
@@ -311,6 +314,19 @@ class Stores:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
         number = remove_blob(self.root.meta, self.namespace, digest)
         self.content.cleanup([] if number is None else [number])
+
+    def check(
+        self,
+        names: Sequence[str] = (),
+        *,
+        apply: Apply | None = None,
+        tell: Callable[[Finding], None] = lambda _finding: None,
+        report: Report = silent,
+    ) -> Checked:
+        """Check the whole root, or the images of some names here; with `apply` repair it too."""
+        images = [self.images.get(name) for name in names]
+        scope = Scope(namespace=self.namespace, images=images) if names else None
+        return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""

@@ -51,6 +51,7 @@ LAYERS = {
     "engine.archive": 4,
     "engine.unpack": 4,
     "engine.gc": 4,
+    "engine.fsck": 4,
     # composition, then surfaces
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
@@ -83,6 +84,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.outline",
     "engine.diff.rules",
     "engine.gc.mark",
+    "engine.fsck.findings",
     "engine.metadata.nodes",
     "engine.times",
     "engine.kv.keys",
