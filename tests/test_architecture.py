@@ -23,6 +23,8 @@ LAYERS = {
     "engine": 0,
     "engine.errors": 0,
     "engine.labels": 0,
+    "engine.filters": 0,
+    "engine.fieldpaths": 0,
     "engine.limits": 0,
     "engine.failpoints": 0,
     "engine.progress": 0,
@@ -68,6 +70,8 @@ ASYNC |= {
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",
     "engine.labels",
+    "engine.filters",
+    "engine.fieldpaths",
     "engine.limits",
     "engine.mounts.options",
     "engine.progress",

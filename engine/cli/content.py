@@ -1,28 +1,35 @@
 """Commands on blobs: content ls|get|rm."""
 
 import sys
+from collections.abc import Sequence
 
 import click
 
 from engine.cli import shapes
 from engine.cli.completion import blob_names
-from engine.cli.context import Context, action, listing
+from engine.cli.context import Context, action, filter_option, listing
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, age, document, human_bytes, write
 from engine.cli.table import Column, Fault
+from engine.content.store import blob_fields
 from engine.errors import EngineError
+from engine.filters import Filter, matches
 
 __all__ = ["get", "list_blobs", "remove"]
 
 
 @click.command("ls")
+@filter_option
 @listing
 @click.pass_obj
-def list_blobs(context: Context, view: View) -> None:
-    """List the blobs."""
+def list_blobs(context: Context, filters: Sequence[Filter], view: View) -> None:
+    """List the blobs.
+
+    Fields to filter by: digest, labels.
+    """
     with context.reading() as stores:
-        blobs = stores.content.walk()
-        damaged = stores.content.damaged()
+        blobs = [blob for blob in stores.content.walk() if matches(filters, blob_fields(blob))]
+        damaged = [] if filters else stores.content.damaged()
     if view.quiet:
         write([*(blob.digest for blob in blobs), *(record.name for record in damaged)])
         return

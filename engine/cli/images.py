@@ -6,9 +6,10 @@ import click
 
 from engine.cli import shapes
 from engine.cli.completion import image_names
-from engine.cli.context import Context, action, listing, replace_option
+from engine.cli.context import Context, action, filter_option, listing, replace_option
 from engine.cli.output import View, age, document, human_bytes, write
 from engine.cli.table import Column, Fault
+from engine.filters import Fields, Filter, fields, matches
 from engine.kv.schema import Image
 from engine.kv.table import Damaged
 from engine.oci.reference import familiar
@@ -27,12 +28,17 @@ _COLUMNS = (
 
 
 @click.command("images")
+@filter_option
 @listing
 @click.pass_obj
-def images(context: Context, view: View) -> None:
-    """List the images."""
+def images(context: Context, filters: Sequence[Filter], view: View) -> None:
+    """List the images.
+
+    Fields to filter by: name, target.digest, target.mediatype, labels.
+    """
     with context.reading() as stores:
-        records, damaged = stores.images.walk(), stores.images.damaged()
+        records = [image for image in stores.images.walk() if matches(filters, _fields(image))]
+        damaged = [] if filters else stores.images.damaged()
         if view.quiet:
             names = [*(record.name for record in records), *(lost.name for lost in damaged)]
             write(map(familiar, names))
@@ -42,6 +48,15 @@ def images(context: Context, view: View) -> None:
         document([*rows, *(shapes.ShownImage(name=lost.name, error=lost.error) for lost in damaged)])
     else:
         _print(view, records, rows, damaged)
+
+
+def _fields(image: Image) -> Fields:
+    values = {
+        "name": image.name,
+        "target.digest": image.target.digest,
+        "target.mediatype": image.target.media_type,
+    }
+    return fields(values, image.labels)
 
 
 def _print(

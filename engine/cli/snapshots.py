@@ -1,7 +1,7 @@
 """Commands on snapshots: snapshots ls|tree|usage|rm."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -9,11 +9,12 @@ import msgspec
 
 from engine.cli import shapes
 from engine.cli.completion import snapshot_names
-from engine.cli.context import Context, action, listing, snapshotter_option
+from engine.cli.context import Context, action, filter_option, listing, snapshotter_option
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, age, document, human_bytes, resisting, say, write
 from engine.cli.table import Column
 from engine.errors import EngineError, FailedPrecondition
+from engine.filters import Fields, Filter, fields, matches
 from engine.snapshots import Info, Snapshotter
 from engine.stores import Stores
 
@@ -36,11 +37,13 @@ class _Survey(NamedTuple):
             say(f"lamina: {fault.snapshotter}: {fault.error}")
 
 
-def _survey(stores: Stores, name: str | None) -> _Survey:
+def _survey(stores: Stores, name: str | None, filters: Sequence[Filter] = ()) -> _Survey:
     survey = _Survey([], [])
     for backend in [stores.snapshotter(name)] if name else stores.snapshotters():
         try:
-            survey.found.extend(_Found(backend, info) for info in backend.walk())
+            survey.found.extend(
+                _Found(backend, info) for info in backend.walk() if matches(filters, _fields(info))
+            )
         except EngineError as error:
             survey.faults.append(shapes.ShownSnapshot(snapshotter=backend.name, error=str(error)))
     for broken, why in () if name else stores.broken.items():
@@ -48,14 +51,24 @@ def _survey(stores: Stores, name: str | None) -> _Survey:
     return survey
 
 
+def _fields(info: Info) -> Fields:
+    return fields({"kind": info.kind, "name": info.key, "parent": info.parent}, info.labels)
+
+
 @click.command("ls")
 @snapshotter_option
+@filter_option
 @listing
 @click.pass_obj
-def list_snapshots(context: Context, snapshotter: str | None, view: View) -> None:
-    """List the snapshots."""
+def list_snapshots(
+    context: Context, snapshotter: str | None, filters: Sequence[Filter], view: View
+) -> None:
+    """List the snapshots.
+
+    Fields to filter by: kind, name, parent, labels.
+    """
     with context.reading() as stores:
-        survey = _survey(stores, snapshotter)
+        survey = _survey(stores, snapshotter, filters)
     if view.json:
         rows = [shapes.snapshot(backend.name, info) for backend, info in survey.found]
         document([*rows, *survey.faults])

@@ -25,6 +25,7 @@ from engine.errors import (
     printable,
 )
 from engine.failpoints import hit
+from engine.filters import Fields, fields
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, now
 from engine.kv.table import Damaged
@@ -35,7 +36,7 @@ from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
 from engine.oci.short import beginnings
 
-__all__ = ["BeingWritten", "ContentStore", "Status"]
+__all__ = ["BeingWritten", "ContentStore", "Status", "blob_fields"]
 
 
 class BeingWritten(Unavailable):
@@ -51,6 +52,11 @@ class Status:
     total: int | None
     expected: str | None
     started: int
+
+
+def blob_fields(blob: Blob) -> Fields:
+    """Return how filters see a blob."""
+    return fields({"digest": blob.digest}, blob.labels)
 
 
 class ContentStore:
