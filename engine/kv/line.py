@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ProcessLine", "Place", "ThreadLine"]
+__all__ = ["Place", "ProcessLine", "ThreadLine"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: to the end), pid
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.errors import Unavailable
 from engine.fs.locks import holders, lock, named
-from engine.kv.line import ProcessLine, Place, ThreadLine
+from engine.kv.line import Place, ProcessLine, ThreadLine
 
 __all__ = ["WAIT_S", "Turn"]
 
