@@ -31,7 +31,7 @@ _MAIN = (
     ("gc", "gc.marked", (1,)),
     ("gc", "gc.swept", (1,)),
     ("gc", "trash.moved", (1, 3)),
-    ("gc", "trash.emptied", (1, 3, 5)),
+    ("gc", "trash.emptied", (1,)),
     ("gc", "space.punched", (1, 2)),
 )
 # Where a worker dies, which the main process survives to report.
