@@ -115,6 +115,11 @@ class Survey:
     def _below(self, node: Node) -> tuple[Node, ...]:
         return (self._made_of[node],) if node in self._made_of else ()
 
+    def forget(self) -> None:
+        """Forget what holds what, which takes memory."""
+        self._made_of.clear()
+        self._refer.clear()
+
     def note(self, node: Node, mention: Mention) -> None:
         """Note an edge."""
         if mention.how == BACK:
