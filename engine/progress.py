@@ -16,6 +16,7 @@ class Step(StrEnum):
     FLUSH = "committing"
     VERIFY = "verifying"
     SWEEP = "collecting"
+    COUNT = "counting"
 
 
 class Report(Protocol):

@@ -55,6 +55,7 @@ LAYERS = {
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
     "engine.stores": 5,
+    "engine.accounting": 5,
     "engine.importing": 5,
     "engine.app": 5,
     "engine.cli": 6,

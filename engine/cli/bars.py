@@ -18,8 +18,8 @@ from engine.progress import Report, Step, silent
 
 __all__ = ["progress"]
 
-_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP}  # of other steps the item is a digest
-_COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records"}
+_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP, Step.COUNT}  # of other steps the item is a digest
+_COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records", Step.COUNT: "images"}
 
 
 def _waits() -> Report:

@@ -86,6 +86,23 @@ class Table(Generic[R]):
             except DataLoss as error:
                 yield Damaged(keys.names_in(bytes(key))[-1], str(error))
 
+    def page(
+        self, txn: Transaction, *prefix: Part, after: bytes, most: int
+    ) -> tuple[list[R | Damaged], bytes]:
+        """Return so many records at most of those that `survey` returns, and the key of the last.
+
+        They follow that of an earlier page, `after`; the key is empty when there are no more.
+        """
+        found: list[R | Damaged] = []
+        for key, value in self._items(txn, keys.encode(prefix), after):
+            try:
+                found.append(self._decode(value))
+            except DataLoss as error:
+                found.append(Damaged(keys.names_in(bytes(key))[-1], str(error)))
+            if len(found) == most:
+                return found, bytes(key)
+        return found, b""
+
     def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
         """Yield all records, each with the parts of its key; as `survey_each`."""
         for key, value in self._items(txn, b""):
@@ -94,6 +111,19 @@ class Table(Generic[R]):
                 yield names, self._decode(value)
             except DataLoss as error:
                 yield names, Damaged(names[-1], str(error))
+
+    def next_parts(self, txn: Transaction, *prefix: Part) -> Iterator[str]:
+        """Yield by what parts the keys that begin with `prefix` go on, each once; for short names."""
+        if self.name not in txn.databases:
+            return
+        start = keys.encode(prefix)
+        with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and bytes(cursor.key()[: len(start)]) == start:
+                part = keys.names_in(bytes(cursor.key()))[len(prefix)]
+                yield part
+                # Past all keys that go on from there, with a long part's hash at the most.
+                found = cursor.set_range(keys.encode((*prefix, part)) + b"\xff" * 40)
 
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
@@ -124,13 +154,14 @@ class Table(Generic[R]):
                 cursor.delete()
 
     def _items(
-        self, txn: Transaction, start: bytes
+        self, txn: Transaction, start: bytes, after: bytes = b""
     ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
         if self.name not in txn.databases:
             return
         size = len(start)
+        first = after + b"\0" if after else start  # no key lies between one and itself with a zero
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
-            if cursor.set_range(start) if start else cursor.first():
+            if cursor.set_range(first) if first else cursor.first():
                 for key, value in cursor.iternext():
                     if key[:size] != start:
                         return
