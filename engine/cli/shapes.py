@@ -11,8 +11,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.accounting import ImageUsage, Overhead, Share, StoreUsage
+from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
+from engine.diff.compare import Difference
 from engine.errors import EngineError, NotFound
+from engine.fsck.findings import Checked, Counts
 from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, MountRecord
 from engine.kv.table import Damaged
@@ -26,7 +29,10 @@ __all__ = [
     "ImageDetails",
     "ShownBackend",
     "ShownBlob",
+    "ShownCheck",
     "ShownCollection",
+    "ShownCompaction",
+    "ShownFinding",
     "ShownImage",
     "ShownMount",
     "ShownSnapshot",
@@ -34,7 +40,9 @@ __all__ = [
     "SnapshotName",
     "backend",
     "blob",
+    "check",
     "collection",
+    "compaction",
     "details",
     "image",
     "images",
@@ -126,6 +134,16 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was compacted, or was as small as it can be; before and after."""
+
+    name: str
+    size_before: int
+    size: int
+    disk_before: int
+    disk: int
+
+
 class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection removed, or would remove."""
 
@@ -161,6 +179,29 @@ class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
     elsewhere: Share
     overhead: Overhead
     total: int
+
+
+class ShownFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a check found."""
+
+    what: str
+    name: str
+    namespace: str
+    snapshotter: str
+    detail: str
+    is_damage: bool
+    differences: Sequence[Difference]
+    done: str
+    waits: str
+
+
+class ShownCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a check."""
+
+    repair: bool
+    findings: list[ShownFinding]
+    left: int
+    counts: Counts
 
 
 def image(stores: Stores, record: Image) -> ShownImage:
@@ -319,3 +360,20 @@ def usage(found: StoreUsage, ranked: Sequence[ImageUsage], damaged: Sequence[Dam
         overhead=found.overhead,
         total=found.total,
     )
+
+
+def compaction(file: Compacted) -> ShownCompaction:
+    """Return what became of a file."""
+    return ShownCompaction(
+        name=file.name,
+        size_before=file.size_before,
+        size=file.size_after,
+        disk_before=file.disk_before,
+        disk=file.disk_after,
+    )
+
+
+def check(checked: Checked, *, repair: bool) -> ShownCheck:
+    """Return what came of a check."""
+    findings = [ShownFinding(**msgspec.structs.asdict(finding)) for finding in checked.findings]
+    return ShownCheck(repair=repair, findings=findings, left=len(checked.left), counts=checked.counts)

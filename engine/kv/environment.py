@@ -212,6 +212,11 @@ class Environment:
         blocks = (self.path / "data.mdb").stat().st_blocks * 512
         return max(0, min((last + 1) * self.page, blocks) - used)
 
+    def copy_to(self, sink: int) -> None:
+        """Write the file to a descriptor without its free pages."""
+        with mapped(self.path), self._gate.inside():
+            self._env.copyfd(sink, compact=True)
+
     def release_pages(self) -> None:
         """Give back the memory of pages read so far; for readers of much."""
         release_mapped(self.path / "data.mdb")

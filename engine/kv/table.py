@@ -12,10 +12,13 @@ import msgspec
 
 from engine.errors import DataLoss
 from engine.kv import keys
-from engine.kv.environment import Transaction
+from engine.kv.environment import Environment, Transaction
 from engine.kv.keys import Part
 
 __all__ = ["Counter", "Damaged", "Record", "Table"]
+
+_PAGE = 1000  # records read in one transaction
+_RELEASE_EVERY = 100  # pages read between two calls that give their memory back
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,53 +84,72 @@ class Table(Generic[R]):
     def survey_each(self, txn: Transaction, *prefix: Part) -> Iterator[R | Damaged]:
         """Yield what `survey` returns; nothing may be written to the table meanwhile."""
         for key, value in self._items(txn, keys.encode(prefix)):
-            try:
-                yield self._decode(value)
-            except DataLoss as error:
-                yield Damaged(keys.names_in(bytes(key))[-1], str(error))
-
-    def page(
-        self, txn: Transaction, *prefix: Part, after: bytes, most: int
-    ) -> tuple[list[R | Damaged], bytes]:
-        """Return so many records at most of those that `survey` returns, and the key of the last.
-
-        They follow that of an earlier page, `after`; the key is empty when there are no more.
-        """
-        found: list[R | Damaged] = []
-        for key, value in self._items(txn, keys.encode(prefix), after):
-            try:
-                found.append(self._decode(value))
-            except DataLoss as error:
-                found.append(Damaged(keys.names_in(bytes(key))[-1], str(error)))
-            if len(found) == most:
-                return found, bytes(key)
-        return found, b""
+            yield self._readable(key, value)
 
     def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
         """Yield all records, each with the parts of its key; as `survey_each`."""
         for key, value in self._items(txn, b""):
-            names = keys.names_in(bytes(key))
-            try:
-                yield names, self._decode(value)
-            except DataLoss as error:
-                yield names, Damaged(names[-1], str(error))
+            yield keys.names_in(bytes(key)), self._readable(key, value)
 
-    def next_parts(self, txn: Transaction, *prefix: Part) -> Iterator[str]:
-        """Yield by what parts the keys that begin with `prefix` go on, each once; for short names."""
+    def pages(
+        self, environment: Environment, *prefix: Part
+    ) -> Iterator[list[tuple[bytes, R | Damaged]]]:
+        """Yield what `survey_each` does, each with its key, some from one transaction at a time.
+
+        So nothing is held up, however long each takes; what comes or goes meanwhile may be there or not.
+        """
+        start, number = keys.encode(prefix), 0
+        after: bytes | None = b""
+        while after is not None:
+            page: list[tuple[bytes, R | Damaged]] = []
+            with environment.read() as txn:
+                at, after = after, None
+                for key, value in self._items(txn, start, at):
+                    page.append((bytes(key), self._readable(bytes(key), value)))
+                    if len(page) == _PAGE:
+                        after = bytes(key)
+                        break
+            yield page
+            number += 1
+            if number % _RELEASE_EVERY == 0:
+                environment.release_pages()
+
+    def walk(self, environment: Environment, *prefix: Part) -> Iterator[R | Damaged]:
+        """Yield the records of `pages`."""
+        for page in self.pages(environment, *prefix):
+            yield from (record for _, record in page)
+
+    def batches(self, environment: Environment) -> Iterator[list[tuple[list[str], R]]]:
+        """Yield what `entries` does of records that can be read, as `pages`."""
+        for page in self.pages(environment):
+            yield [
+                (keys.names_in(key), record) for key, record in page if not isinstance(record, Damaged)
+            ]
+
+    def count(self, txn: Transaction) -> int:
+        """Return how many records there are, readable or not."""
+        if self.name not in txn.databases:
+            return 0
+        return int(txn.raw.stat(txn.databases[self.name])["entries"])
+
+    def any(self, txn: Transaction, *prefix: Part) -> bool:
+        """Say whether a key begins with `prefix`."""
+        return next(self._items(txn, keys.encode(prefix)), None) is not None
+
+    def branches(self, txn: Transaction, *prefix: Part) -> Iterator[str]:
+        """Yield, each once, what comes after `prefix` in the keys: a step for each, whatever is below.
+
+        Nothing may be written to the table meanwhile.
+        """
         if self.name not in txn.databases:
             return
         start = keys.encode(prefix)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
             while found and bytes(cursor.key()[: len(start)]) == start:
-                part = keys.names_in(bytes(cursor.key()))[len(prefix)]
-                yield part
-                # Past all keys that go on from there, with a long part's hash at the most.
-                found = cursor.set_range(keys.encode((*prefix, part)) + b"\xff" * 40)
-
-    def any(self, txn: Transaction, *prefix: Part) -> bool:
-        """Say whether a key begins with `prefix`."""
-        return next(self._items(txn, keys.encode(prefix)), None) is not None
+                part = keys.first(bytes(cursor.key()[len(start) :]))
+                yield keys.names_in(part)[0]
+                found = cursor.set_range(keys.after(start + part))
 
     def beginning(
         self, txn: Transaction, *prefix: Part, text: str, size: int, name: Callable[[R], str]
@@ -167,6 +189,12 @@ class Table(Generic[R]):
                         return
                     yield key, value
 
+    def _readable(self, key: bytes | memoryview, value: bytes | memoryview) -> R | Damaged:
+        try:
+            return self._decode(value)
+        except DataLoss as error:
+            return Damaged(keys.names_in(bytes(key))[-1], str(error))
+
     def _decode(self, raw: bytes | memoryview) -> R:
         try:
             return self._decoder.decode(raw)
@@ -191,3 +219,12 @@ class Counter:
         value = (last.value if last else 0) + 1
         self._table.put(txn, _Count(value=value), sequence)
         return value
+
+    def last(self, txn: Transaction, sequence: str) -> int:
+        """Return the last number given out, 0 if none was. Raises DataLoss."""
+        found = self._table.get(txn, sequence)
+        return found.value if found else 0
+
+    def raise_to(self, txn: Transaction, sequence: str, value: int) -> None:
+        """Let the next number be higher than `value`, whatever the table says."""
+        self._table.put(txn, _Count(value=value), sequence)

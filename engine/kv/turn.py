@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import Unavailable
+from engine.fs.locks import holders, lock, named
 from engine.kv.line import ProcessLine, Standing, ThreadLine
 
 __all__ = ["WAIT_S", "Turn"]
@@ -64,30 +65,17 @@ class Turn:
         patience = time.monotonic() + _PATIENCE_S
         while not self._is_had(place, patience):
             if time.monotonic() > end:
-                raise self._too_long(self._holder())
+                raise self._too_long(named(holders(self._file)))
             if time.monotonic() > told:
                 told = end
-                _log.warning("waiting for %s, which is writing to the store", self._holder())
+                _log.warning("waiting for %s, which is writing to the store", named(holders(self._file)))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _is_had(self, place: Standing, patience: float) -> bool:
         if not place.is_first() and time.monotonic() < patience:
             return False
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _holder(self) -> str:
-        """Return who has the lock, if it can be seen from this pid namespace (proc_locks(5))."""
-        inode = os.fstat(self._file).st_ino
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if fields[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and fields[5].endswith(f":{inode}"):
-                return f"process {fields[4]}"
-        return "a process that cannot be seen from here"
+        return lock(self._file, alone=True)
 
     def _too_long(self, who: str) -> Unavailable:
         return Unavailable(

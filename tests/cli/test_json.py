@@ -162,6 +162,7 @@ def seen(
     run("snapshots", "rm", "web")
     run("du")
     run("backends")
+    run("compact")
     for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)
