@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "usage": Listed("snapshots:usage", "Show what snapshots take up, their parents left out."),
         "rm": Listed("snapshots:remove", "Remove snapshots that nothing stands on."),
     },
+    "du": Listed("du:du", "Show what takes up space, and what removing an image would free."),
     "gc": Listed("store:gc", "Remove everything that no image, mount or running work holds."),
     "compact": Listed("store:compact", "Make the store's files as small as what they hold, by copies."),
     "fsck": Listed("fsck:fsck", "Hold the store against itself and its layers; --repair mends."),
