@@ -163,7 +163,8 @@ def run() -> int:
     try:
         signals.raising()
         logging.getLogger().addHandler(_NOWHERE)  # stderr is for one line, the error
-        logging.getLogger("engine.kv.turn").addHandler(_WAITING)
+        for told in ("engine.kv.turn", "engine.recovery"):
+            logging.getLogger(told).addHandler(_WAITING)
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         if _COMPLETE in os.environ:
             return shell_complete(lamina, {}, "lamina", _COMPLETE, os.environ[_COMPLETE])
@@ -188,7 +189,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Waiting(logging.Handler):
-    """Shows that the store is being waited for: nothing else would tell."""
+    """Shows that the store is being waited for, or is not in order: nothing else would tell."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it."""
