@@ -7,7 +7,8 @@ makes or finds until that is anchored.
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.importing import Importing, ImportResult
 from engine.mount import Mount
+from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
@@ -48,6 +50,17 @@ class Engine:
         self.stores = stores
         self._shop = workshop
         self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
+        self._heir = ""
+
+    def using(self, lease: str) -> "Engine":
+        """Return this engine, for calls whose results a lease of the caller's is to hold.
+
+        What such a call made or found, the lease holds once it has succeeded. A call raises NotFound if
+        there is no such lease in `stores.leases`, FailedPrecondition if it has expired.
+        """
+        other = copy(self)
+        other._heir = lease
+        return other
 
     async def import_image(  # noqa: PLR0913  one for each option of the command
         self,
@@ -90,21 +103,23 @@ class Engine:
             report=report,
         )
         is_whole = False
+        heir = ""
         async with self._lease() as lease:
             try:
                 origin = source if isinstance(source, int) else Path(source)
                 result = await importing.run(origin, lease)
                 is_whole = not result.failed
+                heir = self._heir  # of what is good, beside images that failed
                 return result
             finally:
                 # Else another caller works with what this one began.
                 if not is_whole and lease.is_last:
                     with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(self._give_up, lease.id)
+                        await trio.to_thread.run_sync(self._give_up, lease.id, heir)
 
-    def _give_up(self, lease: str) -> None:
+    def _give_up(self, lease: str, heir: str) -> None:
         try:
-            self.stores.give_up(lease, seconds=CLEANUP_S)
+            self.stores.give_up(lease, seconds=CLEANUP_S, heir=heir)
         except EngineError as error:  # what failed first says more; a collection takes the rest
             _log.warning("what a failed import brought in stays for now: %s", error)
 
@@ -146,6 +161,16 @@ class Engine:
         Raises NotFound, and FailedPrecondition while it is mounted, or if it is a layer.
         """
         await trio.to_thread.run_sync(self.stores.release, key, snapshotter)
+
+    async def remove_image(
+        self, *names: str, target: Descriptor | None = None, collect: bool = False
+    ) -> Collected | None:
+        """Take names away, all or none; with `collect` also what only they kept: return what that was.
+
+        Raises NotFound, also if a name does not mean `target`, where that is given.
+        """
+        await trio.to_thread.run_sync(partial(self.stores.images.remove, *names, target=target))
+        return await self.collect() if collect else None
 
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""
@@ -201,8 +226,17 @@ class Engine:
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)
 
-    def _lease(self) -> AbstractAsyncContextManager[HeldLease]:
-        return begun_lease(self.stores.root.meta, self.stores.namespace)
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[HeldLease]:
+        """Hold a lease for the work of the block, which a lease of the caller's then takes over."""
+        leases = self.stores.leases
+        if self._heir:
+            await trio.to_thread.run_sync(leases.check, self._heir)
+        async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
+            yield lease
+            if self._heir:
+                held = await trio.to_thread.run_sync(leases.members, lease.id)
+                await trio.to_thread.run_sync(leases.take_over, self._heir, held)
 
 
 @asynccontextmanager

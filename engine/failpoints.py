@@ -49,6 +49,11 @@ NAMES = frozenset(
         "recover.swept",
         "gc.marked",
         "gc.swept",
+        "space.punched",
+        "compact.written",
+        "compact.flushed",
+        "compact.unlocked",
+        "compact.renamed",
         "trash.moved",
         "trash.emptied",
     }

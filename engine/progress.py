@@ -15,6 +15,7 @@ class Step(StrEnum):
     UNPACK = "unpacking"
     FLUSH = "committing"
     VERIFY = "verifying"
+    COPY = "copying"
     CHECK = "checking"
     SWEEP = "collecting"
 

@@ -17,7 +17,7 @@ A snapshot made under a lease is work in progress: only the lease keeps it, unti
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -199,8 +199,11 @@ class Snapshotter(Protocol):
     def stat(self, key: str, *, lease: str = "") -> Info:
         """Return what is known of a snapshot; with a lease, pin it in the same step."""
 
-    def update(self, key: str, labels: Labels) -> Info:
-        """Set labels, deleting those whose new value is empty."""
+    def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Info:
+        """Set labels, deleting those whose new value is empty.
+
+        With `paths` those become what `labels` has of them: `labels` all, `labels.KEY` one; none, all.
+        """
 
     def usage(self, key: str) -> Usage:
         """Return what a snapshot takes up: measured now for an active one, else as at commit."""

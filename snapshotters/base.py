@@ -276,9 +276,9 @@ class BaseSnapshotter(ABC):
         """Return what is known of a snapshot; with a lease, pin it in the same step."""
         return info_of(self._store.get(key, lease=lease))
 
-    def update(self, key: str, labels: Labels) -> Info:
+    def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Info:
         """Set labels, deleting those whose new value is empty."""
-        return info_of(self._store.update(key, labels))
+        return info_of(self._store.update(key, labels, paths))
 
     def usage(self, key: str) -> Usage:
         """Return what a snapshot takes up: measured now for an active one, else as at commit."""

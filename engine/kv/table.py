@@ -124,6 +124,21 @@ class Table(Generic[R]):
         """Say whether a key begins with `prefix`."""
         return next(self._items(txn, keys.encode(prefix)), None) is not None
 
+    def branches(self, txn: Transaction, *prefix: Part) -> Iterator[str]:
+        """Yield, each once, what comes after `prefix` in the keys: a step for each, whatever is below.
+
+        Nothing may be written to the table meanwhile.
+        """
+        if self.name not in txn.databases:
+            return
+        start = keys.encode(prefix)
+        with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and bytes(cursor.key()[: len(start)]) == start:
+                part = keys.first(bytes(cursor.key()[len(start) :]))
+                yield keys.names_in(part)[0]
+                found = cursor.set_range(keys.after(start + part))
+
     def beginning(
         self, txn: Transaction, *prefix: Part, text: str, size: int, name: Callable[[R], str]
     ) -> Iterator[str]:
