@@ -42,7 +42,7 @@ class Owners:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._me: Owner | None = None
         self._held = -1
         self._claims: set[tuple[str, ...]] = set()
@@ -113,6 +113,14 @@ class Owners:
         """Give back what was claimed."""
         with self._lock:
             self._claims.discard(what)
+            self._lock.notify_all()
+
+    def wait_released(self, *what: str, seconds: float) -> bool:
+        """Wait so long at most for a claim of this process to be given back; False if there is none."""
+        with self._lock:
+            return what in self._claims and self._lock.wait_for(
+                lambda: what not in self._claims, seconds
+            )
 
     def close(self) -> None:
         """End this process as an owner; may be called again."""

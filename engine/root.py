@@ -105,6 +105,7 @@ class Root:
             tables=tables,
             readonly=self.readonly,
             owners=self.owners,
+            grows_ahead=bool(tables),
         )
         self._environments.append(environment)
         return environment

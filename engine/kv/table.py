@@ -7,6 +7,7 @@ several tables commit together.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 import msgspec
@@ -82,19 +83,22 @@ class Table(Generic[R]):
     def survey_each(self, txn: Transaction, *prefix: Part) -> Iterator[R | Damaged]:
         """Yield what `survey` returns; nothing may be written to the table meanwhile."""
         for key, value in self._items(txn, keys.encode(prefix)):
-            try:
-                yield self._decode(value)
-            except DataLoss as error:
-                yield Damaged(keys.names_in(bytes(key))[-1], str(error))
+            yield self._decode_or_tell(bytes(key), value)
+
+    def batch(
+        self, txn: Transaction, *prefix: Part, after: bytes, count: int
+    ) -> tuple[list[R | Damaged], bytes]:
+        """Return so many records as `survey_each`, from the key `after` on, and the last one's key."""
+        found: list[R | Damaged] = []
+        for key, value in islice(self._items(txn, keys.encode(prefix), after), count):
+            after = bytes(key)
+            found.append(self._decode_or_tell(after, value))
+        return found, after
 
     def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
         """Yield all records, each with the parts of its key; as `survey_each`."""
         for key, value in self._items(txn, b""):
-            names = keys.names_in(bytes(key))
-            try:
-                yield names, self._decode(value)
-            except DataLoss as error:
-                yield names, Damaged(names[-1], str(error))
+            yield keys.names_in(bytes(key)), self._decode_or_tell(bytes(key), value)
 
     def batches(self, environment: Environment, size: int = 1000) -> Iterator[list[tuple[list[str], R]]]:
         """Yield what `entries` does of records that can be read, some from one transaction at a time.
@@ -119,6 +123,15 @@ class Table(Generic[R]):
         if self.name not in txn.databases:
             return 0
         return int(txn.raw.stat(txn.databases[self.name])["entries"])
+
+    def names(self, txn: Transaction, *prefix: Part, name: Callable[[R], str]) -> Iterator[str]:
+        """Yield the last parts of the keys of `prefix` and one part more.
+
+        `name` returns it for a record whose key does not tell, being too long.
+        """
+        start = keys.encode(prefix)
+        for key, value in self._items(txn, start):
+            yield keys.told(key, len(start)) or name(self._decode(value))
 
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
@@ -170,12 +183,18 @@ class Table(Generic[R]):
             return
         size = len(start)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
-            found = cursor.set_range(start or after) if start or after else cursor.first()
-            if found and (not after or cursor.key() != after or cursor.next()):
+            first = after + b"\0" if after else start
+            if cursor.set_range(first) if first else cursor.first():
                 for key, value in cursor.iternext():
                     if key[:size] != start:
                         return
                     yield key, value
+
+    def _decode_or_tell(self, key: bytes, raw: bytes | memoryview) -> R | Damaged:
+        try:
+            return self._decode(raw)
+        except DataLoss as error:
+            return Damaged(keys.names_in(key)[-1], str(error))
 
     def _decode(self, raw: bytes | memoryview) -> R:
         try:

@@ -42,7 +42,8 @@ from engine.stores import Stores
 from engine.times import rfc3339
 from tests.engine.image_files import MANIFEST, Files, extents, import_image, records, state
 
-pytestmark = pytest.mark.root  # a snapshot's tree belongs to root
+# A snapshot's tree belongs to root.
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("all_in_extents")]
 
 ROOT = {"containerd.io/gc.root": "2020-01-01T00:00:00Z"}
 CONTENT = "containerd.io/gc.ref.content"
@@ -531,8 +532,9 @@ def test_gc_09_a_fault_is_made_good_by_the_next_collection(stores, point, nth, a
             stores.collect()
         except (EngineError, OSError):
             assert point != "trash.moved", "one folder that resists does not end the rest (GC-21)"
-    assert snapshots(stores) == {"keep"}
-    assert len(blobs(stores)) == 3
+    if point != "gc.swept":  # after a part of the sweep
+        assert snapshots(stores) == {"keep"}
+        assert len(blobs(stores)) == 3
     stores.collect()
     counts, kept, digests = settled(stores)
     assert (kept, len(digests)) == ({"keep"}, 3)
