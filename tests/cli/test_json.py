@@ -163,6 +163,9 @@ def seen(
     run("du")
     run("backends")
     run("compact")
+    next((root / "snapshots").glob("*/*/fs/etc")).chmod(0o700)
+    run("fsck", code=5)
+    run("fsck", "--repair")
     for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)
