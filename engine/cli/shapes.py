@@ -12,19 +12,25 @@ from msgspec import UNSET, UnsetType
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
-from engine.kv.schema import Blob, Image, MountRecord
+from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
+from engine.labels import GC_FLAT
+from engine.metadata.leases import expiry
 from engine.plugins import Backend
 from engine.snapshots import Info, Leftover, Usage
 from engine.stores import Stores
 from engine.times import rfc3339
 
 __all__ = [
+    "Held",
     "ImageDetails",
+    "LeaseDetails",
     "ShownBackend",
     "ShownBlob",
     "ShownCollection",
     "ShownImage",
+    "ShownLease",
     "ShownMount",
+    "ShownNamespace",
     "ShownSnapshot",
     "SnapshotName",
     "backend",
@@ -32,7 +38,10 @@ __all__ = [
     "collection",
     "details",
     "image",
+    "lease",
+    "lease_details",
     "mount",
+    "namespace",
     "snapshot",
 ]
 
@@ -50,6 +59,7 @@ class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
     created: str | UnsetType = UNSET
     updated: str | UnsetType = UNSET
     unpacked: dict[str, str] | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -117,6 +127,44 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ShownLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease, and how much it holds."""
+
+    id: str
+    created: str | UnsetType = UNSET
+    expires: str | UnsetType = UNSET
+    live: bool | UnsetType = UNSET
+    flat: bool | UnsetType = UNSET
+    owner: str | UnsetType = UNSET
+    holds: int | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What a lease holds, as containerd names it."""
+
+    type: str
+    id: str
+
+
+class LeaseDetails(ShownLease, frozen=True, kw_only=True):
+    """A lease and what it holds."""
+
+    resources: list[Held]
+
+
+class ShownNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace; its times are known only where it was made or labelled."""
+
+    name: str
+    isolated: bool | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    updated: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
 class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection removed, or would remove."""
 
@@ -140,6 +188,7 @@ def image(stores: Stores, record: Image) -> ShownImage:
         media_type=record.target.media_type,
         created=rfc3339(record.created),
         updated=rfc3339(record.updated),
+        labels=record.labels,
     )
     try:
         found = stores.present(record.target)
@@ -227,7 +276,39 @@ def backend(found: Backend) -> ShownBackend:
     return ShownBackend(name=found.name, unpacks=probe.unpacks, mounts=probe.mounts, reason=probe.reason)
 
 
-def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
+def lease(stores: Stores, record: Lease) -> ShownLease:
+    """Return what there is to say of a lease."""
+    expires = expiry(record)
+    return ShownLease(
+        id=record.id,
+        created=rfc3339(record.created),
+        expires=UNSET if expires is None else rfc3339(expires),
+        live=stores.leases.is_live(record),
+        flat=GC_FLAT in record.labels,
+        owner=str(record.owner) if record.owner else UNSET,
+        holds=len(stores.leases.members(record.id)),
+        labels=record.labels,
+    )
+
+
+def lease_details(stores: Stores, record: Lease) -> LeaseDetails:
+    """Return a lease with what it holds."""
+    held = [Held(*one) for one in stores.leases.resources(record.id)]
+    return LeaseDetails(**msgspec.structs.asdict(lease(stores, record)), resources=held)
+
+
+def namespace(record: Namespace) -> ShownNamespace:
+    """Return what there is to say of a namespace."""
+    return ShownNamespace(
+        name=record.name,
+        isolated=record.isolated,
+        created=rfc3339(record.created) if record.created else UNSET,
+        updated=rfc3339(record.updated) if record.updated else UNSET,
+        labels=record.labels,
+    )
+
+
+def collection(collected: Collected, *, dry_run: bool = False) -> ShownCollection:
     """Return what a collection did."""
     return ShownCollection(
         dry_run=dry_run,
