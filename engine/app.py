@@ -5,7 +5,8 @@ makes or finds until that is anchored.
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
@@ -15,16 +16,19 @@ import trio
 
 from engine.archive.importer import Wanted
 from engine.content.image import ResolvedImage
+from engine.diff.apply import Applied
 from engine.errors import EngineError
+from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.importing import Importing, ImportResult
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
-from engine.progress import Report, silent
+from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, host_platform, open_stores
+from engine.unpack.jobs import ApplyJob
 from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
@@ -35,11 +39,16 @@ __all__ = ["Engine", "open_engine"]
 _log = logging.getLogger(__name__)
 
 
+class _Over(BaseException):
+    """Whoever asked for a check has left."""
+
+
 class Engine:
     """An open engine; get one from `open_engine`. Its methods may run concurrently."""
 
     def __init__(self, stores: Stores, workshop: Workshop) -> None:
         self.stores = stores
+        self._shop = workshop
         self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
         self._heir = ""
 
@@ -166,6 +175,53 @@ class Engine:
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""
         return await trio.to_thread.run_sync(self.stores.collect)
+
+    async def check(
+        self,
+        names: Sequence[str] = (),
+        *,
+        repair: bool = False,
+        tell: Callable[[Finding], None] = lambda _finding: None,
+        report: Report = silent,
+    ) -> Checked:
+        """Hold the whole store, or the images of some names, against itself and its layers.
+
+        With `repair` what can be is mended from what is there. `tell` is called with each finding, and
+        like `report` from a thread.
+        """
+        pool = self._shop.pool
+        is_over = threading.Event()
+
+        async def applied(job: ApplyJob) -> Applied:
+            async with pool.slot():
+                return await pool.apply(job, lambda _read: None)
+
+        def apply(job: ApplyJob) -> Applied:
+            return trio.from_thread.run(applied, job)
+
+        def reported(step: Step, item: str, total: int, done: int) -> None:
+            if is_over.is_set():  # the thread has to be told: it could be at it for long
+                raise _Over
+            report(step, item, total, done)
+
+        async def watch() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                is_over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            work = partial(
+                self.stores.check, names, apply=apply if repair else None, tell=tell, report=reported
+            )
+            try:
+                checked = await trio.to_thread.run_sync(work)
+            except _Over:
+                await trio.lowlevel.checkpoint()
+                raise
+            nursery.cancel_scope.cancel()
+        return checked
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)

@@ -165,6 +165,12 @@ class Snapshotter(Protocol):
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
 
+    def comparing(self, key: str) -> Target:
+        """Return where a layer's entries are held against a committed snapshot, with nothing written.
+
+        What its `sink` opens is an `engine.diff.compare.Comparison`.
+        """
+
     def sealing(self, *steps: Commit) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps.
 
@@ -176,6 +182,16 @@ class Snapshotter(Protocol):
 
         Each step stands by itself: when one fails, those before it are committed.
         """
+
+    def replace(self, step: Commit) -> list[Leftover]:
+        """Put an active snapshot, with the same layer applied anew, in the place of a committed one.
+
+        Sealed on what that stands on first; whatever stands on it then stands on the new one. Labels
+        stay. Return what is left of the old one's files: they wait while they are mounted.
+        """
+
+    def measure(self, key: str) -> Usage:
+        """Return what is on disk of a snapshot now, whatever its record says. DataLoss without files."""
 
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""

@@ -110,7 +110,7 @@ def label_namespace(context: Context, name: str, changes: Labelled, view: View) 
 def _pinning(context: Context, names: tuple[str, ...], value: str, view: View) -> None:
     with context.stores() as stores:
         images = stores.images.label({labels.PINNED: value}, *names)
-        shown = [shapes.image(stores, image) for image in images] if view.json else []
+        shown = [*map(shapes.images(stores), images)] if view.json else []
     if view.json:
         document(shown)
 

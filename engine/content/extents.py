@@ -12,7 +12,7 @@ from engine.errors import DataLoss
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import EXTENT
 
-__all__ = ["append", "drop", "head", "read", "stored_bytes"]
+__all__ = ["append", "drop", "head", "numbers", "read", "stored_bytes"]
 
 _RELEASE_EVERY = 32  # extents read between two calls that give their memory back
 _DROP_AT_ONCE = 64  # extents deleted in one transaction, so that others can write in between
@@ -76,6 +76,18 @@ def stored_bytes(blobs: Environment, number: int) -> int:
         if last is None or not cursor.set_key(_key(number, last)):
             return 0
         return last * EXTENT + len(cursor.value())
+
+
+def numbers(blobs: Environment) -> Iterator[int]:
+    """Yield the numbers that have extents, each found in a transaction of its own."""
+    number = 0
+    while True:
+        with blobs.read() as txn, txn.raw.cursor() as cursor:
+            if not cursor.set_range(_key(number, 0)):
+                return
+            number = int.from_bytes(cursor.key()[:8], "big")
+        yield number
+        number += 1
 
 
 def _last(txn: Transaction, number: int) -> int | None:

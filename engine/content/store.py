@@ -6,9 +6,10 @@ ingest is not visible as a blob, nor a blob as an ingest.
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import msgspec
 
@@ -34,7 +35,7 @@ from engine.metadata import ledger
 from engine.metadata.digests import full_name
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
-from engine.oci.short import beginnings
+from engine.oci.short import LENGTHS, beginnings
 
 __all__ = ["BeingWritten", "ContentStore", "Status", "blob_fields"]
 
@@ -72,6 +73,12 @@ class ContentStore:
         with self._meta.write() if lease else self._meta.read() as txn:
             return self._pinned(txn, digest, lease)
 
+    def check_all(self, digests: Iterable[Digest]) -> None:
+        """Raise NotFound unless all of these are here, DataLoss if that can't be told."""
+        with self._meta.read() as txn:
+            for digest in digests:
+                self._get(txn, digest)
+
     def find(self, text: str) -> Digest:
         """Return the digest of the blob that `text` means: all of it, or the first digits.
 
@@ -87,6 +94,15 @@ class ContentStore:
         if found is None:
             raise NotFound(f"no blob {text}; `lamina content ls` lists them")
         return Digest(found)
+
+    def beginning(self, text: str, most: int) -> list[str]:
+        """Return digests of blobs that begin as `text`, in order, so many at most."""
+        with self._meta.read() as txn:
+            found = (
+                BLOBS.beginning(txn, self._namespace, text=text, size=size, name=lambda b: b.digest)
+                for size in LENGTHS
+            )
+            return list(islice(chain.from_iterable(found), most))
 
     def _get(self, txn: Transaction, digest: Digest) -> Blob:
         blob = BLOBS.get(txn, self._namespace, digest)

@@ -149,7 +149,7 @@ def only_held_by(
             held.add(node)
             pending += own.intersection(_held(txn, namespace, node))
     free = [node for node in nodes if node not in held]
-    return list(holders_first(free, lambda node: _held(txn, namespace, node)))
+    return holders_first(free, lambda node: _held(txn, namespace, node))
 
 
 def _is_work_of(txn: Transaction, namespace: str, node: Node, leases: Collection[Node]) -> bool:

@@ -1,10 +1,9 @@
 """Marks what is reachable, and orders what is not: holders before what they hold. Pure."""
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-__all__ = ["holders_first", "reachable"]
+__all__ = ["children_first", "holders_first", "reachable"]
 
 N = TypeVar("N", bound=Hashable)
 
@@ -21,26 +20,32 @@ def reachable(roots: Iterable[N], references: Callable[[N], Iterable[N]]) -> set
     return marked
 
 
-def holders_first(nodes: Collection[N], references: Callable[[N], Iterable[N]]) -> Iterator[N]:
-    """Yield `nodes` so that each comes after all of them that refer to it, but where those go round.
+def holders_first(nodes: Sequence[N], references: Callable[[N], Iterable[N]]) -> list[N]:
+    """Return `nodes` so that each comes after all of them that refer to it, but where those go round.
 
-    Whoever drops a part of them then never leaves one whose references are gone.
+    Whoever drops a part of them then never leaves one whose references are gone. Those that nothing
+    refers to stay in their order.
     """
+    return _depth_first(nodes[::-1], references)[::-1]
+
+
+def children_first(nodes: Sequence[N], children: Callable[[N], Iterable[N]]) -> list[N]:
+    """Return `nodes` in their order, but each after its children."""
+    return _depth_first(nodes, children)
+
+
+def _depth_first(nodes: Iterable[N], following: Callable[[N], Iterable[N]]) -> list[N]:
+    """Return `nodes` so that each comes after those that follow from it, but where those go round."""
     left = dict.fromkeys(nodes)
-    holders = Counter(
-        target for node in left for target in set(references(node)) if target in left and target != node
-    )
-    free = deque(node for node in left if not holders[node])
-    while left:
-        if not free:
-            free.append(next(iter(left)))  # a circle: it begins anywhere
-        node = free.popleft()
-        if node not in left:
-            continue
-        del left[node]
-        yield node
-        for target in set(references(node)):
-            if target in left and target != node:
-                holders[target] -= 1
-                if not holders[target]:
-                    free.append(target)
+    done: list[N] = []
+    for start in list(left):
+        pending = [(start, False)]
+        while pending:
+            node, is_met = pending.pop()
+            if is_met:
+                done.append(node)
+            elif node in left:
+                del left[node]
+                pending.append((node, True))
+                pending += [(one, False) for one in following(node) if one in left]
+    return done

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TypeVar
 
 from engine import labels, times
-from engine.gc.mark import holders_first, reachable
+from engine.gc.mark import children_first, holders_first, reachable
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
@@ -38,6 +38,7 @@ from engine.metadata.nodes import (
     INGEST,
     LABEL,
     LEASE,
+    SNAPSHOT,
     Mention,
     Node,
     blob_node,
@@ -99,6 +100,15 @@ class Survey:
         self.alone = reachable(flat, self._below) - whole
         return whole
 
+    def in_order(self, garbage: list[Node]) -> list[Node]:
+        """Return nodes with holders before what they hold; children come first even in a circle."""
+        children: defaultdict[Node, list[Node]] = defaultdict(list)
+        for node in garbage:
+            if node.kind == SNAPSHOT and node in self._made_of:
+                children[self._made_of[node]].append(node)
+        order = holders_first(garbage, self.references)
+        return children_first(order, lambda node: children.get(node, ()))
+
     def _below(self, node: Node) -> tuple[Node, ...]:
         return (self._made_of[node],) if node in self._made_of else ()
 
@@ -138,7 +148,7 @@ def survey(meta: Environment, txn: Transaction, places: Places, at: int) -> tupl
     whole = found.reached()
     garbage = [node for node in reader.everything() if node not in whole and node not in found.alone]
     del whole
-    return found, list(holders_first(garbage, found.references))
+    return found, found.in_order(garbage)
 
 
 class _Reader:

@@ -188,6 +188,20 @@ class MetaStore:
         self._put(txn, committed)
         self._pin(txn, step.name, step.lease, made=True)
 
+    def replace(self, old: Snapshot, new: Snapshot, usage: Usage) -> None:
+        """Give a committed snapshot the folder of an active one, whose data is durable.
+
+        The other folder is trash from then on. FailedPrecondition if either is not as it was read.
+        """
+        with self._meta.write() as txn:
+            if (self._get(txn, old.key), self._get(txn, new.key)) != (old, new):
+                raise FailedPrecondition(f"snapshot {old.key} was changed meanwhile; try again")
+            ledger.drop(txn, self._namespace, snapshot_node(self._backend, new.key))
+            made = {"id": new.id, "size": usage.size, "inodes": usage.inodes, "updated": now()}
+            self._put(txn, msgspec.structs.replace(old, **made))
+            trash = Trash(kind=_KIND, backend=self._backend, number=old.id)
+            TRASH.put(txn, trash, _KIND, self._backend, old.id)
+
     def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Snapshot:
         """Set labels on a snapshot, deleting those whose new value is empty.
 

@@ -482,7 +482,7 @@ def test_mark():
     assert reachable([1, 1], lambda node: edges.get(node, [])) == {1, 2, 3, 4}
     assert reachable([], lambda _: [1]) == set()
     assert len(reachable([0], lambda n: [n + 1] if n < 50_000 else [])) == 50_001
-    assert list(holders_first([4, 3, 1, 6], lambda node: edges.get(node, []))) == [1, 6, 3, 4]
+    assert list(holders_first([4, 3, 1, 6], lambda node: edges.get(node, []))) == [1, 3, 4, 6]
     assert sorted(holders_first([2, 5, 1], lambda node: edges.get(node, []))) == [1, 2, 5]
 
 

@@ -255,17 +255,13 @@ def test_processes_make_and_use_one_root(tmp_path):
 def test_workers_only_read_blobs(tmp_path):
     with Root(tmp_path / "root"):
         pass
-    blobs = open_blobs(tmp_path / "root")
-    try:
-        with pytest.raises(PermissionDenied), blobs.write():
-            pass
-    finally:
-        blobs.close()
+    with open_blobs(tmp_path / "root") as blobs, pytest.raises(PermissionDenied), blobs.write():
+        pass
 
 
 def test_no_root_for_a_worker(tmp_path):
-    with pytest.raises(NotFound):
-        open_blobs(tmp_path / "absent")
+    with pytest.raises(NotFound), open_blobs(tmp_path / "absent"):
+        pass
 
 
 def test_a_full_map_is_an_error_and_undoes_the_write(tmp_path):
