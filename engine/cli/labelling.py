@@ -65,7 +65,10 @@ def _show(view: View, about: Labelled, shape: object) -> None:
 @click.argument("name", metavar="IMAGE", shell_complete=image_names)
 @_labelling
 def label_image(context: Context, name: str, changes: Labelled, view: View) -> None:
-    """Set labels of an image name, delete those given as KEY-, and show what it has."""
+    """Show, set and delete labels of an image name.
+
+    KEY=VALUE sets one, KEY- deletes one; shown are those that it has then.
+    """
     with context.stores() if changes else context.reading() as stores:
         image = stores.images.label(changes, name)[0] if changes else stores.images.get(name)
         shown = shapes.image(stores, image) if view.json else None
@@ -76,7 +79,10 @@ def label_image(context: Context, name: str, changes: Labelled, view: View) -> N
 @click.argument("digest", shell_complete=blob_names)
 @_labelling
 def label_blob(context: Context, digest: str, changes: Labelled, view: View) -> None:
-    """Set labels of a blob, delete those given as KEY-, and show what it has."""
+    """Show, set and delete labels of a blob.
+
+    KEY=VALUE sets one, KEY- deletes one; shown are those that it has then.
+    """
     with context.stores() if changes else context.reading() as stores:
         found = stores.content.find(digest)
         blob = stores.content.update(found, changes) if changes else stores.content.info(found)
@@ -90,7 +96,10 @@ def label_blob(context: Context, digest: str, changes: Labelled, view: View) -> 
 def label_snapshot(
     context: Context, key: str, snapshotter: str | None, changes: Labelled, view: View
 ) -> None:
-    """Set labels of a snapshot, delete those given as KEY-, and show what it has."""
+    """Show, set and delete labels of a snapshot.
+
+    KEY=VALUE sets one, KEY- deletes one; shown are those that it has then.
+    """
     with context.stores() if changes else context.reading() as stores:
         backend, found = stores.find_snapshot(key, snapshotter)
         info = backend.update(found, changes) if changes else backend.stat(found)
@@ -101,7 +110,10 @@ def label_snapshot(
 @click.argument("name", shell_complete=namespace_names)
 @_labelling
 def label_namespace(context: Context, name: str, changes: Labelled, view: View) -> None:
-    """Set labels of a namespace, delete those given as KEY-, and show what it has."""
+    """Show, set and delete labels of a namespace.
+
+    KEY=VALUE sets one, KEY- deletes one; shown are those that it has then.
+    """
     with context.stores() if changes else context.reading() as stores:
         record = stores.namespaces.update(name, changes) if changes else stores.namespaces.get(name)
     _show(view, record.labels, shapes.namespace(record))
@@ -125,7 +137,10 @@ _images = click.argument(
 @action
 @click.pass_obj
 def pin(context: Context, names: tuple[str, ...], view: View) -> None:
-    """Keep image names from every policy that removes some; `image rm` still does."""
+    """Keep image names from every policy that removes some.
+
+    `image rm` still removes them.
+    """
     _pinning(context, names, labels.PINNED_VALUE, view)
 
 

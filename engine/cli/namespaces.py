@@ -57,9 +57,10 @@ def list_namespaces(context: Context, view: View) -> None:
 @action
 @click.pass_obj
 def create(context: Context, name: str, about: Labelled, isolated: bool, view: View) -> None:
-    """Make a namespace before anything is in it, with labels as KEY=VALUE.
+    """Make a namespace before anything is in it.
 
-    There is no need to, but for --isolated: `lamina --namespace NAME import` makes it, too.
+    It gets labels as KEY=VALUE. But for --isolated there is no need to: `lamina --namespace NAME import`
+    makes one, too.
     """
     with context.stores() as stores:
         record = stores.namespaces.create(name, isolated=isolated, labels=about)

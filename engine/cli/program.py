@@ -95,7 +95,7 @@ _GROUPS = {
     "image": "List, inspect, tag, label, pin and remove images.",
     "content": "List, read, check, label and remove blobs.",
     "snapshots": "List, draw, measure, label and remove snapshots.",
-    "leases": "List, make, look into and remove leases, which keep what nothing else names.",
+    "leases": "List, make, inspect and remove leases, which keep objects.",
     "namespaces": "List, make, label and remove namespaces.",
 }
 
