@@ -36,6 +36,7 @@ from engine.metadata.digests import full_name
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
 from engine.oci.short import LENGTHS, beginnings
+from engine.progress import Report, silent
 
 __all__ = ["BeingWritten", "ContentStore", "Status", "blob_fields"]
 
@@ -152,12 +153,19 @@ class ContentStore:
             if discard.drop_blob(txn, self._namespace, digest) is None:
                 raise NotFound(f"no blob {digest}")
 
-    def cleanup(self, only: Collection[int] | None = None, *, seconds: float = math.inf) -> None:
+    def cleanup(
+        self,
+        only: Collection[int] | None = None,
+        *,
+        seconds: float = math.inf,
+        report: Report = silent,
+    ) -> None:
         """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number.
 
         What `seconds` do not suffice for is left for the next time.
         """
-        discard.empty(self._meta, self._blobs, only, until=time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        discard.empty(self._meta, self._blobs, only, until=until, report=report)
 
     def read(self, digest: Digest) -> Iterator[bytes]:
         """Yield a blob's bytes in order. NotFound, also when it is removed meanwhile."""
