@@ -75,10 +75,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "rm": Listed("leases:remove", "Remove leases; `lamina gc` then frees what only they held."),
     },
     "namespaces": {
-        "ls": Listed(
-            "namespaces:list_namespaces",
-            "List the namespaces that have something in them, or were made.",
-        ),
+        "ls": Listed("namespaces:list_namespaces", "List the namespaces."),
         "create": Listed("namespaces:create", "Make a namespace before anything is in it."),
         "label": Listed("labelling:label_namespace", "Show, set and delete labels of a namespace."),
         "rm": Listed("namespaces:remove", "Remove namespaces that have nothing in them any more."),
