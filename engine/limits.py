@@ -60,3 +60,8 @@ COLLECT_WAIT_S = 600  # for another collection of the same namespace
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
 FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
+CLOCK_DRIFT_S = (
+    60  # that the time of day may be ahead or behind of what passed: beyond, it was set anew,
+)
+CLOCK_GRACE_S = 900  # and nothing expires for so long
+USE_NOTED_S = 3600  # between two notes that an image was used

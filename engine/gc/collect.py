@@ -20,9 +20,10 @@ from engine import limits
 from engine.content import discard
 from engine.errors import Unavailable
 from engine.failpoints import hit
+from engine.gc.clock import look, time_of
 from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import MARKS, TOUCHED, Blob, Mark, Snapshot, now
+from engine.kv.schema import MARKS, TOUCHED, Blob, Clock, Mark, Snapshot, now
 from engine.metadata import ledger, lineage
 from engine.metadata.nodes import BACK, CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
 from engine.progress import Report, Step, silent
@@ -33,6 +34,7 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
+_S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
 
@@ -65,27 +67,29 @@ def collect(
     """
     if dry_run:
         with meta.read() as txn:
-            found, garbage = survey(meta, txn, places, now())
+            clock = look(txn, note=False)
+            found, garbage = survey(meta, txn, places, time_of(clock))
             tally = _Tally()
             for node in garbage:
                 tally.add(txn, places.namespace, node, ledger.get(txn, places.namespace, node))
-            return tally.result(found)
-    with _marking(meta, places.namespace, report):
+            return tally.result(found, clock)
+    with _marking(meta, places.namespace, report) as clock:
         with meta.read() as txn:
-            found, garbage = survey(meta, txn, places, now())
+            found, garbage = survey(meta, txn, places, time_of(clock))
         hit("gc.marked")
-        return _sweep(meta, places.namespace, found, garbage, report)
+        tally = _sweep(meta, places.namespace, found, garbage, report)
+    return tally.result(found, clock)
 
 
 # -- the mark ---------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[None]:
-    """Have everyone note what they touch, for the length of a block."""
+def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[Clock]:
+    """Have everyone note what they touch, for the length of a block; give the time."""
     end = time.monotonic() + limits.COLLECT_WAIT_S
     waiting = ""
-    while (busy := _begin(meta, namespace)) is not None:
+    while isinstance(busy := _begin(meta, namespace), str):
         waiting = f"{busy} is collecting"
         if time.monotonic() > end:
             raise Unavailable(
@@ -96,7 +100,7 @@ def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[None
     if waiting:
         report(Step.WAIT, waiting, 1, 1)
     try:
-        yield
+        yield busy
     finally:
         try:
             with meta.write() as txn:
@@ -106,8 +110,8 @@ def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[None
             meta.owners.release("gc", namespace, "")
 
 
-def _begin(meta: Environment, namespace: str) -> str | None:
-    """Begin a mark; return who is at it if somebody is."""
+def _begin(meta: Environment, namespace: str) -> Clock | str:
+    """Begin a mark and return the time, or who is at it if somebody is."""
     if not meta.owners.claim("gc", namespace, ""):
         return "this process"
     try:
@@ -118,10 +122,10 @@ def _begin(meta: Environment, namespace: str) -> str | None:
                 return str(mark.owner)
             TOUCHED.clear(txn, namespace)
             MARKS.put(txn, Mark(owner=meta.owners.me, started=now()), namespace)
+            return look(txn, note=True)
     except BaseException:
         meta.owners.release("gc", namespace, "")
         raise
-    return None
 
 
 # -- the sweep --------------------------------------------------------------------------------------
@@ -129,7 +133,7 @@ def _begin(meta: Environment, namespace: str) -> str | None:
 
 def _sweep(
     meta: Environment, namespace: str, found: Survey, garbage: list[Node], report: Report
-) -> Collected:
+) -> "_Tally":
     left = dict.fromkeys(garbage)
     order = iter(garbage)
     tally = _Tally()
@@ -141,7 +145,7 @@ def _sweep(
                 more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
     report(Step.SWEEP, "records", total, total)
-    return tally.result(found)
+    return tally
 
 
 def _spare(txn: Transaction, namespace: str, left: dict[Node, None], alone: Collection[Node]) -> bool:
@@ -228,7 +232,15 @@ class _Tally:
             if all(held.number != record.number for held in others):
                 self._blob_bytes += record.size
 
-    def result(self, found: Survey) -> Collected:
+    def result(self, found: Survey, clock: Clock) -> Collected:
+        expires, errors = found.expires, found.damaged
+        if clock.is_doubted and expires is not None:
+            grace = clock.doubted_until - clock.boottime
+            expires = max(expires, clock.wall + grace)
+            errors = [
+                *errors,
+                f"what expires: the clock was set anew, and is believed in {grace // _S} s",
+            ]
         return Collected(
             blobs=sorted(self._keys[CONTENT]),
             snapshots=self._snapshots,
@@ -237,6 +249,6 @@ class _Tally:
             images=self._keys[IMAGE],
             blob_bytes=self._blob_bytes,
             snapshot_bytes=self._snapshot_bytes,
-            expires=found.expires,
-            errors=found.damaged,
+            expires=expires,
+            errors=errors,
         )
