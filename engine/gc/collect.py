@@ -53,8 +53,23 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     """When the next lease or name expires, in nanoseconds since the epoch."""
     left: list[Leftover] = []
     """Files that could not be deleted yet."""
+    is_halted: bool = False
+    """Whether no blob, snapshot or image could go, as some record cannot be read."""
     errors: list[str] = []
     """What was kept because it, or what holds it, cannot be read or used."""
+
+    def with_more(self, later: "Collected") -> "Collected":
+        """Return what this and a later collection dropped together."""
+        return msgspec.structs.replace(
+            later,
+            blobs=sorted({*self.blobs, *later.blobs}),
+            snapshots=[*self.snapshots, *later.snapshots],
+            ingests=[*self.ingests, *later.ingests],
+            leases=[*self.leases, *later.leases],
+            images=[*self.images, *later.images],
+            blob_bytes=self.blob_bytes + later.blob_bytes,
+            snapshot_bytes=self.snapshot_bytes + later.snapshot_bytes,
+        )
 
 
 def collect(
@@ -250,5 +265,6 @@ class _Tally:
             blob_bytes=self._blob_bytes,
             snapshot_bytes=self._snapshot_bytes,
             expires=expires,
+            is_halted=bool(found.damaged),
             errors=errors,
         )
