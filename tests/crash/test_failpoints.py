@@ -28,6 +28,7 @@ _MAIN = (
     ("unpack", "snapshot.prepare.made", (2,)),
     ("unpack", "snapshot.commit.recorded", (1,)),
     ("unpack", "unpack.anchored", (1,)),
+    ("gc", "gc.marked", (1,)),
     ("gc", "gc.swept", (1,)),
     ("gc", "trash.moved", (1, 3)),
     ("gc", "trash.emptied", (1,)),
@@ -95,6 +96,7 @@ def test_a_dying_worker_is_an_ordinary_error(case: Case, root: Path, command: st
 
 
 def test_every_point_is_met_by_a_scenario():
-    # Others are in tests/cli/test_mounts.py and tests/engine/test_compacting.py.
-    others = {name for name in failpoints.NAMES if name.startswith(("mount.", "umount.", "compact."))}
+    # Others are in tests/cli/test_mounts.py, tests/engine/test_compacting.py and tests of fsck.
+    elsewhere = ("mount.", "umount.", "compact.", "fsck.", "snapshot.replace.")
+    others = {name for name in failpoints.NAMES if name.startswith(elsewhere)}
     assert {name for _, name, _ in _MAIN + _WORKER} == failpoints.NAMES - others
