@@ -49,7 +49,7 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
         return True
     match record:
         case Lease():
-            found = is_live(owners, record, now())
+            found = is_live(owners, record, None)  # until it is collected, expired or not
         case Ingest():
             found = ingest_lives(owners, record, now())
         case Snapshot():
@@ -58,7 +58,7 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
         case Blob():
             found = is_root(record.labels)
         case _:
-            found = record is not None  # an image, until it is collected: expired or not
+            found = record is not None  # an image, as a lease
     return found
 
 
