@@ -30,6 +30,7 @@ from engine.kv.schema import (
     Snapshot,
 )
 from engine.kv.table import Damaged, Record, Table
+from engine.metadata import ledger
 from engine.metadata.leases import is_live
 from engine.metadata.nodes import (
     BACK,
@@ -158,6 +159,7 @@ class _Reader:
         self._at = places
         self._found = found
         self._conditions: list[tuple[Node, Node, labels.Labels]] = []
+        self._back: list[tuple[Node, Mention]] = []
         self._used: dict[Node, str] = {}
         self._count = 0
 
@@ -202,6 +204,9 @@ class _Reader:
         for node, target, about in self._conditions:
             if is_met(about, target, self._used.get(target, ""), at):
                 found.note(node, Mention(LABEL, target))
+        for node, mention in self._back:
+            if ledger.exists(self._txn, namespace, mention.node):  # what never was keeps nothing
+                found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
@@ -232,6 +237,8 @@ class _Reader:
         for mention in found:
             if mention.how == CONDITION:
                 self._conditions.append((node, mention.node, about))
+            elif mention.how == BACK:
+                self._back.append((node, mention))
             else:
                 self._found.note(node, mention)
 
