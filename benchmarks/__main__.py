@@ -1,6 +1,7 @@
 """`python -m benchmarks`: time tools on one image, alternating, each run on a fresh file system.
 
-`python -m benchmarks hostile` measures images that are meant to cost much instead (`hostile.py`).
+`python -m benchmarks hostile` measures images that are meant to cost much instead (`hostile.py`), and
+`python -m benchmarks store` what a large store costs (`store.py`).
 Needs root. What is compared is the ratio of medians; absolute times are this machine's.
 """
 
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks import hostile
+from benchmarks import hostile, store
 from benchmarks.chart import bars
 from benchmarks.contenders import CONTENDERS, DEFAULT, Run
 from benchmarks.corpus import build
@@ -21,8 +22,9 @@ from benchmarks.fresh import fresh_file_system
 
 def main() -> None:
     """Run the comparison that the options ask for."""
-    if sys.argv[1:2] == ["hostile"]:
-        sys.exit(hostile.main(sys.argv[2:]))
+    for other in (hostile, store):
+        if sys.argv[1:2] == [other.__name__.rpartition(".")[2]]:
+            sys.exit(other.main(sys.argv[2:]))
     options = _options()
     with tempfile.TemporaryDirectory(prefix="lamina-bench-") as holder:
         archive = options.archive or _made(Path(holder), options.set)

@@ -28,3 +28,26 @@ def bars(title: str, seconds: Mapping[str, Sequence[float]]) -> str:
             f'<text x="{_LEFT + high + 8:.1f}" y="{y + 15}">{median(runs):.1f} s</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def against(title: str, shares: Mapping[str, float]) -> str:
+    """Return an SVG of figures as shares of what they may be, which is a line; the longest are cut."""
+    most, left = 2.0, 460
+    at_one = left + _WIDTH / most
+    height = 50 + _ROW * len(shares)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + _WIDTH + 90}" height="{height}" '
+        'font-family="sans-serif" font-size="13">',
+        f'<text x="10" y="24" font-size="15">{escape(title)}: share of the target</text>',
+        f'<line x1="{at_one}" x2="{at_one}" y1="36" y2="{height}" stroke="black"/>',
+    ]
+    for row, (name, share) in enumerate(shares.items()):
+        y = 44 + row * _ROW
+        length = _WIDTH * min(share, most) / most
+        colour = "#2a7" if share <= 1 else "#c33"
+        parts += [
+            f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>',
+            f'<rect x="{left}" y="{y}" width="{length:.1f}" height="22" fill="{colour}"/>',
+            f'<text x="{left + length + 8:.1f}" y="{y + 15}">{share:.2f}</text>',
+        ]
+    return "\n".join([*parts, "</svg>", ""])

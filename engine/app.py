@@ -5,23 +5,30 @@ makes or finds until that is anchored.
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from copy import copy
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from engine.archive.importer import Wanted
 from engine.content.image import ResolvedImage
+from engine.diff.apply import Applied
 from engine.errors import EngineError
+from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.importing import Importing, ImportResult
 from engine.mount import Mount
+from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
-from engine.progress import Report, silent
+from engine.progress import Report, Step, silent
 from engine.snapshots import Snapshotter
 from engine.stores import Stores, host_platform, open_stores
+from engine.unpack.jobs import ApplyJob
 from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
@@ -32,12 +39,28 @@ __all__ = ["Engine", "open_engine"]
 _log = logging.getLogger(__name__)
 
 
+class _Over(BaseException):
+    """Whoever asked for a check has left."""
+
+
 class Engine:
     """An open engine; get one from `open_engine`. Its methods may run concurrently."""
 
     def __init__(self, stores: Stores, workshop: Workshop) -> None:
         self.stores = stores
+        self._shop = workshop
         self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
+        self._heir = ""
+
+    def using(self, lease: str) -> "Engine":
+        """Return this engine, for calls whose results a lease of the caller's is to hold.
+
+        What such a call made or found, the lease holds once it has succeeded. A call raises NotFound if
+        there is no such lease in `stores.leases`, FailedPrecondition if it has expired.
+        """
+        other = copy(self)
+        other._heir = lease
+        return other
 
     async def import_image(  # noqa: PLR0913  one for each option of the command
         self,
@@ -80,21 +103,23 @@ class Engine:
             report=report,
         )
         is_whole = False
+        heir = ""
         async with self._lease() as lease:
             try:
                 origin = source if isinstance(source, int) else Path(source)
                 result = await importing.run(origin, lease)
                 is_whole = not result.failed
+                heir = self._heir  # of what is good, beside images that failed
                 return result
             finally:
                 # Else another caller works with what this one began.
                 if not is_whole and lease.is_last:
                     with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(self._give_up, lease.id)
+                        await trio.to_thread.run_sync(self._give_up, lease.id, heir)
 
-    def _give_up(self, lease: str) -> None:
+    def _give_up(self, lease: str, heir: str) -> None:
         try:
-            self.stores.give_up(lease, seconds=CLEANUP_S)
+            self.stores.give_up(lease, seconds=CLEANUP_S, heir=heir)
         except EngineError as error:  # what failed first says more; a collection takes the rest
             _log.warning("what a failed import brought in stays for now: %s", error)
 
@@ -137,15 +162,81 @@ class Engine:
         """
         await trio.to_thread.run_sync(self.stores.release, key, snapshotter)
 
+    async def remove_image(
+        self, *names: str, target: Descriptor | None = None, collect: bool = False
+    ) -> Collected | None:
+        """Take names away, all or none; with `collect` also what only they kept: return what that was.
+
+        Raises NotFound, also if a name does not mean `target`, where that is given.
+        """
+        await trio.to_thread.run_sync(partial(self.stores.images.remove, *names, target=target))
+        return await self.collect() if collect else None
+
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""
         return await trio.to_thread.run_sync(self.stores.collect)
 
+    async def check(
+        self,
+        names: Sequence[str] = (),
+        *,
+        repair: bool = False,
+        tell: Callable[[Finding], None] = lambda _finding: None,
+        report: Report = silent,
+    ) -> Checked:
+        """Hold the whole store, or the images of some names, against itself and its layers.
+
+        With `repair` what can be is mended from what is there. `tell` is called with each finding, and
+        like `report` from a thread.
+        """
+        pool = self._shop.pool
+        is_over = threading.Event()
+
+        async def applied(job: ApplyJob) -> Applied:
+            async with pool.slot():
+                return await pool.apply(job, lambda _read: None)
+
+        def apply(job: ApplyJob) -> Applied:
+            return trio.from_thread.run(applied, job)
+
+        def reported(step: Step, item: str, total: int, done: int) -> None:
+            if is_over.is_set():  # the thread has to be told: it could be at it for long
+                raise _Over
+            report(step, item, total, done)
+
+        async def watch() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                is_over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            work = partial(
+                self.stores.check, names, apply=apply if repair else None, tell=tell, report=reported
+            )
+            try:
+                checked = await trio.to_thread.run_sync(work)
+            except _Over:
+                await trio.lowlevel.checkpoint()
+                raise
+            nursery.cancel_scope.cancel()
+        return checked
+
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)
 
-    def _lease(self) -> AbstractAsyncContextManager[HeldLease]:
-        return begun_lease(self.stores.root.meta, self.stores.namespace)
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[HeldLease]:
+        """Hold a lease for the work of the block, which a lease of the caller's then takes over."""
+        leases = self.stores.leases
+        if self._heir:
+            await trio.to_thread.run_sync(leases.check, self._heir)
+        async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
+            yield lease
+            if self._heir:
+                held = await trio.to_thread.run_sync(leases.members, lease.id)
+                await trio.to_thread.run_sync(leases.take_over, self._heir, held)
 
 
 @asynccontextmanager

@@ -153,5 +153,6 @@ def printable(name: bytes | str, limit: int = 120) -> str:
     """Return a name from an image so that it is safe in a message: escaped and not too long."""
     name = name[: 4 * (limit + 1)]  # no more is shown, whatever the name's length and encoding
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -39,6 +39,7 @@ LAYER_NAMES = 256 * MIB
 LAYER_LINK_STEPS = 8_000_000  # folders walked through because of links, over a whole layer
 LAYER_ENTRY_STEPS = 4096  # the same, over one entry
 FILE = (1 << 44) - 4096  # with its holes: the largest that ext4 holds, so that no host decides
+DIFFERENCES = 1000  # told of one snapshot that is not as its layer made it; the rest is like them
 SPARSE_PARTS = 1 << 20  # of one file, as in Go's archive/tar
 # Of gzip, xz or bzip2 in a row that may be small; beyond that each must give 512 bytes on average.
 STREAMS = 1024
@@ -57,3 +58,5 @@ XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 
 COLLECT_WAIT_S = 600  # for another collection of the same namespace
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
+FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
+LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd

@@ -15,6 +15,8 @@ class Step(StrEnum):
     UNPACK = "unpacking"
     FLUSH = "committing"
     VERIFY = "verifying"
+    COPY = "copying"
+    CHECK = "checking"
     SWEEP = "collecting"
 
 

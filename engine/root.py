@@ -13,7 +13,6 @@ Sync. Layout:
       trash/                    folders on their way out
 """
 
-import fcntl
 import os
 import re
 import stat
@@ -33,6 +32,7 @@ from engine.errors import (
     os_errors,
 )
 from engine.fs.durable import flush, flush_names
+from engine.fs.locks import holders, lock, named
 from engine.kv.environment import Environment
 from engine.kv.schema import FORMAT, TABLES
 from engine.metadata.upgrade import from_format_1
@@ -52,12 +52,16 @@ _OURS = re.compile(r"lock|format(\.[0-9]+)?")  # what there is before a root is 
 class Root:
     """An open root; a context manager. One process opens a root once: see `open_root`."""
 
-    def __init__(self, path: Path, *, readonly: bool = False, create: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, readonly: bool = False, create: bool = True, alone: bool = False
+    ) -> None:
         """Open `path`, making it if need be; with `readonly` nothing is made or changed in it.
 
+        With `alone` nobody else may have it open, now or until it is closed.
+
         Raises PermissionDenied, InvalidArgument for a path that mount options cannot hold,
-        FailedPrecondition for a root of a newer format or of another user, and NotFound where there
-        is none and it is to be read, or not to be made.
+        FailedPrecondition for a root of a newer format or of another user, or that others have open,
+        and NotFound where there is none and it is to be read, or not to be made.
         """
         self.readonly = readonly
         self._creates = create and not readonly
@@ -73,7 +77,7 @@ class Root:
                 if self._creates:
                     self._make()
                 self._check_folder()
-                self._share_lock()
+                self._lock(alone=alone)
                 self._check_format()
                 self.snapshots = self._folder("snapshots")
                 self.trash = self._folder("trash")
@@ -87,7 +91,7 @@ class Root:
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
             self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
             if self._format < FORMAT:
-                self._upgrade()
+                self._upgrade(alone=alone)
             if not readonly:  # who made them may have died before this
                 with os_errors(f"root {path}"):
                     flush_names(self.path / "meta.lmdb", self.path / BLOBS_FILE, self.path)
@@ -148,19 +152,12 @@ class Root:
         if stat.S_IMODE(info.st_mode) & 0o077 and not self.readonly:
             self.path.chmod(0o700)
 
-    def _share_lock(self) -> None:
+    def _lock(self, *, alone: bool) -> None:
         make = 0 if self.readonly else os.O_CREAT
         try:
-            lock = os.open(self.path / "lock", os.O_RDONLY | make | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._held.append(_locked(self.path, alone=alone, make=make))
         except FileNotFoundError:
             return  # to read a store without one, as where it cannot be written
-        self._held.append(lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailedPrecondition(
-                f"root {self.path} is locked by another process (flock); wait for it"
-            ) from None
 
     def _check_format(self) -> None:
         file = self.path / "format"
@@ -190,19 +187,18 @@ class Root:
             flush(opened.fileno())  # an empty file after a power loss would lock everyone out
         fresh.replace(self.path / "format")
 
-    def _upgrade(self) -> None:
+    def _upgrade(self, *, alone: bool) -> None:
         """Bring an older format up, with nobody else here: they may know only the older one."""
-        lock = self._held[-1]
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        file = self._held[-1]
+        if not lock(file, alone=True):
+            others = named([pid for pid in holders(file) if pid != os.getpid()])
             raise FailedPrecondition(
-                f"root {self.path} has format {self._format} and is in use; end what uses it first"
-            ) from None
+                f"root {self.path} has format {self._format} and is in use by {others}; end that first"
+            )
         from_format_1(self.meta)
         with os_errors(f"root {self.path}"):
             self._put_format()
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        lock(file, alone=alone)
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name
@@ -292,6 +288,33 @@ def _identity(path: Path) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-def open_blobs(root: Path) -> Environment:
-    """Open only the bytes of blobs, to read them: for a worker process."""
-    return Environment(root / BLOBS_FILE, map_bytes=_BLOBS_MAP, readonly=True)
+def _locked(root: Path, *, alone: bool = False, make: int = 0) -> int:
+    """Open and lock the lock of a root. FileNotFoundError, FailedPrecondition."""
+    file = os.open(root / "lock", os.O_RDONLY | make | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not lock(file, alone=alone):
+            others = named(holders(file))
+            raise FailedPrecondition(
+                f"root {root} is in use by {others}; wait for that, or end it"
+                if alone
+                else f"root {root} is locked by another process (flock: {others}); wait for it"
+            )
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+@contextmanager
+def open_blobs(root: Path) -> Iterator[Environment]:
+    """Open only the bytes of blobs, to read them, for the length of a block: for a worker process."""
+    with os_errors(f"root {root}"):
+        file = _locked(root)
+    try:
+        blobs = Environment(root / BLOBS_FILE, map_bytes=_BLOBS_MAP, readonly=True)
+        try:
+            yield blobs
+        finally:
+            blobs.close()
+    finally:
+        os.close(file)

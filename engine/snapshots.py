@@ -17,7 +17,7 @@ A snapshot made under a lease is work in progress: only the lease keeps it, unti
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -165,6 +165,12 @@ class Snapshotter(Protocol):
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
 
+    def comparing(self, key: str) -> Target:
+        """Return where a layer's entries are held against a committed snapshot, with nothing written.
+
+        What its `sink` opens is an `engine.diff.compare.Comparison`.
+        """
+
     def sealing(self, *steps: Commit) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps.
 
@@ -177,14 +183,27 @@ class Snapshotter(Protocol):
         Each step stands by itself: when one fails, those before it are committed.
         """
 
+    def replace(self, step: Commit) -> list[Leftover]:
+        """Put an active snapshot, with the same layer applied anew, in the place of a committed one.
+
+        Sealed on what that stands on first; whatever stands on it then stands on the new one. Labels
+        stay. Return what is left of the old one's files: they wait while they are mounted.
+        """
+
+    def measure(self, key: str) -> Usage:
+        """Return what is on disk of a snapshot now, whatever its record says. DataLoss without files."""
+
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""
 
     def stat(self, key: str, *, lease: str = "") -> Info:
         """Return what is known of a snapshot; with a lease, pin it in the same step."""
 
-    def update(self, key: str, labels: Labels) -> Info:
-        """Set labels, deleting those whose new value is empty."""
+    def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Info:
+        """Set labels, deleting those whose new value is empty.
+
+        With `paths` those become what `labels` has of them: `labels` all, `labels.KEY` one; none, all.
+        """
 
     def usage(self, key: str) -> Usage:
         """Return what a snapshot takes up: measured now for an active one, else as at commit."""

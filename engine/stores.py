@@ -5,9 +5,8 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 
 import logging
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,19 @@ from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
+from engine.fsck.checking import Scope, check
+from engine.fsck.findings import Checked, Finding
+from engine.fsck.reapplying import Apply
 from engine.gc.collect import Collected, collect
 from engine.gc.holding import give_up, remove_blob
 from engine.gc.survey import Places
+from engine.identifiers import check_identifier
 from engine.kv.schema import Image, MountRecord
+from engine.kv.space import give_back
 from engine.metadata.images import ImageStore
+from engine.metadata.leases import LeaseStore
 from engine.metadata.lineage import full_key
+from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
@@ -40,8 +46,7 @@ __all__ = ["Removal", "Stores", "host_platform", "open_stores"]
 
 _log = logging.getLogger(__name__)
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")  # containerd's identifiers
-_NAMESPACE_LIMIT = 76
+_SPARE = 16 << 20  # free bytes that meta.lmdb keeps, so that forgetting needs no disk to spare
 
 
 def host_platform() -> Platform:
@@ -63,13 +68,14 @@ class Stores:
     """The stores of one namespace on an open root."""
 
     def __init__(self, root: Root, namespace: str, platform: Platform) -> None:
-        if len(namespace) > _NAMESPACE_LIMIT or not _NAMESPACE.match(namespace):
-            raise InvalidArgument(f"{namespace!r} is not a namespace; use letters and digits")
+        check_identifier(namespace, "namespace")
         self.root = root
         self.namespace = namespace
         self.platform = platform
         self.content = ContentStore(root.meta, root.blobs, namespace)
         self.images = ImageStore(root.meta, namespace)
+        self.leases = LeaseStore(root.meta, namespace)
+        self.namespaces = NamespaceStore(root.meta)
         self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}
         self._default: str | None = None
@@ -159,16 +165,19 @@ class Stores:
 
     def check_complete(self, image: ResolvedImage) -> None:
         """Raise NotFound if a part of an image is not in the store, DataLoss if that can't be told."""
-        for part in (*image.path, image.manifest.config, *image.manifest.layers):
-            self.content.info(part.key)
+        parts = (*image.path, image.manifest.config, *image.manifest.layers)
+        self.content.check_all(part.key for part in parts)
 
-    def unpacked_into(self, image: ResolvedImage) -> dict[str, str]:
-        """Return the chain ID of an image under each backend that has it unpacked.
+    def unpacked_into(
+        self, image: ResolvedImage, backends: Sequence[Snapshotter] | None = None
+    ) -> dict[str, str]:
+        """Return the chain ID of an image under each backend that has it unpacked, or each of some.
 
         What was removed by hand since is left out: a label may outlive what it names.
         """
         blob = self.content.info(image.manifest.config.key)
-        places = {backend.name: backend for backend in self.snapshotters()}
+        found = self.snapshotters() if backends is None else backends
+        places = {backend.name: backend for backend in found}
         return {
             name: key
             for name, key in labels.snapshot_refs(blob.labels)
@@ -246,7 +255,15 @@ class Stores:
             collected = self._collect(dry_run=False, report=report)
             left = self.cleanup(table)
         snapshots = [*healed, *collected.snapshots]
-        return msgspec.structs.replace(collected, snapshots=snapshots, left=left)
+        return msgspec.structs.replace(
+            collected, snapshots=snapshots, left=left, errors=[*collected.errors, *self._give_back()]
+        )
+
+    def _give_back(self) -> Iterator[str]:
+        """Give freed pages back to the file system; yield why some stay."""
+        for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
+            if why := give_back(environment, spare=spare).why:
+                yield f"freed space of {environment.path.name}: {why}"
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
         working, broken = self._used()
@@ -281,14 +298,17 @@ class Stores:
         plugins.sweep(self.root)
         return left
 
-    def give_up(self, lease: str, *, seconds: float) -> None:
+    def give_up(self, lease: str, *, seconds: float, heir: str = "") -> None:
         """End a lease whose work failed, with what only it held; delete for so long at most.
 
-        A collection deletes the rest.
+        A collection deletes the rest. What stays the lease `heir` takes over, if one is named.
         """
         until = time.monotonic() + seconds
         with self._freeing_space():
+            held = self.leases.members(lease)
             dropped = give_up(self.root.meta, self.namespace, lease)
+            if heir:
+                self.leases.take_over(heir, held)
             for name, numbers in dropped.snapshots.items():
                 left = until - time.monotonic()
                 _tell(self.snapshotter(name).cleanup(only=numbers, seconds=left))
@@ -298,6 +318,19 @@ class Stores:
         """Remove a blob that nothing holds. NotFound, FailedPrecondition."""
         number = remove_blob(self.root.meta, self.namespace, digest)
         self.content.cleanup([] if number is None else [number])
+
+    def check(
+        self,
+        names: Sequence[str] = (),
+        *,
+        apply: Apply | None = None,
+        tell: Callable[[Finding], None] = lambda _finding: None,
+        report: Report = silent,
+    ) -> Checked:
+        """Check the whole root, or the images of some names here; with `apply` repair it too."""
+        images = [self.images.get(name) for name in names]
+        scope = Scope(namespace=self.namespace, images=images) if names else None
+        return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""

@@ -12,9 +12,11 @@ from typing import final
 from engine.mount import Mount
 from engine.snapshots import Capabilities, Plugin, Probe
 from snapshotters import probe
+from snapshotters.comparing import Standing
 from snapshotters.markers import AufsMarkers
 from snapshotters.sealing import Settle
 from snapshotters.union import SettleUnion, UnionSnapshotter
+from snapshotters.union_standing import UnionStanding
 
 __all__ = ["AufsSnapshotter", "plugin"]
 
@@ -40,12 +42,18 @@ def make_settle() -> Settle:
     return SettleUnion(AufsMarkers())
 
 
+def make_standing() -> Standing:
+    """Return what tells how a layer stands on others."""
+    return UnionStanding(AufsMarkers())
+
+
 @final
 class AufsSnapshotter(UnionSnapshotter):
     """Snapshots as aufs branches."""
 
     name = "aufs"
     settle = "snapshotters.aufs:make_settle"
+    standing = "snapshotters.aufs:make_standing"
     # 127 branches is the kernel's default, one of them to write to; names need room for a doubled
     # `.wh.` and a suffix.
     capabilities = Capabilities(rebase=True, layers=126, name_bytes=242, whiteout_names=False)

@@ -21,9 +21,9 @@ import msgspec
 
 from engine import labels as label_rules
 from engine.diff import acl
-from engine.errors import EngineError, FailedPrecondition, InvalidArgument, os_errors
+from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
-from engine.fs.attributes import folder_descriptor
+from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.durable import flush_names
 from engine.fs.removal import remove_tree
 from engine.fs.usage import measure
@@ -35,6 +35,7 @@ from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
+from snapshotters.comparing import Whereabouts
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.sealing import Seal, Sealer, load_sealed
 
@@ -48,6 +49,8 @@ class BaseSnapshotter(ABC):
     capabilities: ClassVar[Capabilities]
     settle: ClassVar[str]
     """The name of what settles applied layers (`snapshotters.sealing.Settle`)."""
+    standing: ClassVar[str]
+    """The name of what tells how a layer stands on others (`snapshotters.comparing.Standing`)."""
 
     def __init__(self, folder: Path, meta: Environment, namespace: str) -> None:
         """Use `folder`, made if need be, for the trees and `meta` for the records."""
@@ -122,6 +125,24 @@ class BaseSnapshotter(ABC):
         return Target(
             sink="snapshotters.folder_sink:open_sink",
             place=str(self._place(record)),
+            name_bytes=self.capabilities.name_bytes,
+            whiteout_names=self.capabilities.whiteout_names,
+        )
+
+    def comparing(self, key: str) -> Target:
+        """Return where a layer's entries are held against a committed snapshot."""
+        record = self._store.get(key)
+        if record.kind != Kind.COMMITTED:
+            raise FailedPrecondition(f"snapshot {key} is {record.kind}, not committed")
+        place = Whereabouts(
+            folder=str(self._folder),
+            number=record.id,
+            below=[above.id for above in self._store.parents(key)],
+            standing=self.standing,
+        )
+        return Target(
+            sink="snapshotters.comparing:open_comparison",
+            place=msgspec.json.encode(place).decode(),
             name_bytes=self.capabilities.name_bytes,
             whiteout_names=self.capabilities.whiteout_names,
         )
@@ -211,6 +232,39 @@ class BaseSnapshotter(ABC):
             chains[step.name] = [record, *under]
             yield step, record, under
 
+    def replace(self, step: Commit) -> list[Leftover]:
+        """Put an active snapshot in the place of a committed one with the same layer."""
+        old, record = self._store.get(step.name), self._store.get(step.key)
+        below = self._store.parents(step.name)
+        seals: list[Seal] = []
+        self._plan(seals, Commit(name=step.name, key=step.key, parent=old.parent), record, below)
+        _, failure = Sealer()(msgspec.msgpack.encode(seals[0]))
+        settled = load_sealed(self._place(record))
+        if failure or settled is None:
+            raise failure or FailedPrecondition(f"snapshot {step.key} could not be sealed")
+        self._store.replace(old, record, Usage(settled.size, settled.inodes))
+        hit("snapshot.replace.recorded")
+        with os_errors(f"snapshots of {self.name}"):
+            (self._place(record) / OUTLINE).unlink(missing_ok=True)
+            return self._retire(old)
+
+    def _retire(self, old: Snapshot) -> list[Leftover]:
+        """Delete the files of a snapshot that had children, some of which may be being mounted now."""
+        folder = self._place(old)
+        away = self._folder.parent.parent / "trash" / f"{self.name}-{old.id}"
+        try:
+            if MountTable.read().uses(folder):
+                raise FailedPrecondition("it is mounted")
+            with suppress(FileNotFoundError):
+                folder.rename(away)
+            # Whoever had its path already mounted it before this, or cannot any more.
+            if MountTable.read().names(folder):
+                away.rename(folder)
+                raise FailedPrecondition("it is mounted")
+        except (OSError, EngineError) as error:
+            return [self._leftover(old.id, away.parent, error)]
+        return self.cleanup(only={old.id})
+
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""
         record = self._store.get(key)
@@ -222,9 +276,9 @@ class BaseSnapshotter(ABC):
         """Return what is known of a snapshot; with a lease, pin it in the same step."""
         return info_of(self._store.get(key, lease=lease))
 
-    def update(self, key: str, labels: Labels) -> Info:
+    def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Info:
         """Set labels, deleting those whose new value is empty."""
-        return info_of(self._store.update(key, labels))
+        return info_of(self._store.update(key, labels, paths))
 
     def usage(self, key: str) -> Usage:
         """Return what a snapshot takes up: measured now for an active one, else as at commit."""
@@ -234,6 +288,16 @@ class BaseSnapshotter(ABC):
         tree = self._tree(record)
         with os_errors(f"snapshot {key}"), folder_descriptor(tree) as folder:
             return Usage(*measure(folder))
+
+    def measure(self, key: str) -> Usage:
+        """Return what is on disk of a snapshot now."""
+        record = self._store.get(key)
+        with os_errors(f"snapshot {key}"), folder_descriptor(self._folder) as top:
+            try:
+                with beneath(top, f"{record.id}/{TREE}".encode()) as tree:
+                    return Usage(*measure(tree))
+            except FileNotFoundError:
+                raise DataLoss(f"there is no folder {self._tree(record)}") from None
 
     def walk(self) -> list[Info]:
         """Return all snapshots."""

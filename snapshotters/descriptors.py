@@ -9,8 +9,9 @@ from collections import OrderedDict
 from typing import Self
 
 from engine.diff.layer import Place
+from engine.fs.kernel import open_beneath
 
-__all__ = ["FOLDER", "OpenFolders"]
+__all__ = ["FOLDER", "OpenFolders", "WatchedFolders"]
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HELD = 128
@@ -42,7 +43,7 @@ class OpenFolders:
         passing = -1
         try:
             for left, place in zip(range(len(way) - 1, -1, -1), reversed(way), strict=True):
-                folder = os.open(place.name, FOLDER, dir_fd=folder)
+                folder = self._step(folder, place.name)
                 if passing >= 0:
                     os.close(passing)
                 passing = folder if left >= _WAY else -1
@@ -53,6 +54,9 @@ class OpenFolders:
                 os.close(passing)
             raise
         return folder
+
+    def _step(self, folder: int, name: bytes) -> int:
+        return os.open(name, FOLDER, dir_fd=folder)
 
     def trim(self) -> None:
         """Close the folders used longest ago; between two pieces of work, which hold some open."""
@@ -79,3 +83,10 @@ class OpenFolders:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class WatchedFolders(OpenFolders):
+    """The same for a tree that others may have changed: what is mounted in it is not entered."""
+
+    def _step(self, folder: int, name: bytes) -> int:
+        return open_beneath(folder, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -16,6 +16,8 @@ from engine.mount import Mount
 from engine.snapshots import Capabilities, Kind, Plugin, Probe, Usage
 from snapshotters import probe
 from snapshotters.base import BaseSnapshotter
+from snapshotters.comparing import Standing
+from snapshotters.copy_standing import stand_on_parent
 from snapshotters.filling import fill
 from snapshotters.sealing import Settle
 
@@ -39,12 +41,18 @@ def make_settle() -> Settle:
     return _settle
 
 
+def make_standing() -> Standing:
+    """Return what tells how a layer stands on others."""
+    return stand_on_parent
+
+
 @final
 class CopySnapshotter(BaseSnapshotter):
     """Snapshots as full copies."""
 
     name = "copy"
     settle = "snapshotters.fullcopy:make_settle"
+    standing = "snapshotters.fullcopy:make_standing"
     # Applied alone like the others; the parent's tree is filled in at commit.
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 

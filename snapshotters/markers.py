@@ -93,7 +93,7 @@ class AufsMarkers:
         with os.scandir(folder) as entries:
             found = {os.fsencode(entry.name): entry.is_dir(follow_symlinks=False) for entry in entries}
         marks = {name for name in found if name.startswith(_WHITEOUT_PREFIX)}
-        whiteouts = {name[len(_WHITEOUT_PREFIX) :] for name in marks}
+        whiteouts = {name[len(_WHITEOUT_PREFIX) :] for name in marks - {_OPAQUE_NAME}}
         names = {
             name: is_folder
             for name, is_folder in found.items()

@@ -14,9 +14,11 @@ from engine.kv.schema import Snapshot
 from engine.mount import Mount, mounted
 from engine.snapshots import Capabilities, Kind, Plugin, Probe
 from snapshotters import probe
+from snapshotters.comparing import Standing
 from snapshotters.markers import OverlayMarkers
 from snapshotters.sealing import Settle
 from snapshotters.union import SettleUnion, UnionSnapshotter
+from snapshotters.union_standing import UnionStanding
 
 __all__ = ["OverlaySnapshotter", "plugin"]
 
@@ -47,12 +49,18 @@ def make_settle() -> Settle:
     return SettleUnion(OverlayMarkers())
 
 
+def make_standing() -> Standing:
+    """Return what tells how a layer stands on others."""
+    return UnionStanding(OverlayMarkers())
+
+
 @final
 class OverlaySnapshotter(UnionSnapshotter):
     """Snapshots as overlay layers."""
 
     name = "overlay"
     settle = "snapshotters.overlay:make_settle"
+    standing = "snapshotters.overlay:make_standing"
     capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
 
     def _make(self, record: Snapshot, below: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from engine.diff.layer import Attributes, Folder
 from engine.diff.outline import Outline
@@ -24,7 +25,7 @@ from snapshotters.combined import Combined, CombinedFolder
 from snapshotters.descriptors import OpenFolders
 from snapshotters.markers import Markers
 
-__all__ = ["SettleUnion", "UnionSnapshotter"]
+__all__ = ["Hand", "SettleUnion", "Settling", "UnionSnapshotter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,56 @@ class _Step:
     """Whether the layer hides all of it, further up."""
 
 
-class _Settling:
-    """One layer on top of what `combined` knows; `made` counts inodes of markers."""
+class Hand(Protocol):
+    """What carries out what settling a layer comes to."""
 
-    def __init__(self, opened: OpenFolders, combined: Combined, markers: Markers) -> None:
+    def cover(self, folder: Folder) -> None:
+        """Mark a folder as hiding all that the layers below have in it."""
+
+    def hide(self, folder: Folder, names: AbstractSet[bytes]) -> None:
+        """Hide names of the layers below in a folder."""
+
+    def inherit(self, folder: Folder, attributes: Attributes) -> None:
+        """Give a folder that the layer only implies the attributes that it has below."""
+
+
+class _Making:
+    """Makes markers and gives attributes; `made` counts the inodes of markers."""
+
+    def __init__(self, opened: OpenFolders, markers: Markers) -> None:
         self._opened = opened
-        self._combined = combined
         self._markers = markers
         self.made = 0
+
+    @contextmanager
+    def _changing(self, folder: Folder) -> Iterator[int]:
+        self._opened.trim()
+        opened = self._opened.get(folder)
+        with changing(opened):
+            yield opened
+
+    def cover(self, folder: Folder) -> None:
+        with self._changing(folder) as opened:
+            self.made += self._markers.make_opaque(opened)
+
+    def hide(self, folder: Folder, names: AbstractSet[bytes]) -> None:
+        with self._changing(folder) as opened:
+            for name in sorted(names):
+                self._markers.make_whiteout(opened, name)
+        self.made += len(names)
+
+    def inherit(self, folder: Folder, attributes: Attributes) -> None:
+        self._opened.trim()
+        give_attributes(self._opened.get(folder), attributes, folder.name)
+
+
+class Settling:
+    """One layer on top of what `combined` knows: what there is to do about that is told to `hand`."""
+
+    def __init__(self, hand: Hand, combined: Combined, *, lowest_opaque_counts: bool) -> None:
+        self._hand = hand
+        self._combined = combined
+        self._lowest_counts = lowest_opaque_counts
 
     def run(self, root: Folder) -> None:
         """Make markers and give attributes, folder by folder, and add the layer to `combined`."""
@@ -58,14 +101,14 @@ class _Settling:
                 _settle_opaque_root(step)
             self._mark(step)
             self._inherit(step)
-            pending += _add(step, keeps=self._markers.lowest_opaque_counts)
+            pending += _add(step, keeps=self._lowest_counts)
 
     def _learn(self, below: CombinedFolder, *, is_seen: bool) -> None:
-        if below.parts and (is_seen or self._markers.lowest_opaque_counts):
+        if below.parts and (is_seen or self._lowest_counts):
             self._combined.learn(below)
         if not is_seen:
             below.shows = {}
-            if not self._markers.lowest_opaque_counts:
+            if not self._lowest_counts:
                 # What is hidden has no say any more, also if a folder stands there again later.
                 below.parts, below.folders = (), {}
 
@@ -78,7 +121,7 @@ class _Settling:
             self._hide(step.folder, step.below, step.folder.hidden & step.below.shows.keys())
 
     def _has_to_cover(self, step: _Step) -> bool:
-        if self._markers.lowest_opaque_counts:
+        if self._lowest_counts:
             return (step.folder.is_opaque or not step.is_seen) and bool(step.below.buried)
         return step.folder.is_opaque and step.is_seen
 
@@ -89,9 +132,8 @@ class _Settling:
             folder, below = pending.pop()
             if below.parts:
                 self._combined.learn(below)
-            if not (below.is_marked and self._markers.lowest_opaque_counts):
-                with self._changing(folder) as opened:
-                    self.made += self._markers.make_opaque(opened)
+            if not (below.is_marked and self._lowest_counts):
+                self._hand.cover(folder)
                 below.is_marked = True
                 continue
             self._hide(folder, below, below.buried - folder.names.keys())
@@ -102,21 +144,11 @@ class _Settling:
     def _hide(self, folder: Folder, below: CombinedFolder, names: AbstractSet[bytes]) -> None:
         if not names:
             return
-        with self._changing(folder) as opened:
-            for name in sorted(names):
-                self._markers.make_whiteout(opened, name)
-        self.made += len(names)
+        self._hand.hide(folder, names)
         # Hidden by name, whatever is marked: no layer above has to do it again.
         below.buried -= names
         for name in names:
             below.folders.pop(name, None)
-
-    @contextmanager
-    def _changing(self, folder: Folder) -> Iterator[int]:
-        self._opened.trim()
-        opened = self._opened.get(folder)
-        with changing(opened):
-            yield opened
 
     def _inherit(self, step: _Step) -> None:
         """Give a folder that the layer only implies what the same folder has below."""
@@ -126,8 +158,7 @@ class _Settling:
         elif not step.is_seen:
             below.attributes = Attributes()
         elif below.attributes != Attributes():
-            self._opened.trim()
-            give_attributes(self._opened.get(folder), below.attributes, folder.name)
+            self._hand.inherit(folder, below.attributes)
 
 
 def _settle_opaque_root(step: _Step) -> None:
@@ -177,10 +208,11 @@ class SettleUnion:
         with closing(combined):
             for layer, outline in layers:
                 with folder_descriptor(layer) as root, OpenFolders(root) as opened:
-                    settling = _Settling(opened, combined, self._markers)
-                    settling.run(outline.root)
+                    making = _Making(opened, self._markers)
+                    keeps = self._markers.lowest_opaque_counts
+                    Settling(making, combined, lowest_opaque_counts=keeps).run(outline.root)
                 chain = (layer, *chain)
-                yield Usage(outline.size, outline.inodes + settling.made)
+                yield Usage(outline.size, outline.inodes + making.made)
         self._known = (chain, combined)
 
 

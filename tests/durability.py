@@ -43,6 +43,8 @@ _PLACES = (  # of a store, by what a step calls them; the first that fits counts
     (r"trash/[^/]+", "removed"),
     (r"trash", "trash"),
     (r"(meta|blobs)\.lmdb", r"\1"),
+    (r"(meta|blobs)\.lmdb/data\.new", r"\1 copy"),
+    (r"(meta|blobs)\.lmdb/data\.mdb", r"\1 data"),
     (r"format.*", "format"),
     (r"reserve", "reserve"),
     (r"\.", "root"),
@@ -135,7 +137,7 @@ class Recorder:
             self._seen = self._names()
 
     def committed(self, environment: Environment, before: "_Content", after: "_Content") -> None:
-        name = environment._path.name.removesuffix(".lmdb")
+        name = environment.path.name.removesuffix(".lmdb")
         changes = []
         for table in after:
             old, new = before.get(table, {}), after[table]

@@ -6,6 +6,7 @@ Sync. A victim runs in a session of its own, so that its orphaned workers can be
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from tests.command import LAMINA, environment
 
-__all__ = ["Victim", "kill", "until"]
+__all__ = ["Victim", "kill", "ready", "until"]
 
 _DEADLINE_S = 30.0
 
@@ -48,6 +49,19 @@ class Victim:
         _, messages = self.process.communicate(timeout=_DEADLINE_S)
         until(lambda: not _session(self.process.pid))
         return self.process.returncode, messages
+
+
+def ready(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a process that runs `code`, and wait until it says that it is ready."""
+    started = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    return started
 
 
 def kill(process: subprocess.Popen[str]) -> None:

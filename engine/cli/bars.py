@@ -18,7 +18,8 @@ from engine.progress import Report, Step, silent
 
 __all__ = ["progress"]
 
-_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP}  # of other steps the item is a digest
+# Of other steps the item is a digest.
+_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP, Step.COPY, Step.CHECK}
 _COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records"}
 
 

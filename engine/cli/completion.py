@@ -3,8 +3,9 @@
 Sync.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -35,7 +36,7 @@ def completion(context: click.Context, shell: str) -> None:
     write([found(root.command, {}, "lamina", "_LAMINA_COMPLETE").source().rstrip()])
 
 
-Names = Callable[[Stores], Iterator[str]]
+Names = Callable[[Stores, str], Iterable[str]]
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -45,10 +46,10 @@ def _completer(names: Names) -> Completer:
     ) -> list[CompletionItem]:
         try:
             with _reading(context) as stores:
-                found = [name for name in names(stores) if name.startswith(begun)]
+                found = (name for name in names(stores, begun) if name.startswith(begun))
+                return [CompletionItem(name) for name in islice(found, _MOST)]
         except (EngineError, OSError):  # there is nothing to offer, and nowhere to say why
             return []
-        return [CompletionItem(name) for name in found[:_MOST]]
 
     return complete
 
@@ -62,19 +63,19 @@ def _reading(context: click.Context) -> Iterator[Stores]:
         yield stores
 
 
-def _images(stores: Stores) -> Iterator[str]:
+def _images(stores: Stores, _begun: str) -> Iterator[str]:
     yield from (familiar(image.name) for image in stores.images.walk())
 
 
-def _blobs(stores: Stores) -> Iterator[str]:
-    yield from (blob.digest for blob in stores.content.walk())
+def _blobs(stores: Stores, begun: str) -> Iterable[str]:
+    return stores.content.beginning(begun, _MOST)
 
 
-def _snapshots(stores: Stores) -> Iterator[str]:
+def _snapshots(stores: Stores, _begun: str) -> Iterator[str]:
     yield from (info.key for backend in stores.snapshotters() for info in backend.walk())
 
 
-def _targets(stores: Stores) -> Iterator[str]:
+def _targets(stores: Stores, _begun: str) -> Iterator[str]:
     yield from (record.target for record in stores.mounting.walk() if record.state == "mounted")
 
 

@@ -1,42 +1,55 @@
 """Commands on blobs: content ls|get|rm."""
 
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import click
 
 from engine.cli import shapes
 from engine.cli.completion import blob_names
-from engine.cli.context import Context, action, listing
+from engine.cli.context import Context, action, filter_option, listing
 from engine.cli.ending import Incomplete
-from engine.cli.output import View, age, document, human_bytes, write
+from engine.cli.output import View, age, document, documents, human_bytes, write
 from engine.cli.table import Column, Fault
+from engine.content.store import blob_fields
 from engine.errors import EngineError
+from engine.filters import Filter, matches
+from engine.kv.schema import Blob
 
 __all__ = ["get", "list_blobs", "remove"]
 
 
 @click.command("ls")
+@filter_option
 @listing
 @click.pass_obj
-def list_blobs(context: Context, view: View) -> None:
-    """List the blobs."""
+def list_blobs(context: Context, filters: Sequence[Filter], view: View) -> None:
+    """List the blobs.
+
+    Fields to filter by: digest, labels.
+    """
     with context.reading() as stores:
-        blobs = stores.content.walk()
-        damaged = stores.content.damaged()
-    if view.quiet:
-        write([*(blob.digest for blob in blobs), *(record.name for record in damaged)])
-        return
-    if view.json:
-        lost = (shapes.ShownBlob(digest=record.name, error=record.error) for record in damaged)
-        document([*map(shapes.blob, blobs), *lost])
-        return
-    short = view.shortener([*(blob.digest for blob in blobs), *(record.name for record in damaged)])
-    view.table(
-        (Column("DIGEST"), Column("SIZE", goes=2, right=True), Column("CREATED", goes=1)),
-        [(short(blob.digest), human_bytes(blob.size), age(blob.created)) for blob in blobs],
-        [Fault(short(record.name), record.error) for record in damaged],
-        none="no blobs",
-    )
+
+        def blobs() -> Iterator[Blob]:
+            return (blob for blob in stores.content.walk() if matches(filters, blob_fields(blob)))
+
+        damaged = [] if filters else stores.content.damaged()
+        names = chain((blob.digest for blob in blobs()), (record.name for record in damaged))
+        if view.quiet:
+            write(names)
+            return
+        if view.json:
+            lost = (shapes.ShownBlob(digest=record.name, error=record.error) for record in damaged)
+            documents(chain(map(shapes.blob, blobs()), lost))
+            return
+        short = view.shortener(names)
+        view.table(
+            (Column("DIGEST"), Column("SIZE", goes=2, right=True), Column("CREATED", goes=1)),
+            ((short(blob.digest), human_bytes(blob.size), age(blob.created)) for blob in blobs()),
+            [Fault(short(record.name), record.error) for record in damaged],
+            none="no blobs",
+        )
 
 
 @click.command("get")

@@ -4,7 +4,7 @@ Sync.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +15,7 @@ import click
 
 from engine.cli.output import View
 from engine.errors import InvalidArgument
+from engine.filters import Filter, parse_all
 from engine.oci.platform import Platform, parse_platform
 from engine.stores import Stores, host_platform, open_stores
 
@@ -22,6 +23,7 @@ __all__ = [
     "Context",
     "action",
     "default_root",
+    "filter_option",
     "listing",
     "platform_option",
     "replace_option",
@@ -61,6 +63,12 @@ def _platform(_context: click.Context, _parameter: click.Parameter, text: str | 
     return parse_platform(text) if text else None
 
 
+def _filters(
+    _context: click.Context, _parameter: click.Parameter, texts: Sequence[str]
+) -> tuple[Filter, ...]:
+    return parse_all(texts)
+
+
 _json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
 _whole = click.option("--no-trunc", is_flag=True, help="Show all columns, and digests whole.")
 
@@ -87,6 +95,14 @@ def _viewed(command: Command) -> Command:
     return viewed
 
 
+filter_option = click.option(
+    "--filter",
+    "filters",
+    callback=_filters,
+    metavar="FILTER",
+    multiple=True,
+    help="Only what matches, as in containerd: FIELD==VALUE,…; given again, either.",
+)
 snapshotter_option = click.option(
     "--snapshotter", metavar="NAME", help="Backend; `lamina backends` lists them."
 )

@@ -1,14 +1,16 @@
 """Commands on the names of images: images, image tag|rm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import click
 
 from engine.cli import shapes
 from engine.cli.completion import image_names
-from engine.cli.context import Context, action, listing, replace_option
-from engine.cli.output import View, age, document, human_bytes, write
+from engine.cli.context import Context, action, filter_option, listing, replace_option
+from engine.cli.output import View, age, document, documents, human_bytes, write
 from engine.cli.table import Column, Fault
+from engine.filters import Fields, Filter, fields, matches
 from engine.kv.schema import Image
 from engine.kv.table import Damaged
 from engine.oci.reference import familiar
@@ -27,45 +29,64 @@ _COLUMNS = (
 
 
 @click.command("images")
+@filter_option
 @listing
 @click.pass_obj
-def images(context: Context, view: View) -> None:
-    """List the images."""
+def images(context: Context, filters: Sequence[Filter], view: View) -> None:
+    """List the images.
+
+    Fields to filter by: name, target.digest, target.mediatype, labels.
+    """
     with context.reading() as stores:
-        records, damaged = stores.images.walk(), stores.images.damaged()
+        records = [image for image in stores.images.walk() if matches(filters, _fields(image))]
+        damaged = [] if filters else stores.images.damaged()
         if view.quiet:
             names = [*(record.name for record in records), *(lost.name for lost in damaged)]
             write(map(familiar, names))
             return
-        rows = [shapes.image(stores, record) for record in records]
-    if view.json:
-        document([*rows, *(shapes.ShownImage(name=lost.name, error=lost.error) for lost in damaged)])
-    else:
-        _print(view, records, rows, damaged)
+        rows = map(shapes.images(stores), records)
+        if view.json:
+            lost = (shapes.ShownImage(name=lost.name, error=lost.error) for lost in damaged)
+            documents(chain(rows, lost))
+        else:
+            _print(view, records, rows, damaged)
+
+
+def _fields(image: Image) -> Fields:
+    values = {
+        "name": image.name,
+        "target.digest": image.target.digest,
+        "target.mediatype": image.target.media_type,
+    }
+    return fields(values, image.labels)
 
 
 def _print(
-    view: View, records: Sequence[Image], rows: Sequence[shapes.ShownImage], damaged: Sequence[Damaged]
+    view: View, records: Sequence[Image], rows: Iterator[shapes.ShownImage], damaged: Sequence[Damaged]
 ) -> None:
     short = view.shortener(
         digest for record in records for digest in (record.target.digest, _digest_of_name(record.name))
     )
-    cells = [
-        (
-            _shown(row.name, short),
-            short(record.target.digest),
-            ", ".join(row.platforms or ()),
-            str(row.layers),
-            human_bytes(row.size or 0),
-            age(record.updated),
-            ", ".join(row.unpacked or ()) or "-",
-        )
-        for record, row in zip(records, rows, strict=True)
-        if not row.error
-    ]
-    faults = [Fault(familiar(row.name), str(row.error)) for row in rows if row.error]
-    faults += [Fault(familiar(lost.name), lost.error) for lost in damaged]
-    view.table(_COLUMNS, cells, faults, none="no images; `lamina import PATH` brings some in")
+    faults: list[Fault] = []
+
+    def cells() -> Iterator[Sequence[str]]:
+        for record, row in zip(records, rows, strict=True):
+            if row.error:
+                faults.append(Fault(familiar(row.name), str(row.error)))
+                continue
+            yield (
+                _shown(row.name, short),
+                short(record.target.digest),
+                ", ".join(row.platforms or ()),
+                str(row.layers),
+                human_bytes(row.size or 0),
+                age(record.updated),
+                ", ".join(row.unpacked or ()) or "-",
+            )
+
+    lost = (Fault(familiar(record.name), record.error) for record in damaged)
+    none = "no images; `lamina import PATH` brings some in"
+    view.table(_COLUMNS, cells(), chain(faults, lost), none=none)
 
 
 def _digest_of_name(name: str) -> str:

@@ -107,7 +107,7 @@ def _default(stores: Stores) -> str:
 def _shape(stores: Stores, result: ImportResult, snapshotter: str | None) -> dict[str, Any]:
     """Return what came of an import: images, what is none, what failed, and how it was unpacked."""
     return {
-        "images": [shapes.image(stores, record) for record in result.images],
+        "images": [*map(shapes.images(stores), result.images)],
         "passed_over": [asdict(one) for one in result.passed_over],
         "failed": [
             {"name": one.name, "digest": one.digest, "error": printable(str(one.error), 4000)}

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, islice
+from tempfile import SpooledTemporaryFile
+from textwrap import indent
 
 import click
 import msgspec
 
-from engine.cli.table import Column, Fault, render
+from engine.cli.table import SCREENFUL, Column, Fault, render
 from engine.errors import printable
 from engine.oci.short import short_forms
 from engine.snapshots import Leftover
@@ -24,12 +27,16 @@ __all__ = [
     "age",
     "counted",
     "document",
+    "documents",
     "human_bytes",
     "resisting",
     "say",
     "short",
     "write",
 ]
+
+
+_IN_MEMORY = 1 << 24  # bytes of a document; what is longer waits in a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +72,58 @@ class View:
     def table(
         self,
         columns: Sequence[Column],
-        rows: Sequence[Sequence[str]],
-        faults: Sequence[Fault] = (),
+        rows: Iterable[Sequence[str]],
+        faults: Iterable[Fault] = (),
         *,
         none: str,
     ) -> None:
-        """Write a table, or on stderr that there is `none` of it."""
-        if not rows and not faults:
-            say(none)
-            return
-        header, *lines = render(columns, rows, faults, width=self.width)
-        if rows:
+        """Write a table as its rows come, or on stderr that there is `none` of it.
+
+        `faults` are asked for once the rows are written.
+        """
+        left = iter(rows)
+        first = list(islice(left, SCREENFUL))
+        lines = render(columns, chain(first, left), faults, width=self.width)
+        header = next(lines)
+        if first:
             click.secho(header, bold=True)
-        write(lines)
+            write(islice(lines, len(first)))
+            sys.stdout.flush()  # who waits for them can read while the others are looked up
+        if not write(lines) and not first:
+            say(none)
 
 
-def write(lines: Iterable[str]) -> None:
-    """Write lines to stdout."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+def write(lines: Iterable[str]) -> int:
+    """Write lines to stdout, as they come; return how many there were."""
+    written = 0
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+        written += 1
+    return written
 
 
 def document(value: object) -> None:
     """Write one JSON document to stdout, in ASCII: whatever the locale, it can be read."""
-    built = msgspec.to_builtins(value, enc_hook=str, str_keys=True)
-    write([json.dumps(built, indent=2)])
+    write([_encoded(value)])
+
+
+def documents(values: Iterable[object]) -> None:
+    """Write one JSON document to stdout, the list of `values`, which need not fit into memory.
+
+    It is written once all are there: after an error stdout has the document of that alone.
+    """
+    with SpooledTemporaryFile(_IN_MEMORY, mode="w+", encoding="ascii") as spool:
+        opening = "[\n"
+        for value in values:
+            spool.write(opening + indent(_encoded(value), "  "))
+            opening = ",\n"
+        spool.write("[]\n" if opening == "[\n" else "\n]\n")
+        spool.seek(0)
+        shutil.copyfileobj(spool, sys.stdout)
+
+
+def _encoded(value: object) -> str:
+    return json.dumps(msgspec.to_builtins(value, enc_hook=str, str_keys=True), indent=2)
 
 
 def say(message: str) -> None:

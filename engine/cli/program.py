@@ -62,6 +62,8 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "rm": Listed("snapshots:remove", "Remove snapshots that nothing stands on."),
     },
     "gc": Listed("store:gc", "Remove everything that no image, mount or running work holds."),
+    "compact": Listed("store:compact", "Make the store's files as small as what they hold, by copies."),
+    "fsck": Listed("fsck:fsck", "Hold the store against itself and its layers; --repair mends."),
     "backends": Listed("store:backends", "List the snapshotters, whether they work here, and why not."),
     "demo": Listed("demo:demo", "Do all of it with an image that it makes itself; nothing stays."),
     "completion": Listed("completion:completion", "Print what a shell needs to complete words."),

@@ -3,18 +3,23 @@
 Sync. A field that cannot be told, as of a damaged record, is left out, and `error` says why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
+from engine.diff.compare import Difference
 from engine.errors import EngineError, NotFound
+from engine.fsck.findings import Checked, Counts
 from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, MountRecord
+from engine.oci.documents import Descriptor
 from engine.plugins import Backend
-from engine.snapshots import Info, Leftover, Usage
+from engine.snapshots import Info, Leftover, Snapshotter, Usage
 from engine.stores import Stores
 from engine.times import rfc3339
 
@@ -22,19 +27,27 @@ __all__ = [
     "ImageDetails",
     "ShownBackend",
     "ShownBlob",
+    "ShownCheck",
     "ShownCollection",
+    "ShownCompaction",
+    "ShownFinding",
     "ShownImage",
     "ShownMount",
     "ShownSnapshot",
     "SnapshotName",
     "backend",
     "blob",
+    "check",
     "collection",
+    "compaction",
     "details",
     "image",
+    "images",
     "mount",
     "snapshot",
 ]
+
+_REMEMBERED = 1000  # images, in case that one has many names
 
 
 class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +130,16 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was compacted, or was as small as it can be; before and after."""
+
+    name: str
+    size_before: int
+    size: int
+    disk_before: int
+    disk: int
+
+
 class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection removed, or would remove."""
 
@@ -132,31 +155,79 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[str]
 
 
+class ShownFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a check found."""
+
+    what: str
+    name: str
+    namespace: str
+    snapshotter: str
+    detail: str
+    is_damage: bool
+    differences: Sequence[Difference]
+    done: str
+    waits: str
+
+
+class ShownCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a check."""
+
+    repair: bool
+    findings: list[ShownFinding]
+    left: int
+    counts: Counts
+
+
 def image(stores: Stores, record: Image) -> ShownImage:
     """Return what there is to say of an image; what is wrong with it as its `error`."""
-    about = ShownImage(
-        name=record.name,
-        digest=record.target.digest,
-        media_type=record.target.media_type,
-        created=rfc3339(record.created),
-        updated=rfc3339(record.updated),
-    )
-    try:
-        found = stores.present(record.target)
-        if not found:
-            raise NotFound(f"nothing of {record.target.digest} is in the store; import it again")
-        for one in found:
-            stores.check_complete(one)
-        return msgspec.structs.replace(
-            about,
-            platform=str(found[0].config.platform),
-            platforms=[str(one.config.platform) for one in found],
-            layers=len(found[0].manifest.layers),
-            size=_size(found),
-            unpacked=stores.unpacked_into(found[0]),
+    return images(stores)(record)
+
+
+def images(stores: Stores) -> Callable[[Image], ShownImage]:
+    """Return what `image` would say, for many: the backends are looked up once.
+
+    So is an image of many names.
+    """
+    backends = stores.snapshotters()
+
+    @lru_cache(_REMEMBERED)
+    def look(media_type: str, digest: str, size: int) -> dict[str, Any]:
+        target = Descriptor(media_type=media_type, digest=digest, size=size)
+        try:
+            found = stores.present(target)
+            if not found:
+                raise NotFound(f"nothing of {digest} is in the store; import it again")
+            return _seen(stores, found, backends)
+        except EngineError as error:
+            return {"error": str(error)}
+
+    def tell(record: Image) -> ShownImage:
+        target = record.target
+        return ShownImage(
+            name=record.name,
+            digest=target.digest,
+            media_type=target.media_type,
+            created=rfc3339(record.created),
+            updated=rfc3339(record.updated),
+            **look(target.media_type, target.digest, target.size),
         )
-    except EngineError as error:
-        return msgspec.structs.replace(about, error=str(error))
+
+    return tell
+
+
+def _seen(
+    stores: Stores, found: Sequence[ResolvedImage], backends: Sequence[Snapshotter]
+) -> dict[str, Any]:
+    """Return what is to be seen of the images under a name."""
+    for one in found:
+        stores.check_complete(one)
+    return {
+        "platform": str(found[0].config.platform),
+        "platforms": [str(one.config.platform) for one in found],
+        "layers": len(found[0].manifest.layers),
+        "size": _size(found),
+        "unpacked": stores.unpacked_into(found[0], backends),
+    }
 
 
 def _size(images: Sequence[ResolvedImage]) -> int:
@@ -241,3 +312,20 @@ def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
         left=collected.left,
         errors=collected.errors,
     )
+
+
+def compaction(file: Compacted) -> ShownCompaction:
+    """Return what became of a file."""
+    return ShownCompaction(
+        name=file.name,
+        size_before=file.size_before,
+        size=file.size_after,
+        disk_before=file.disk_before,
+        disk=file.disk_after,
+    )
+
+
+def check(checked: Checked, *, repair: bool) -> ShownCheck:
+    """Return what came of a check."""
+    findings = [ShownFinding(**msgspec.structs.asdict(finding)) for finding in checked.findings]
+    return ShownCheck(repair=repair, findings=findings, left=len(checked.left), counts=checked.counts)

@@ -1,7 +1,8 @@
 """Commands on snapshots: snapshots ls|tree|usage|rm."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import click
@@ -9,11 +10,12 @@ import msgspec
 
 from engine.cli import shapes
 from engine.cli.completion import snapshot_names
-from engine.cli.context import Context, action, listing, snapshotter_option
+from engine.cli.context import Context, action, filter_option, listing, snapshotter_option
 from engine.cli.ending import Incomplete
-from engine.cli.output import View, age, document, human_bytes, resisting, say, write
+from engine.cli.output import View, age, document, documents, human_bytes, resisting, say, write
 from engine.cli.table import Column
 from engine.errors import EngineError, FailedPrecondition
+from engine.filters import Fields, Filter, fields, matches
 from engine.snapshots import Info, Snapshotter
 from engine.stores import Stores
 
@@ -31,54 +33,76 @@ class _Survey(NamedTuple):
     found: list[_Found]
     faults: list[shapes.ShownSnapshot]
 
-    def tell_faults(self) -> None:
-        for fault in self.faults:
-            say(f"lamina: {fault.snapshotter}: {fault.error}")
+
+_COLUMNS = (
+    Column("KEY"),
+    Column("SNAPSHOTTER", goes=4),
+    Column("KIND", goes=2),
+    Column("CREATED", goes=1),
+    Column("PARENT", goes=3),
+)
+
+
+def _tell(faults: Sequence[shapes.ShownSnapshot]) -> None:
+    for fault in faults:
+        say(f"lamina: {fault.snapshotter}: {fault.error}")
 
 
 def _survey(stores: Stores, name: str | None) -> _Survey:
-    survey = _Survey([], [])
+    faults: list[shapes.ShownSnapshot] = []
+    return _Survey([*_walk(stores, name, (), faults)], faults)
+
+
+def _walk(
+    stores: Stores,
+    name: str | None,
+    filters: Sequence[Filter],
+    faults: list[shapes.ShownSnapshot],
+) -> Iterator[_Found]:
+    """Yield the snapshots that match, and note in `faults` which backends cannot tell."""
     for backend in [stores.snapshotter(name)] if name else stores.snapshotters():
         try:
-            survey.found.extend(_Found(backend, info) for info in backend.walk())
+            for info in backend.walk():
+                if matches(filters, _fields(info)):
+                    yield _Found(backend, info)
         except EngineError as error:
-            survey.faults.append(shapes.ShownSnapshot(snapshotter=backend.name, error=str(error)))
+            faults.append(shapes.ShownSnapshot(snapshotter=backend.name, error=str(error)))
     for broken, why in () if name else stores.broken.items():
-        survey.faults.append(shapes.ShownSnapshot(snapshotter=broken, error=why))
-    return survey
+        faults.append(shapes.ShownSnapshot(snapshotter=broken, error=why))
+
+
+def _fields(info: Info) -> Fields:
+    return fields({"kind": info.kind, "name": info.key, "parent": info.parent}, info.labels)
 
 
 @click.command("ls")
 @snapshotter_option
+@filter_option
 @listing
 @click.pass_obj
-def list_snapshots(context: Context, snapshotter: str | None, view: View) -> None:
-    """List the snapshots."""
+def list_snapshots(
+    context: Context, snapshotter: str | None, filters: Sequence[Filter], view: View
+) -> None:
+    """List the snapshots.
+
+    Fields to filter by: kind, name, parent, labels.
+    """
+    faults: list[shapes.ShownSnapshot] = []
     with context.reading() as stores:
-        survey = _survey(stores, snapshotter)
-    if view.json:
-        rows = [shapes.snapshot(backend.name, info) for backend, info in survey.found]
-        document([*rows, *survey.faults])
-        return
-    survey.tell_faults()
-    if view.quiet:
-        write(info.key for _, info in survey.found)
-        return
-    short = view.shortener(info.key for _, info in survey.found)
-    view.table(
-        (
-            Column("KEY"),
-            Column("SNAPSHOTTER", goes=4),
-            Column("KIND", goes=2),
-            Column("CREATED", goes=1),
-            Column("PARENT", goes=3),
-        ),
-        [
-            (short(i.key), backend.name, i.kind, age(i.created), short(i.parent) or "-")
-            for backend, i in survey.found
-        ],
-        none="no snapshots",
-    )
+        found = _walk(stores, snapshotter, filters, faults)
+        if view.json:
+            documents(chain((shapes.snapshot(backend.name, info) for backend, info in found), faults))
+        elif view.quiet:
+            write(info.key for _, info in found)
+        else:
+            short = view.shortener(info.key for _, info in _walk(stores, snapshotter, filters, []))
+            rows = (
+                (short(i.key), backend.name, i.kind, age(i.created), short(i.parent) or "-")
+                for backend, i in found
+            )
+            view.table(_COLUMNS, rows, none="no snapshots")
+    if not view.json:
+        _tell(faults)
 
 
 @click.command("tree")
@@ -104,7 +128,7 @@ def tree(context: Context, snapshotter: str | None, view: View) -> None:
                 f"{guide}{short(found.info.key)}" + ("" if view.quiet else _about(found))
                 for guide, found in _drawn(children, name)
             )
-    survey.tell_faults()
+    _tell(survey.faults)
 
 
 _Children = defaultdict[tuple[str, str], list[_Found]]
@@ -162,7 +186,7 @@ def usage(context: Context, keys: tuple[str, ...], snapshotter: str | None, view
     if view.json:
         document([*rows, *survey.faults])
         return
-    survey.tell_faults()
+    _tell(survey.faults)
     if view.quiet:
         write(str(row.key) for row in rows)
         return

@@ -1,4 +1,4 @@
-"""Commands on the store as a whole: gc, backends."""
+"""Commands on the store as a whole: gc, compact, backends."""
 
 import click
 import msgspec
@@ -10,11 +10,12 @@ from engine.cli.context import Context, action, listing
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, counted, document, human_bytes, resisting, say, write
 from engine.cli.table import Column
+from engine.compacting import compact_store
 from engine.errors import EngineError
 from engine.gc.collect import Collected
 from engine.oci.reference import familiar
 
-__all__ = ["backends", "gc"]
+__all__ = ["backends", "compact", "gc"]
 
 
 @click.command("gc")
@@ -48,6 +49,24 @@ def _print(view: View, collected: Collected, *, dry_run: bool) -> None:
         f"{counted(len(collected.snapshots), 'snapshot')} ({human_bytes(collected.snapshot_bytes)}), "
         f"{counted(len(collected.ingests), 'ingest')}"
     )
+
+
+@click.command("compact")
+@action
+@click.pass_obj
+def compact(context: Context, view: View) -> None:
+    """Make the store's files as small as what they hold, by copies.
+
+    `lamina gc` gives the disk its space back already, where the file system can make holes. Nobody else
+    may have the store open, and the disk needs room for a copy.
+    """
+    with progress(view) as report:
+        files = compact_store(context.root, report)
+    for file in files:
+        before, after = human_bytes(file.disk_before), human_bytes(file.disk_after)
+        view.tell(f"{file.name}: {before} -> {after}")
+    if view.json:
+        document([shapes.compaction(file) for file in files])
 
 
 @click.command("backends")

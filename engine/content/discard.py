@@ -14,6 +14,7 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import TRASH, Blob, Ingest, Trash
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
+from engine.progress import Report, Step, silent
 
 __all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty"]
 
@@ -54,6 +55,7 @@ def empty(
     only: Collection[int] | None = None,
     *,
     until: float = math.inf,
+    report: Report = silent,
 ) -> None:
     """Delete the bytes of everything dropped so far, or of some numbers; what is left stays dropped.
 
@@ -61,11 +63,12 @@ def empty(
     """
     with meta.read() as txn:
         dropped = TRASH.survey(txn, _KIND)[0]
-    for trash in dropped:
-        if only is not None and trash.number not in only:
-            continue
-        if not extents.drop(blobs, trash.number, until=until):
-            return
+    numbers = [trash.number for trash in dropped if only is None or trash.number in only]
+    done = 0
+    for gone in extents.drop(blobs, numbers, until=until):
         hit("trash.emptied")
         with meta.write() as txn:
-            TRASH.delete(txn, _KIND, "", trash.number)
+            for number in gone:
+                TRASH.delete(txn, _KIND, "", number)
+        done += len(gone)
+        report(Step.SWEEP, "bytes", len(numbers), done)

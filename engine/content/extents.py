@@ -6,16 +6,17 @@ Sync; safe from any thread. Knows nothing of digests: the record that names a bl
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 from engine.errors import DataLoss
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import EXTENT
 
-__all__ = ["append", "drop", "head", "read", "stored_bytes"]
+__all__ = ["append", "drop", "head", "numbers", "read", "stored_bytes"]
 
 _RELEASE_EVERY = 32  # extents read between two calls that give their memory back
-_DROP_AT_ONCE = 64  # extents deleted in one transaction, so that others can write in between
+_DROP_AT_ONCE = 128  # extents, and ends of blobs, in one transaction: others can write in between
 
 
 def _key(number: int, index: int) -> bytes:
@@ -78,6 +79,18 @@ def stored_bytes(blobs: Environment, number: int) -> int:
         return last * EXTENT + len(cursor.value())
 
 
+def numbers(blobs: Environment) -> Iterator[int]:
+    """Yield the numbers that have extents, each found in a transaction of its own."""
+    number = 0
+    while True:
+        with blobs.read() as txn, txn.raw.cursor() as cursor:
+            if not cursor.set_range(_key(number, 0)):
+                return
+            number = int.from_bytes(cursor.key()[:8], "big")
+        yield number
+        number += 1
+
+
 def _last(txn: Transaction, number: int) -> int | None:
     with txn.raw.cursor() as cursor:
         found = cursor.last() if not cursor.set_range(_key(number + 1, 0)) else cursor.prev()
@@ -85,22 +98,21 @@ def _last(txn: Transaction, number: int) -> int | None:
     return int.from_bytes(key[8:], "big") if key[:8] == number.to_bytes(8, "big") else None
 
 
-def drop(blobs: Environment, number: int, *, until: float = math.inf) -> bool:
-    """Delete all extents of a blob, in bounded transactions; say whether that was done in time.
+def drop(blobs: Environment, numbers: Sequence[int], *, until: float = math.inf) -> Iterator[list[int]]:
+    """Delete all extents of some blobs, in bounded transactions; yield whose are gone after each.
 
-    `until` is of the monotonic clock.
+    Nothing more is done after `until`, of the monotonic clock.
     """
-    prefix = number.to_bytes(8, "big")
-    left = True
-    while left:
-        if time.monotonic() > until:
-            return False
+    left = deque(numbers)
+    while left and time.monotonic() <= until:
+        gone: list[int] = []
         with blobs.write() as txn, txn.raw.cursor() as cursor:
-            left = cursor.set_range(prefix)
             for _ in range(_DROP_AT_ONCE):
-                left = left and bytes(cursor.key()[:8]) == prefix
+                prefix = left[0].to_bytes(8, "big")
+                if cursor.set_range(prefix) and bytes(cursor.key()[:8]) == prefix:
+                    cursor.delete()
+                else:
+                    gone.append(left.popleft())
                 if not left:
                     break
-                cursor.delete()
-                left = bool(cursor.key())
-    return True
+        yield gone

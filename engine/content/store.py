@@ -6,9 +6,10 @@ ingest is not visible as a blob, nor a blob as an ingest.
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import msgspec
 
@@ -25,6 +26,7 @@ from engine.errors import (
     printable,
 )
 from engine.failpoints import hit
+from engine.filters import Fields, fields
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, now
 from engine.kv.table import Damaged
@@ -33,9 +35,10 @@ from engine.metadata import ledger
 from engine.metadata.digests import full_name
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
-from engine.oci.short import beginnings
+from engine.oci.short import LENGTHS, beginnings
+from engine.progress import Report, silent
 
-__all__ = ["BeingWritten", "ContentStore", "Status"]
+__all__ = ["BeingWritten", "ContentStore", "Status", "blob_fields"]
 
 
 class BeingWritten(Unavailable):
@@ -53,6 +56,11 @@ class Status:
     started: int
 
 
+def blob_fields(blob: Blob) -> Fields:
+    """Return how filters see a blob."""
+    return fields({"digest": blob.digest}, blob.labels)
+
+
 class ContentStore:
     """The blobs of one namespace."""
 
@@ -65,6 +73,12 @@ class ContentStore:
         """Return a blob's record; with a lease, pin it in the same step. Raises NotFound."""
         with self._meta.write() if lease else self._meta.read() as txn:
             return self._pinned(txn, digest, lease)
+
+    def check_all(self, digests: Iterable[Digest]) -> None:
+        """Raise NotFound unless all of these are here, DataLoss if that can't be told."""
+        with self._meta.read() as txn:
+            for digest in digests:
+                self._get(txn, digest)
 
     def find(self, text: str) -> Digest:
         """Return the digest of the blob that `text` means: all of it, or the first digits.
@@ -81,6 +95,15 @@ class ContentStore:
         if found is None:
             raise NotFound(f"no blob {text}; `lamina content ls` lists them")
         return Digest(found)
+
+    def beginning(self, text: str, most: int) -> list[str]:
+        """Return digests of blobs that begin as `text`, in order, so many at most."""
+        with self._meta.read() as txn:
+            found = (
+                BLOBS.beginning(txn, self._namespace, text=text, size=size, name=lambda b: b.digest)
+                for size in LENGTHS
+            )
+            return list(islice(chain.from_iterable(found), most))
 
     def _get(self, txn: Transaction, digest: Digest) -> Blob:
         blob = BLOBS.get(txn, self._namespace, digest)
@@ -130,12 +153,19 @@ class ContentStore:
             if discard.drop_blob(txn, self._namespace, digest) is None:
                 raise NotFound(f"no blob {digest}")
 
-    def cleanup(self, only: Collection[int] | None = None, *, seconds: float = math.inf) -> None:
+    def cleanup(
+        self,
+        only: Collection[int] | None = None,
+        *,
+        seconds: float = math.inf,
+        report: Report = silent,
+    ) -> None:
         """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number.
 
         What `seconds` do not suffice for is left for the next time.
         """
-        discard.empty(self._meta, self._blobs, only, until=time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        discard.empty(self._meta, self._blobs, only, until=until, report=report)
 
     def read(self, digest: Digest) -> Iterator[bytes]:
         """Yield a blob's bytes in order. NotFound, also when it is removed meanwhile."""

@@ -7,7 +7,7 @@ fs/posix_acl.c.
 import re
 import struct
 
-__all__ = ["ACCESS", "DEFAULT", "is_empty", "is_well_formed"]
+__all__ = ["ACCESS", "DEFAULT", "as_held", "is_empty", "is_well_formed"]
 
 ACCESS = b"system.posix_acl_access"
 """Who may do what with a file or folder."""
@@ -38,3 +38,20 @@ def is_well_formed(value: bytes) -> bool:
             return False
         order += _TAGS.get(tag, "?")
     return bool(_ORDER.fullmatch(order))
+
+
+def as_held(key: bytes, value: bytes, mode: int) -> bytes | None:
+    """Return what the kernel has of a well-formed ACL once a file has this mode, None for nothing.
+
+    chmod(2) changes an access ACL too, and one that says no more than the mode is not kept
+    (posix_acl_chmod and posix_acl_equiv_mode in fs/posix_acl.c).
+    """
+    entries = list(_ENTRY.iter_unpack(value[len(_VERSION) :]))
+    if key == ACCESS and len(entries) == 3:
+        return None
+    group = 0x10 if any(tag == 0x10 for tag, _, _ in entries) else 0x04
+    bits = {0x01: mode >> 6 & 7, group: mode >> 3 & 7, 0x20: mode & 7} if key == ACCESS else {}
+    return _VERSION + b"".join(
+        _ENTRY.pack(tag, bits.get(tag, permissions), number if tag in _NAMED else _NOBODY)
+        for tag, permissions, number in entries
+    )

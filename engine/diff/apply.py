@@ -12,7 +12,7 @@ from engine import limits
 from engine.callables import named
 from engine.diff.budget import Budget
 from engine.diff.decompress import decompressed
-from engine.diff.layer import LayerTree, dissolve
+from engine.diff.layer import LayerTree, Sink, dissolve
 from engine.diff.pipeline import ahead
 from engine.diff.rules import Rules
 from engine.diff.tar import TarReader
@@ -22,7 +22,7 @@ from engine.fs.room import Room
 from engine.oci.digest import Digest, hasher
 from engine.snapshots import Target
 
-__all__ = ["Applied", "apply_layer"]
+__all__ = ["Applied", "apply_layer", "stream"]
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +47,21 @@ def apply_layer(
     read so far. Raises Refused for a bad layer, ResourceExhausted for a full disk and others; what
     is there then is half-made and must be discarded.
     """
+    budget = Budget(Room(Path(target.place).parent).take)
+    with os_errors("unpacking a layer"), named(target.sink)(target.place) as sink:
+        return stream(packed, sink, target, budget, diff_id=diff_id, progress=progress)
+
+
+def stream(
+    packed: Iterable[bytes | memoryview],
+    sink: Sink,
+    target: Target,
+    budget: Budget,
+    *,
+    diff_id: Digest,
+    progress: Callable[[int], None],
+) -> Applied:
+    """Take a layer through to a sink of `target`, within `budget`; as `apply_layer`."""
     running = hasher(diff_id)
     unpacked = 0
 
@@ -64,10 +79,9 @@ def apply_layer(
             unpacked += len(piece)
             yield piece
 
-    budget = Budget(Room(Path(target.place).parent).take)
     rules = Rules(budget, name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
-    with os_errors("unpacking a layer"), ahead(hashed()) as pieces:
-        without = _write_tree(pieces, rules, budget, target)
+    with ahead(hashed()) as pieces:
+        without = _build(pieces, rules, budget, sink)
     return Applied(
         diff_id=f"{running.name}:{running.hexdigest()}",
         bytes_unpacked=unpacked,
@@ -76,16 +90,15 @@ def apply_layer(
     )
 
 
-def _write_tree(pieces: Iterator[bytes], rules: Rules, budget: Budget, target: Target) -> int:
-    """Apply the archive in `pieces`; return how many ACLs were left out."""
-    with named(target.sink)(target.place) as sink:
-        reader = TarReader(budget.taken(pieces))
-        tree = LayerTree(sink, rules, budget)
-        try:
-            for operation in rules.operations(reader):
-                hit("apply.entry")
-                tree.apply(operation, reader.payload)
-            hit("apply.finish")
-            return tree.finish()
-        finally:
-            dissolve(tree.root)
+def _build(pieces: Iterator[bytes], rules: Rules, budget: Budget, sink: Sink) -> int:
+    """Take the archive in `pieces` through to a sink; return how many ACLs were left out."""
+    reader = TarReader(budget.taken(pieces))
+    tree = LayerTree(sink, rules, budget)
+    try:
+        for operation in rules.operations(reader):
+            hit("apply.entry")
+            tree.apply(operation, reader.payload)
+        hit("apply.finish")
+        return tree.finish()
+    finally:
+        dissolve(tree.root)

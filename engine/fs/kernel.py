@@ -14,6 +14,7 @@ __all__ = [
     "NO_SYMLINKS",
     "ioctl_ficlone",
     "open_beneath",
+    "punch_hole",
     "release_mapped",
     "syncfs",
     "syscall",
@@ -23,6 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
 _FICLONE = 0x40049409
 _MADV_DONTNEED = 4
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -116,6 +118,19 @@ def release_mapped(file: Path) -> None:
         if line.endswith(f" {file}"):
             start, end = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
             _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+
+
+def punch_hole(file: int, start: int, length: int) -> None:
+    """Give a part of a file back to the file system; it reads as zeros, the size stays (fallocate(2)).
+
+    Raises OSError, EOPNOTSUPP where files have no holes.
+    """
+    mode = ctypes.c_int(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE)
+    at, size = ctypes.c_int64(start), ctypes.c_int64(length)
+    while _libc.fallocate64(ctypes.c_int(file), mode, at, size) < 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 def ioctl_ficlone(target: int, source: int) -> None:

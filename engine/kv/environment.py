@@ -57,7 +57,7 @@ class Environment:
         """
         self.readonly = readonly
         self.owners = owners or Owners(path)
-        self._path = path
+        self.path = path
         self._map_bytes = map_bytes
         self._tables = tables
         self._gate = Gate()
@@ -79,19 +79,19 @@ class Environment:
             self._close = undo.pop_all()
 
     def _register(self, undo: ExitStack) -> None:
-        info = self._path.stat()
+        info = self.path.stat()
         identity = (info.st_dev, info.st_ino)
         with _open_lock:
             if identity in _open:
                 raise FailedPrecondition(
-                    f"store {self._path}: open in this process; share one engine instead"
+                    f"store {self.path}: open in this process; share one engine instead"
                 )
             _open.add(identity)
         undo.callback(_open.discard, identity)
 
     def _open(self) -> None:
         env = open_file(
-            self._path, map_bytes=self._map_bytes, tables=len(self._tables), readonly=self.readonly
+            self.path, map_bytes=self._map_bytes, tables=len(self._tables), readonly=self.readonly
         )
         try:
             self._databases = dict(self._open_tables(env))
@@ -100,7 +100,7 @@ class Environment:
             raise
         self._env = env
         self._mapped_bytes: int = env.info()["map_size"]
-        self._page: int = env.stat()["psize"]
+        self.page: int = env.stat()["psize"]
 
     def _open_tables(self, env: lmdb.Environment) -> Iterator[tuple[str, "lmdb._Database"]]:
         if not self.readonly:
@@ -126,7 +126,7 @@ class Environment:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Give a consistent view. Values are memoryviews on the map, dead when the block ends."""
-        with mapped(self._path), self._begun(write=False) as txn:
+        with mapped(self.path), self._begun(write=False) as txn:
             yield txn
 
     @contextmanager
@@ -136,8 +136,8 @@ class Environment:
         Raises Unavailable when another writer does not come to an end.
         """
         if self._turn is None:
-            raise PermissionDenied(f"store {self._path}: opened read-only")
-        with mapped(self._path), self._turn.taken():
+            raise PermissionDenied(f"store {self.path}: opened read-only")
+        with mapped(self.path), self._turn.taken():
             if self._mapped_bytes < self._map_bytes and self._room() < HEADROOM:
                 self._map_anew()
             try:
@@ -145,7 +145,7 @@ class Environment:
                     yield txn
             except lmdb.MapFullError as error:
                 if self._mapped_bytes < self._map_bytes:  # it is memory that ran out, not the store
-                    raise ResourceExhausted(f"store {self._path}: {OUTGROWN}") from error
+                    raise ResourceExhausted(f"store {self.path}: {OUTGROWN}") from error
                 raise
 
     @contextmanager
@@ -170,7 +170,7 @@ class Environment:
             if not self._mapped_bytes:
                 return 0
             last: int = self._env.info()["last_pgno"]
-            return self._mapped_bytes - (last + 1) * self._page
+            return self._mapped_bytes - (last + 1) * self.page
 
     def _map_anew(self) -> None:
         """Map the file as large as it can be now, unless a transaction here does not end.
@@ -178,7 +178,7 @@ class Environment:
         By opening it again: LMDB's own way leaves nothing mapped where it fails. If this does, whoever
         comes next tries.
         """
-        with self._gate.alone(turn.WAIT_S) as free, os_errors(f"store {self._path}"):
+        with self._gate.alone(turn.WAIT_S) as free, os_errors(f"store {self.path}"):
             if free:
                 self._env.close()
                 self._mapped_bytes = 0
@@ -186,19 +186,37 @@ class Environment:
 
     def check_readers(self) -> None:
         """Free the slots of readers that died: pages that they saw could never be used again."""
-        with mapped(self._path), self._gate.inside():
+        with mapped(self.path), self._gate.inside():
             self._env.reader_check()
 
+    def readers(self) -> list[tuple[int, int]]:
+        """Return the processes that read, and the transaction whose state each one sees."""
+        with mapped(self.path), self._gate.inside():
+            # Below a line of titles: pid, thread, transaction; `-` is none (mdb_reader_list).
+            rows = [line.split() for line in str(self._env.readers()).splitlines()[1:]]
+        return [(int(pid), int(state)) for pid, _, state in rows if state != "-"]
+
+    def used_pages(self, txn: Transaction) -> int:
+        """Return how many pages hold records in the state that `txn` sees."""
+        found = [txn.raw.stat(), *(txn.raw.stat(table) for table in txn.databases.values())]
+        return sum(
+            int(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"]) for tree in found
+        )
+
     def unused(self) -> int:
-        """Return how many bytes of a file without named tables hold nothing: deletions left them."""
-        with mapped(self._path), self._gate.inside():
-            if not self._mapped_bytes:
-                return 0
+        """Return how many bytes that the file takes up on the disk hold nothing: deletions left them."""
+        with self.read() as txn:
             last: int = self._env.info()["last_pgno"]
-            found = self._env.stat()
-            used: int = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
-            return (last + 1 - used) * self._page
+            used = self.used_pages(txn) * self.page
+        # Others of the free pages are holes by now, and writing them takes space again.
+        blocks = (self.path / "data.mdb").stat().st_blocks * 512
+        return max(0, min((last + 1) * self.page, blocks) - used)
+
+    def copy_to(self, sink: int) -> None:
+        """Write the file to a descriptor without its free pages."""
+        with mapped(self.path), self._gate.inside():
+            self._env.copyfd(sink, compact=True)
 
     def release_pages(self) -> None:
         """Give back the memory of pages read so far; for readers of much."""
-        release_mapped(self._path / "data.mdb")
+        release_mapped(self.path / "data.mdb")

@@ -8,7 +8,7 @@ carries its own names: a key finds, it does not tell.
 import hashlib
 from collections.abc import Iterable
 
-__all__ = ["LONGEST", "Part", "encode", "names_in", "number", "opening"]
+__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening"]
 
 Part = str | bytes | int
 
@@ -37,6 +37,18 @@ def opening(parts: Iterable[Part], text: str, size: int) -> bytes:
     """
     head = _HASHED if size > LONGEST else size.to_bytes(2, "big") + text.encode()
     return encode(parts) + head
+
+
+def first(key: bytes) -> bytes:
+    """Return the first part of a key, as it stands there."""
+    length = hashlib.sha256().digest_size if key[:2] == _HASHED else int.from_bytes(key[:2], "big")
+    return key[: 2 + length]
+
+
+def after(beginning: bytes) -> bytes:
+    """Return the least that sorts after all keys that begin so."""
+    less = beginning.rstrip(b"\xff")
+    return less[:-1] + bytes([less[-1] + 1])
 
 
 def names_in(key: bytes) -> list[str]:

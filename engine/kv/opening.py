@@ -14,7 +14,16 @@ import lmdb
 
 from engine.errors import NotFound
 
-__all__ = ["HEADROOM", "READERS", "allocate_lock", "discard_unfinished", "open_file"]
+__all__ = [
+    "HEADROOM",
+    "READERS",
+    "UNFINISHED",
+    "allocate_lock",
+    "discard_unfinished",
+    "open_file",
+]
+
+UNFINISHED = "data.new"  # a copy that is to take the place of the file
 
 READERS = 1024  # slots of readers over all processes; LMDB's default of 126 is few for a daemon
 HEADROOM = 64 << 20  # of the map; a write transaction stays under 16 MiB
@@ -57,7 +66,8 @@ def _keep_in_place(file: int) -> None:
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Remove a file that a full disk or a crash cut short before it held anything."""
+    """Remove a file that a full disk or a crash cut short before it held anything, and such a copy."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
     data = folder / "data.mdb"
     if data.exists() and data.stat().st_size < _PAGES:
         data.unlink()

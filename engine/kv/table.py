@@ -5,6 +5,7 @@ several tables commit together.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -12,7 +13,7 @@ import msgspec
 
 from engine.errors import DataLoss
 from engine.kv import keys
-from engine.kv.environment import Transaction
+from engine.kv.environment import Environment, Transaction
 from engine.kv.keys import Part
 
 __all__ = ["Counter", "Damaged", "Record", "Table"]
@@ -95,9 +96,48 @@ class Table(Generic[R]):
             except DataLoss as error:
                 yield names, Damaged(names[-1], str(error))
 
+    def batches(self, environment: Environment, size: int = 1000) -> Iterator[list[tuple[list[str], R]]]:
+        """Yield what `entries` does of records that can be read, some from one transaction at a time.
+
+        So nothing is held up, however long each takes; what comes or goes meanwhile may be there or not.
+        """
+        after: bytes | None = b""
+        while after is not None:
+            batch: list[tuple[list[str], R]] = []
+            with environment.read() as txn:
+                at, after = after, None
+                for key, value in self._items(txn, b"", at):
+                    with suppress(DataLoss):
+                        batch.append((keys.names_in(bytes(key)), self._decode(value)))
+                    if len(batch) == size:
+                        after = bytes(key)
+                        break
+            yield batch
+
+    def count(self, txn: Transaction) -> int:
+        """Return how many records there are, readable or not."""
+        if self.name not in txn.databases:
+            return 0
+        return int(txn.raw.stat(txn.databases[self.name])["entries"])
+
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
         return next(self._items(txn, keys.encode(prefix)), None) is not None
+
+    def branches(self, txn: Transaction, *prefix: Part) -> Iterator[str]:
+        """Yield, each once, what comes after `prefix` in the keys: a step for each, whatever is below.
+
+        Nothing may be written to the table meanwhile.
+        """
+        if self.name not in txn.databases:
+            return
+        start = keys.encode(prefix)
+        with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and bytes(cursor.key()[: len(start)]) == start:
+                part = keys.first(bytes(cursor.key()[len(start) :]))
+                yield keys.names_in(part)[0]
+                found = cursor.set_range(keys.after(start + part))
 
     def beginning(
         self, txn: Transaction, *prefix: Part, text: str, size: int, name: Callable[[R], str]
@@ -124,13 +164,14 @@ class Table(Generic[R]):
                 cursor.delete()
 
     def _items(
-        self, txn: Transaction, start: bytes
+        self, txn: Transaction, start: bytes, after: bytes = b""
     ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
         if self.name not in txn.databases:
             return
         size = len(start)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
-            if cursor.set_range(start) if start else cursor.first():
+            found = cursor.set_range(start or after) if start or after else cursor.first()
+            if found and (not after or cursor.key() != after or cursor.next()):
                 for key, value in cursor.iternext():
                     if key[:size] != start:
                         return
@@ -160,3 +201,12 @@ class Counter:
         value = (last.value if last else 0) + 1
         self._table.put(txn, _Count(value=value), sequence)
         return value
+
+    def last(self, txn: Transaction, sequence: str) -> int:
+        """Return the last number given out, 0 if none was. Raises DataLoss."""
+        found = self._table.get(txn, sequence)
+        return found.value if found else 0
+
+    def raise_to(self, txn: Transaction, sequence: str, value: int) -> None:
+        """Let the next number be higher than `value`, whatever the table says."""
+        self._table.put(txn, _Count(value=value), sequence)

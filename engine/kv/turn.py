@@ -1,27 +1,30 @@
 """Whose turn it is to write: a lock taken before LMDB's own.
 
 Sync; safe from any thread. LMDB waits for the writer before it without end, also for one that was
-stopped, and nothing interrupts that wait. This one ends, and names who is waited for.
+stopped, and nothing interrupts that wait. This one ends, and names who is waited for. Who asks first is
+first: one that writes again and again, however short, lets in between whoever waits.
 """
 
 import fcntl
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import Unavailable
+from engine.fs.locks import holders, lock, named
+from engine.kv.line import Place, ProcessLine, ThreadLine
 
 __all__ = ["WAIT_S", "Turn"]
 
 WAIT_S = 30.0
 _TELL_S = 1.0  # after which the wait is told of
 _PAUSE_S = 0.0002  # between two attempts, doubled up to
-_LONGEST_PAUSE_S = 0.005
-
+_LONGEST_PAUSE_S = 0.001
+# After which nobody waits in line any more: one who was stopped there would stop all behind him.
+_PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -33,48 +36,46 @@ class Turn:
         self._folder = folder
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(folder / "writer", flags, 0o600)
-        self._thread = threading.Lock()
+        try:
+            self._line = ProcessLine(folder / "queue")
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._threads = ThreadLine()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Have the turn for the length of a block. Unavailable if another keeps it too long."""
         end = time.monotonic() + WAIT_S
-        if not self._thread.acquire(timeout=WAIT_S):
+        if not self._threads.acquire(WAIT_S):
             raise self._too_long("another thread of this process")
         try:
-            self._lock(end)
+            with self._line.standing() as place:
+                self._lock(place, end)
             try:
                 yield
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         finally:
-            self._thread.release()
+            self._threads.release()
 
-    def _lock(self, end: float) -> None:
+    def _lock(self, place: Place, end: float) -> None:
         pause = _PAUSE_S
         told = end - WAIT_S + _TELL_S
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise self._too_long(self._holder()) from None
-                if time.monotonic() > told:
-                    told = end
-                    _log.warning("waiting for %s, which is writing to the store", self._holder())
-            else:
-                return
+        patience = time.monotonic() + _PATIENCE_S
+        while not self._is_had(place, patience):
+            if time.monotonic() > end:
+                raise self._too_long(named(holders(self._file)))
+            if time.monotonic() > told:
+                told = end
+                _log.warning("waiting for %s, which is writing to the store", named(holders(self._file)))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _holder(self) -> str:
-        """Return who has the lock, if it can be seen from this pid namespace (proc_locks(5))."""
-        inode = os.fstat(self._file).st_ino
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if fields[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and fields[5].endswith(f":{inode}"):
-                return f"process {fields[4]}"
-        return "a process that cannot be seen from here"
+    def _is_had(self, place: Place, patience: float) -> bool:
+        if not place.is_first() and time.monotonic() < patience:
+            return False
+        return lock(self._file, alone=True)
 
     def _too_long(self, who: str) -> Unavailable:
         return Unavailable(
@@ -87,3 +88,4 @@ class Turn:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+            self._line.close()

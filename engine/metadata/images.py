@@ -4,14 +4,20 @@ Sync; safe from any thread. Names are full references. A name appears only after
 names is in the store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from engine.errors import AlreadyExists, FailedPrecondition, NotFound
+import msgspec
+
+from engine import labels as label_rules
+from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Refused
+from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, IMAGES, Image, now
 from engine.kv.table import Damaged
+from engine.labels import Labels
 from engine.metadata import ledger
-from engine.metadata.nodes import IMAGE, Node
+from engine.metadata.nodes import IMAGE, Node, node_of
 from engine.oci.documents import Descriptor
 from engine.oci.reference import familiar, parse_reference
 from engine.oci.short import beginnings, the_one
@@ -19,6 +25,8 @@ from engine.oci.short import beginnings, the_one
 __all__ = ["ImageStore"]
 
 _SHOWN = 5  # names in a message
+_NO_LABELS: Labels = MappingProxyType({})
+_TARGET = "target"
 
 
 def _absent(name: str) -> NotFound:
@@ -111,8 +119,7 @@ class ImageStore:
         old = self._free(txn, full, target, replace)
         if old is not None and old.target.digest == target.digest:
             return old
-        if BLOBS.get(txn, self._namespace, target.digest) is None:
-            raise NotFound(f"no blob {target.digest} for image {familiar(full)}")
+        self._check_blob(txn, full, target)
         at = now()
         image = Image(
             name=full,
@@ -124,27 +131,117 @@ class ImageStore:
         ledger.put(txn, self._namespace, image)
         return image
 
-    def remove(self, *names: str) -> list[str]:
+    def create(
+        self, name: str, target: Descriptor, *, labels: Labels = _NO_LABELS, lease: str = ""
+    ) -> Image:
+        """Name an image. One that expires joins the lease, if there is one, as in containerd.
+
+        InvalidArgument, AlreadyExists, NotFound for what is not in the store.
+        """
+        full = str(parse_reference(name))
+        _check_target(target)
+        at = now()
+        image = Image(
+            name=full, target=target, created=at, updated=at, labels=label_rules.merge({}, labels)
+        )
+        with self._meta.write() as txn:
+            if IMAGES.any(txn, self._namespace, full):
+                raise AlreadyExists(f"image {familiar(full)} exists")
+            self._check_blob(txn, full, target)
+            ledger.put(txn, self._namespace, image)
+            if label_rules.GC_EXPIRE in image.labels:
+                ledger.pin(txn, self._namespace, lease, node_of(image))
+        return image
+
+    def update(
+        self,
+        name: str,
+        *,
+        target: Descriptor | None = None,
+        labels: Labels = _NO_LABELS,
+        paths: Sequence[str] = (),
+    ) -> Image:
+        """Change what `paths` name of an image: `target`, `labels`, `labels.KEY`; without any, all.
+
+        NotFound, also for a target that is not in the store, InvalidArgument.
+        """
+        about = [path for path in paths if path != _TARGET]
+        with self._meta.write() as txn:
+            image = self._named(txn, name)
+            if image is None:
+                raise _absent(name)
+            if _TARGET in paths or not paths:
+                if target is None:
+                    raise InvalidArgument(f"image {name} needs a target")
+                _check_target(target)
+                self._check_blob(txn, image.name, target)
+                image = msgspec.structs.replace(image, target=target)
+            if about or not paths:
+                changed = change_labels(image.labels, labels, about)
+                image = msgspec.structs.replace(image, labels=changed)
+            image = msgspec.structs.replace(image, updated=now())
+            ledger.put(txn, self._namespace, image)
+            return image
+
+    def label(self, changes: Labels, *names: str) -> list[Image]:
+        """Set labels on images, all or none, deleting those whose new value is empty.
+
+        A name may be digits of a digest. NotFound; FailedPrecondition where that has several names.
+        """
+        with self._meta.write() as txn:
+            found = dict.fromkeys(self._one(txn, name) for name in names)
+            return [self._label(txn, full, changes) for full in found]
+
+    def _label(self, txn: Transaction, full: str, changes: Labels) -> Image:
+        image = IMAGES.get(txn, self._namespace, full)
+        assert image is not None
+        merged = label_rules.merge(image.labels, changes)
+        image = msgspec.structs.replace(image, labels=merged, updated=now())
+        ledger.put(txn, self._namespace, image)
+        return image
+
+    def _check_blob(self, txn: Transaction, full: str, target: Descriptor) -> None:
+        if BLOBS.get(txn, self._namespace, target.digest) is None:
+            raise NotFound(f"no blob {target.digest} for image {familiar(full)}")
+
+    def remove(self, *names: str, target: Descriptor | None = None) -> list[str]:
         """Take names away, all or none, and return them in full; what only they kept is garbage.
 
-        NotFound; for digits of a digest that has several names FailedPrecondition.
+        NotFound, also if they do not mean `target`, where that is given; for digits of a digest that
+        has several names FailedPrecondition.
         """
         with self._meta.write() as txn:
             # All are looked up before one goes: fewer would be left to tell digits from.
-            found = list(dict.fromkeys(self._removable(txn, name) for name in names))
+            found = list(dict.fromkeys(self._one(txn, name) for name in names))
             for full in found:
+                if target is not None:
+                    self._check_means(txn, full, target)
                 ledger.drop(txn, self._namespace, Node(IMAGE, "", full))
             return found
 
-    def _removable(self, txn: Transaction, name: str) -> str:
+    def _check_means(self, txn: Transaction, full: str, target: Descriptor) -> None:
+        image = IMAGES.get(txn, self._namespace, full)
+        if image is None or image.target.digest != target.digest:
+            raise NotFound(f"image {familiar(full)} does not mean {target.digest} any more")
+
+    def _one(self, txn: Transaction, name: str) -> str:
+        """Return the one name that is meant, in full, whether or not its record can be read."""
         full = str(parse_reference(self._whole(txn, name)))
-        if IMAGES.any(txn, self._namespace, full):  # readable or not
+        if IMAGES.any(txn, self._namespace, full):
             return full
         found = [image.name for image in self._of_digest(txn, name)]
         if len(found) > 1:
             names = ", ".join(familiar(one) for one in found[:_SHOWN])
             more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            raise FailedPrecondition(
-                f"image {name} has {len(found)} names ({names}{more}); remove it by name"
-            )
+            raise FailedPrecondition(f"image {name} has {len(found)} names ({names}{more}); say which")
         return found[0]
+
+
+def _check_target(target: Descriptor) -> None:
+    """Raise InvalidArgument for what no image can be."""
+    try:
+        target.key  # noqa: B018  checks the digest
+    except Refused as error:
+        raise InvalidArgument(str(error)) from None
+    if target.size <= 0 or not target.media_type:
+        raise InvalidArgument(f"an image needs a media type and a size; {target.digest} has none")

@@ -5,7 +5,7 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ from engine.errors import (
     InvalidArgument,
     NotFound,
 )
+from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
 from engine.labels import Labels
@@ -187,12 +188,32 @@ class MetaStore:
         self._put(txn, committed)
         self._pin(txn, step.name, step.lease, made=True)
 
-    def update(self, key: str, labels: Labels) -> Snapshot:
-        """Set labels on a snapshot, deleting those whose new value is empty."""
+    def replace(self, old: Snapshot, new: Snapshot, usage: Usage) -> None:
+        """Give a committed snapshot the folder of an active one, whose data is durable.
+
+        The other folder is trash from then on. FailedPrecondition if either is not as it was read.
+        """
+        with self._meta.write() as txn:
+            if (self._get(txn, old.key), self._get(txn, new.key)) != (old, new):
+                raise FailedPrecondition(f"snapshot {old.key} was changed meanwhile; try again")
+            ledger.drop(txn, self._namespace, snapshot_node(self._backend, new.key))
+            made = {"id": new.id, "size": usage.size, "inodes": usage.inodes, "updated": now()}
+            self._put(txn, msgspec.structs.replace(old, **made))
+            trash = Trash(kind=_KIND, backend=self._backend, number=old.id)
+            TRASH.put(txn, trash, _KIND, self._backend, old.id)
+
+    def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Snapshot:
+        """Set labels on a snapshot, deleting those whose new value is empty.
+
+        With `paths` as an update by field paths: `labels`, `labels.KEY`, or none for all labels.
+        """
         with self._meta.write() as txn:
             record = self._get(txn, key)
-            merged = label_rules.merge(record.labels, labels)
-            record = msgspec.structs.replace(record, labels=merged, updated=now())
+            if paths is None:
+                changed = label_rules.merge(record.labels, labels)
+            else:
+                changed = change_labels(record.labels, labels, paths)
+            record = msgspec.structs.replace(record, labels=changed, updated=now())
             self._put(txn, record)
             return record
 

@@ -205,6 +205,11 @@ class MountTable:
         candidates = self._index.get(_last_two(str(folder)), ())
         return any(self._is(use, folder) for use in candidates)
 
+    def names(self, folder: Path) -> bool:
+        """Say whether a mount was made of what stood at the path of `folder`, which may be gone."""
+        candidates = self._index.get(_last_two(str(folder)), ())
+        return any(use.path.endswith(str(folder)) for use in candidates)
+
     def is_made_of(self, entry: MountEntry, folder: Path) -> bool:
         """Say whether a mount of this namespace is made of something in `folder`.
 

@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 from engine.errors import InvalidArgument, printable
 
-__all__ = ["Beginning", "beginnings", "short_forms", "the_one"]
+__all__ = ["LENGTHS", "Beginning", "beginnings", "short_forms", "the_one"]
 
 _USUAL = 12
 _SHOWN = 5
 _SIZES = {"sha256": 64, "sha512": 128}
+LENGTHS = tuple(len(f"{name}:") + size for name, size in _SIZES.items())
+"""How long digests are, in characters."""
+
 # Four digits at least, as in git: what is shorter is a slip, and may name something by accident.
 _PATTERN = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{4,})\Z")
 

@@ -237,6 +237,19 @@ class SnapshotterSuite:
         with raises(InvalidArgument):
             backend.update("a", {"long": "x" * 5000})
 
+    def check_update_of_fields(self) -> None:
+        """An update by field paths changes what they name: one label, or all labels."""
+        backend = self._backend
+        backend.prepare("a", labels={"a/b.c": "1", "keep": "2"})
+        wanted = {"a/b.c": "3", "keep": "4"}
+        assert backend.update("a", wanted, ["labels.a/b.c"]).labels == {"a/b.c": "3", "keep": "2"}
+        assert backend.update("a", {}, ["labels.a/b.c"]).labels == {"keep": "2"}
+        assert backend.update("a", {"new": "1"}, ["labels"]).labels == {"new": "1"}
+        assert backend.update("a", wanted, []).labels == wanted
+        with raises(InvalidArgument):
+            backend.update("a", wanted, ["parent"])
+        assert backend.stat("a").labels == wanted
+
     def check_usage(self) -> None:
         """A snapshot's use is its own, parents left out."""
         self._layer("one", "", member("file", data=b"x" * 100_000))

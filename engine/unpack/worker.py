@@ -11,6 +11,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from engine import failpoints
@@ -74,6 +75,7 @@ class _Worker:
     def __init__(self, out: int) -> None:
         self._out = out
         self._blobs: tuple[str, Environment] | None = None
+        self._open = ExitStack()
         self._sealers: dict[str, Callable[[bytes], tuple[int, EngineError | None]]] = {}
 
     def run(self, job: Job) -> Reply:
@@ -108,9 +110,9 @@ class _Worker:
 
     def _environment(self, root: str) -> Environment:
         if self._blobs is None or self._blobs[0] != root:
-            if self._blobs is not None:
-                self._blobs[1].close()
-            self._blobs = (root, open_blobs(Path(root)))
+            self._blobs = None
+            self._open.close()
+            self._blobs = (root, self._open.enter_context(open_blobs(Path(root))))
         return self._blobs[1]
 
 

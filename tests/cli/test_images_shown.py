@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli import shapes
 from engine.cli.output import View
+from engine.content.image import ResolvedImage
 from engine.kv.schema import BLOBS
 from engine.oci.digest import digest_of
+from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import OCI_INDEX
 from engine.root import Root
+from engine.snapshots import Snapshotter
+from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_fails
 from tests.command import lamina, lamina_json
@@ -66,6 +71,31 @@ def test_an_image_that_lost_a_part_is_a_row_with_an_error(stocked: Path):
         assert (row["name"], row["error"]) == ("docker.io/library/app:1", f"no blob {part}")
         assert lamina(stocked, "images").stdout.split()[:2] == ["app:1", "no"]
     assert_fails(stocked, "image", "inspect", "app:1", code=3, says="no blob")
+
+
+def test_images_are_looked_at_as_they_are_shown_and_once_for_all_names(
+    stocked: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lamina(stocked, "tag", "app:1", "app:2")
+    looked: list[str] = []
+
+    def backends(stores: Stores) -> list[Snapshotter]:
+        looked.append("backends")
+        return all_backends(stores)
+
+    def present(stores: Stores, target: Descriptor) -> list[ResolvedImage]:
+        looked.append(target.digest)
+        return all_present(stores, target)
+
+    all_backends, all_present = Stores.snapshotters, Stores.present
+    monkeypatch.setattr(Stores, "snapshotters", backends)
+    monkeypatch.setattr(Stores, "present", present)
+    with open_stores(stocked, "default", host_platform(), readonly=True) as stores:
+        records = stores.images.walk()
+        rows = map(shapes.images(stores), records)
+        assert looked == ["backends"]
+        assert [row.name for row in rows] == [record.name for record in records]
+    assert looked == ["backends", records[0].target.digest]
 
 
 def test_inspect_of_an_incomplete_image_fails_and_shows_what_there_is(stocked: Path):

@@ -161,6 +161,7 @@ def seen(
     assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
     run("snapshots", "rm", "web")
     run("backends")
+    run("compact")
     for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)

@@ -122,6 +122,7 @@ def test_listings_beside_a_stopped_writer(stocked: Path):
 
 _WORKING = (
     ("gc",),
+    ("compact",),
     ("image", "rm", "app:1"),
     ("image", "tag", "app:1", "app:2"),
     ("content", "rm", "sha256:" + "0" * 64),

@@ -5,14 +5,17 @@ import os
 import pty
 import struct
 import termios
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
-from engine.cli.output import View, age, human_bytes
-from engine.cli.table import Column, Fault, render
+from engine.cli import output
+from engine.cli.output import View, age, document, documents, human_bytes
+from engine.cli.table import SCREENFUL, Column, Fault, render
+from engine.errors import DataLoss
 from engine.kv.schema import now
 from engine.root import Root
 from engine.times import rfc3339
@@ -79,7 +82,7 @@ def test_a_fault_is_a_row_that_is_never_cut():
     error = "a record of images cannot be read: " + "x" * 200
     *_, fault = render(COLUMNS, ROWS, [Fault("bad:1", error)], width=40)
     assert fault.split(maxsplit=1) == ["bad:1", error]
-    assert render(COLUMNS, [], [Fault("bad:1", "lost")], width=40)[1:] == ["bad:1  lost"]
+    assert list(render(COLUMNS, [], [Fault("bad:1", "lost")], width=40))[1:] == ["bad:1  lost"]
 
 
 def test_a_fault_stands_below_the_names():
@@ -91,8 +94,62 @@ def test_a_fault_stands_below_the_names():
 
 def test_a_cell_is_shortened_to_its_least_and_no_further():
     columns = (Column("N"), Column("WHY", goes=1, least=5))
-    shown = [render(columns, [("name", "0123456789")], width=width)[1] for width in (11, 10)]
-    assert shown == ["name  0123…", "name"]
+    for width, shown in ((11, "name  0123…"), (10, "name")):
+        _, line = render(columns, [("name", "0123456789")], width=width)
+        assert line == shown
+
+
+def test_a_wider_row_after_the_first_screenful_widens_its_column_where_there_is_room():
+    columns = (Column("N"), Column("WHY", goes=1), Column("AGE", goes=2))
+    rows = [("n", "why", "1 s")] * SCREENFUL + [("n", "reasons", "1 s"), ("name", "reasons why", "1 s")]
+    *_, first, second = render(columns, [*rows, ("n", "why", "1 s")], width=None)
+    assert (first, second) == ("name  reasons why  1 s", "n     why          1 s")
+    *_, early, late = render(columns, rows, width=18)
+    assert (early, late) == ("n  reasons  1 s", "name  reason…  1 s")
+
+
+def test_a_long_table_is_written_as_its_rows_come(capsys: pytest.CaptureFixture[str]):
+    faults: list[Fault] = []
+
+    def rows() -> Iterator[tuple[str]]:
+        for number in range(SCREENFUL):
+            yield (str(number),)
+        faults.append(Fault("late", "lost"))  # is asked for after the rows
+        # Whoever asks for one more row has written all before.
+        assert capsys.readouterr().out.split() == ["N", *map(str, range(SCREENFUL))]
+        yield ("last",)
+
+    View().table((Column("N"),), rows(), faults, none="none")
+    assert capsys.readouterr().out.split() == ["last", "late", "lost"]
+
+
+def test_a_table_of_nothing_says_so(capsys: pytest.CaptureFixture[str]):
+    View().table((Column("N"),), iter(()), none="nothing here")
+    assert capsys.readouterr() == ("", "nothing here\n")
+    View().table((Column("N"),), iter(()), [Fault("bad", "lost")], none="nothing here")
+    assert capsys.readouterr() == ("bad  lost\n", "")
+
+
+@pytest.mark.parametrize("values", [[], [{}], [{"a": "\u202e", "b": [1, {"c": None}]}, {"a": "\n"}, []]])
+def test_a_list_is_one_document_whether_or_not_it_fits_into_memory(
+    values: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    document(values)
+    whole = capsys.readouterr().out
+    for in_memory in (1 << 20, 1):
+        monkeypatch.setattr(output, "_IN_MEMORY", in_memory)
+        documents(iter(values))
+        assert capsys.readouterr().out == whole
+
+
+def test_nothing_of_a_list_is_written_that_cannot_be_told_whole(capsys: pytest.CaptureFixture[str]):
+    def values() -> Iterator[int]:
+        yield 1
+        raise DataLoss("lost")
+
+    with pytest.raises(DataLoss):
+        documents(values())
+    assert not capsys.readouterr().out
 
 
 def test_what_an_image_wrote_cannot_write_to_the_terminal():

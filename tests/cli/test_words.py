@@ -83,7 +83,7 @@ def test_an_image_is_named_by_digits_wherever_one_is_asked_for(stocked: Path, ta
         lamina_json(stocked, "mount", text, target)
         lamina(stocked, "umount", target)
         lamina(stocked, "image", "tag", text, "again:1", "--replace")
-    says = "has 2 names (again:1, app:1); remove it by name"
+    says = "has 2 names (again:1, app:1); say which"
     assert_fails(stocked, "image", "rm", digest[7:19], code=6, says=says)
     lamina(stocked, "rmi", "app:1")
     lamina(stocked, "rmi", digest[7:19])

@@ -28,9 +28,11 @@ _MAIN = (
     ("unpack", "snapshot.prepare.made", (2,)),
     ("unpack", "snapshot.commit.recorded", (1,)),
     ("unpack", "unpack.anchored", (1,)),
+    ("gc", "gc.marked", (1,)),
     ("gc", "gc.swept", (1,)),
     ("gc", "trash.moved", (1, 3)),
-    ("gc", "trash.emptied", (1, 3, 5)),
+    ("gc", "trash.emptied", (1,)),
+    ("gc", "space.punched", (1, 2)),
 )
 # Where a worker dies, which the main process survives to report.
 _WORKER = (
@@ -94,6 +96,7 @@ def test_a_dying_worker_is_an_ordinary_error(case: Case, root: Path, command: st
 
 
 def test_every_point_is_met_by_a_scenario():
-    # Those of mounts are in tests/cli/test_mounts.py.
-    mounts = {name for name in failpoints.NAMES if name.startswith(("mount.", "umount."))}
-    assert {name for _, name, _ in _MAIN + _WORKER} == failpoints.NAMES - mounts
+    # Others are in tests/cli/test_mounts.py, tests/engine/test_compacting.py and tests of fsck.
+    elsewhere = ("mount.", "umount.", "compact.", "fsck.", "snapshot.replace.")
+    others = {name for name in failpoints.NAMES if name.startswith(elsewhere)}
+    assert {name for _, name, _ in _MAIN + _WORKER} == failpoints.NAMES - others

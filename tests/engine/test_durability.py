@@ -13,6 +13,7 @@ from typing import NoReturn
 import msgspec
 import pytest
 
+from engine.compacting import compact_store
 from engine.content.store import ContentStore
 from engine.content.writer import BATCH
 from engine.diff.apply import apply_layer
@@ -279,6 +280,18 @@ def unmounted(world: World, *, rw: bool = False, lazy: bool = False) -> list[str
     return recorder.steps
 
 
+def compacted(world: World) -> list[str]:
+    path = world.folder / "large"
+    with Root(path) as root:
+        content = Stores(root, "default", AMD64).content
+        put(content, BIG)
+        content.delete(digest_of(BIG))
+        content.cleanup()
+    with recorded(pytest.MonkeyPatch(), path) as recorder:
+        compact_store(path)
+    return recorder.steps
+
+
 OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "a new store": new_store,
     "a store that is there, opened to write": opened_again,
@@ -300,6 +313,7 @@ OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "removing a snapshot": snapshot_removed,
     "gc": collected,
     "gc, after a crash": collected_after_crash,
+    "compact": compacted,
     "mount": mounted,
     "umount": unmounted,
     "umount, writable": lambda world: unmounted(world, rw=True),

@@ -16,7 +16,7 @@ from engine.kv.environment import Environment
 from engine.kv.gate import Gate
 from engine.mount import Mount, deactivate, mounted
 from tests.conftest import peer
-from tests.processes import kill
+from tests.processes import kill, ready
 
 _TOO_MUCH = 1 << 50  # bytes of address space that no process has (x86-64: 1 << 47)
 _ENOUGH = 1 << 30
@@ -44,19 +44,6 @@ def entries(file: Environment) -> int:
         return int(txn.raw.stat()["entries"])
 
 
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a process, and wait until it says that it is ready."""
-    started = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert started.stdout is not None
-    assert started.stdout.readline() == "ready\n"
-    return started
-
-
 # -- whose turn it is -------------------------------------------------------------------------
 
 _WRITER = """
@@ -73,7 +60,7 @@ with file.write() as txn:
 
 def test_a_stopped_writer_is_named_and_nobody_waits_for_ever(folder, impatient):
     file = Environment(folder, map_bytes=_ENOUGH)
-    stopped = child(_WRITER, folder)
+    stopped = ready(_WRITER, folder)
     try:
         with pytest.raises(Unavailable, match=f"process {stopped.pid} has been writing"), file.write():
             pass
@@ -185,7 +172,7 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_another_process_makes_the_file_larger_than_the_map(folder, little_headroom, readonly):
-    grower = child(_GROWER, folder)
+    grower = ready(_GROWER, folder)
     try:
         file = Environment(folder, map_bytes=_TOO_MUCH, readonly=readonly)
         before = mapped_bytes(file)
@@ -269,7 +256,7 @@ def readers(file: Environment) -> str:
 def test_a_dead_reader_keeps_no_pages(folder, moment):
     file = Environment(folder, map_bytes=_ENOUGH)
     fill(file, "a", 1 << 20)
-    alive, dead = child(_READER, folder), child(_READER, folder)
+    alive, dead = ready(_READER, folder), ready(_READER, folder)
     try:
         file.check_readers()
         assert str(dead.pid) in readers(file), "it is alive"

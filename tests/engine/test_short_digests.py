@@ -211,3 +211,12 @@ def test_a_name_that_ends_in_a_digest_is_known_by_its_first_digits(stores: Store
             stores.images.get(absent)
     assert stores.images.remove("two@abcdef0123456") == [one]
     assert [image.name for image in stores.images.walk()] == [twin]
+
+
+def test_digests_are_found_by_any_beginning_and_no_more_than_asked_for(content: ContentStore):
+    short = sorted([ONE, TWIN, OTHER, OF_LETTERS])
+    assert content.beginning("", 100) == [*short, LONG]
+    assert content.beginning("sha512:a", 100) == [LONG]
+    assert content.beginning("sha256:", 2) == short[:2]
+    assert content.beginning(ONE[:9], 100) == [ONE, TWIN]
+    assert content.beginning(f"{ONE}0", 100) == []

@@ -1,0 +1,285 @@
+"""What a large store costs: `python -m benchmarks store`, beside the targets that it is held to.
+
+A store of 1,000,000 blobs, 100,000 snapshots and 10,000 images (`many`), a tenth of it garbage, on
+a fresh ext4 in memory. What one image costs is compared with a store of ten images of the same form.
+Needs root. Memory is that of the process with all that it has mapped.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import count, takewhile
+from pathlib import Path
+from statistics import median
+
+from benchmarks.chart import against
+from benchmarks.contenders import LAMINA
+from benchmarks.fresh import fresh_file_system
+from benchmarks.many import BACKEND, NAMESPACE, Shape, base_layer, fill, image_name
+from engine.kv.schema import Lease, now
+from engine.metadata import ledger
+from engine.oci.digest import digest_of
+from engine.snapshots import Kind
+from engine.stores import Stores, host_platform, open_stores
+
+__all__ = ["main"]
+
+_ROUNDS = 30
+_PAUSE = 0.002  # between two calls of the other process: it has its own work to do
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value, and what it may be at most."""
+
+    name: str
+    value: float
+    unit: str
+    most: float | None = None
+
+    @property
+    def misses(self) -> bool:
+        """Whether it is more than it may be."""
+        return self.most is not None and self.value > self.most
+
+    def __str__(self) -> str:
+        bound = "" if self.most is None else f"at most {self.most:g}"
+        return f"{'!' if self.misses else ' '} {self.value:9.3f} {self.unit:<3} {bound:<14} {self.name}"
+
+
+Figures = Iterator[Figure]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a filled store is, and its form."""
+
+    root: Path
+    shape: Shape
+
+    @contextmanager
+    def opened(self) -> Iterator[Stores]:
+        """Open it in this process."""
+        with open_stores(self.root, NAMESPACE, host_platform()) as stores:
+            yield stores
+
+    def command(self, *words: str) -> list[str]:
+        """Return a command line on it."""
+        return [*LAMINA, "--root", str(self.root), *words]
+
+
+# -- what a command costs -----------------------------------------------------------------------
+
+
+_WATCHER = """
+import os, sys
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+os.write(int(sys.argv[1]), str(usage.ru_maxrss).encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+class Watched:
+    """A command under way, and in the end the peak of its memory."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        # By way of a small process: a new one begins with the peak of whoever started it (getrusage(2)).
+        self._result, result = os.pipe()
+        watcher = [sys.executable, "-I", "-S", "-c", _WATCHER, str(result), *command]
+        self.process = subprocess.Popen(watcher, stdout=subprocess.PIPE, pass_fds=[result])
+        os.close(result)
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield what it writes."""
+        assert self.process.stdout
+        with self.process.stdout as lines:
+            yield from lines
+
+    def peak(self) -> float:
+        """Wait for its end and return the peak in MB. CalledProcessError if it failed."""
+        with open(self._result, encoding="ascii") as result:
+            told = result.read()
+        if self.process.wait():
+            raise subprocess.CalledProcessError(self.process.returncode, self.process.args)
+        return int(told) * 1024 / 1e6
+
+
+def opening(place: Place) -> Figures:
+    """Open the store to write, which is more than to read."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with place.opened():
+            times.append(time.perf_counter() - start)
+    yield Figure("open", median(times), "s", 0.2)
+
+
+def listing(place: Place, words: Sequence[str], first: float | None = None) -> Figures:
+    """List into a pipe: the first line, as whoever waits for it sees it, then all of them."""
+    start = time.perf_counter()
+    command = Watched(place.command(*words))
+    lines = command.lines()
+    next(lines)
+    yield Figure(f"{' '.join(words)}: first line", time.perf_counter() - start, "s", first)
+    for _ in lines:
+        pass
+    yield Figure(f"{' '.join(words)}: all", time.perf_counter() - start, "s")
+    yield Figure(f"{' '.join(words)}: memory", command.peak(), "MB")
+
+
+def collection(place: Place) -> Figures:
+    """Collect the garbage while this process prepares snapshots and sets labels."""
+    with place.opened() as stores:
+        yield from _waits("waiting for nobody", _disturb(stores, range(_ROUNDS * 10)))
+        start = time.perf_counter()
+        command = Watched(place.command("gc", "-q"))
+        waits = _disturb(stores, takewhile(lambda _: command.process.poll() is None, count()))
+        seconds = time.perf_counter() - start
+    yield Figure("gc", seconds, "s", 15)
+    yield Figure("gc: memory", command.peak(), "MB", 600)
+    yield from _waits("while gc runs", waits, most_ms=20)
+
+
+def _disturb(stores: Stores, rounds: Iterable[int]) -> dict[str, list[float]]:
+    """Prepare a snapshot and set a label in turn; return how long each took, in ms."""
+    snapshotter, blob = stores.snapshotter(BACKEND), base_layer()
+    parent = next(
+        info.key for info in snapshotter.walk() if info.kind is Kind.COMMITTED and not info.parent
+    )
+    waits: dict[str, list[float]] = {"prepare": [], "label": []}
+    for number in rounds:
+        key = f"bench {number}"
+        start = time.perf_counter()
+        snapshotter.prepare(key, parent)
+        waits["prepare"].append((time.perf_counter() - start) * 1e3)
+        snapshotter.cleanup(only={snapshotter.remove(key)})
+        start = time.perf_counter()
+        stores.content.update(blob, {"bench": str(number)})
+        waits["label"].append((time.perf_counter() - start) * 1e3)
+        time.sleep(_PAUSE)
+    return waits
+
+
+def _waits(when: str, waits: dict[str, list[float]], most_ms: float | None = None) -> Figures:
+    for what, times in waits.items():
+        ranked = sorted(times)
+        yield Figure(f"{what}, {when} ({len(ranked)} times): median", median(ranked), "ms")
+        yield Figure(f"{what}, {when}: 99 %", ranked[len(ranked) * 99 // 100], "ms", most_ms)
+        yield Figure(f"{what}, {when}: longest", ranked[-1], "ms")
+
+
+# -- what one image costs -----------------------------------------------------------------------
+
+
+def _inspecting(stores: Stores, number: int) -> Callable[[], None]:
+    """Resolve one image and look at all that it is made of."""
+
+    def inspect() -> None:
+        image = stores.resolve(stores.images.get(image_name(number)).target)
+        stores.check_complete(image)
+        stores.unpacked_into(image)
+
+    return inspect
+
+
+def _giving_up(stores: Stores, number: int) -> Callable[[], None]:
+    """Give up an import that stored some blobs and found the layer that all images share."""
+    lease = Lease(id=f"bench {number}", created=now(), owner=stores.root.owners.me)
+    with stores.root.meta.write() as txn:
+        ledger.put(txn, NAMESPACE, lease)
+    for part in range(5):
+        data = f"{number} {part} of a failed import".encode()
+        digest = digest_of(data)
+        with stores.content.ingest(digest, lease=lease.id, expected=digest, total=len(data)) as writer:
+            writer.write(data)
+            writer.commit()
+    stores.content.pin([base_layer()], lease.id)
+    return lambda: stores.give_up(lease.id, seconds=60)
+
+
+def _median_of(each: Callable[[Stores, int], Callable[[], None]], place: Place) -> float:
+    times = []
+    with place.opened() as stores:
+        for number in range(_ROUNDS):
+            run = each(stores, number % min(place.shape.images, place.shape.unpacked))
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+            if sum(times) > 20:  # more rounds tell no more of what takes seconds
+                break
+    return median(times)
+
+
+def one_image(large: Place, small: Place) -> Figures:
+    """Compare what one image costs in a large store with what it costs in a small one."""
+    for name, each in (("inspecting an image", _inspecting), ("giving up an import", _giving_up)):
+        here, there = _median_of(each, large), _median_of(each, small)
+        yield Figure(f"{name}: in ten images", there * 1e3, "ms")
+        yield Figure(f"{name}: in the large store", here * 1e3, "ms")
+        yield Figure(f"{name}: ratio", here / there, "", 1.5)
+
+
+# -- all of it ----------------------------------------------------------------------------------
+
+
+def figures(large: Place, small: Place) -> Figures:
+    """Measure everything; the collection last, for it takes the garbage away."""
+    yield from opening(large)
+    yield from listing(large, ["images"], 0.5)
+    yield from listing(large, ["content", "ls"])
+    yield from listing(large, ["snapshots", "ls"])
+    yield from one_image(large, small)
+    yield from collection(large)
+
+
+def _filled(root: Path, shape: Shape) -> Place:
+    place = Place(root, shape)
+    if not (root / "format").exists():
+        start = time.perf_counter()
+        with place.opened() as stores:
+            fill(stores, shape)
+        print(f"  {time.perf_counter() - start:9.3f} s   to make {shape}", file=sys.stderr)
+    return place
+
+
+@contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given:
+        yield given
+    else:
+        with fresh_file_system() as fresh:
+            yield fresh
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, and return 1 if a target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks store", description=__doc__)
+    parser.add_argument("--blobs", type=int, default=1_000_000)
+    parser.add_argument("--snapshots", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--at", type=Path, help="keep the stores in this folder, or use those there")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--svg", type=Path, help="draw them against their targets here")
+    options = parser.parse_args(arguments)
+    shape = Shape(options.blobs, options.snapshots, options.images)
+    found = []
+    with _folder(options.at) as folder, tempfile.TemporaryDirectory(dir=folder) as beside:
+        few = replace(shape, blobs=shape.blobs * 10 // shape.images, images=10)
+        large, small = _filled(folder / "large", shape), _filled(Path(beside) / "small", few)
+        for figure in figures(large, small):
+            found.append(figure)
+            print(figure, flush=True)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(figure) for figure in found], indent=2) + "\n")
+    if options.svg:
+        bounded = {f"{f.name}, {f.value:.3g} {f.unit}": f.value / f.most for f in found if f.most}
+        options.svg.write_text(against(f"a store of {shape.blobs:,} blobs", bounded))
+    return int(any(figure.misses for figure in found))

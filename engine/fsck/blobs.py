@@ -1,0 +1,141 @@
+"""Checks the bytes of blobs: that they are all there and hash to their digests, and that none are more.
+
+Sync. A blob that someone removes meanwhile is passed over; bytes that no record has are looked at twice,
+as a record always comes before its bytes and goes before them too.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+
+from engine.content import discard, extents
+from engine.content.store import ContentStore
+from engine.errors import DataLoss, FailedPrecondition, NotFound, Refused
+from engine.failpoints import hit
+from engine.fsck.findings import Counts, Finding, Trouble, What
+from engine.kv.schema import BLOBS, INGESTS, TRASH, Blob
+from engine.metadata import ledger
+from engine.metadata.nodes import IMAGE, Node, blob_node
+from engine.oci.digest import hasher, parse_digest
+from engine.oci.reference import familiar
+from engine.root import Root
+
+__all__ = ["check_blobs", "orphaned_bytes"]
+
+_HOLDERS = 10_000  # looked through for the images that need a blob
+
+
+def check_blobs(
+    root: Root,
+    counts: Counts,
+    passed: Callable[[int], None],
+    only: Collection[tuple[str, str]] | None = None,
+) -> Iterator[Trouble]:
+    """Hash the blobs of all namespaces, or `only` those: namespaces and digests.
+
+    `passed` is told of bytes as they are read.
+    """
+    seen: set[int] = set()
+    for batch in BLOBS.batches(root.meta):
+        for (namespace, *_), blob in batch:
+            is_wanted = only is None or (namespace, blob.digest) in only
+            if not is_wanted or blob.number in seen:  # another namespace's share of the same bytes
+                continue
+            seen.add(blob.number)
+            wrong = _wrong_with(root, namespace, blob, passed)
+            counts.blobs += 1
+            counts.blob_bytes += blob.size
+            if wrong:
+                yield _broken(root, namespace, blob, wrong)
+
+
+def _wrong_with(
+    root: Root, namespace: str, blob: Blob, passed: Callable[[int], None] = lambda _size: None
+) -> str:
+    """Return what is wrong with a blob, "" if nothing is, or it is gone by now."""
+    content = ContentStore(root.meta, root.blobs, namespace)
+    try:
+        digest = parse_digest(blob.digest)
+        running = hasher(digest)
+        stored = extents.stored_bytes(root.blobs, blob.number)
+        for piece in content.read(digest):
+            running.update(piece)
+            passed(len(piece))
+    except NotFound:
+        return ""
+    except Refused as error:
+        return str(error)
+    except DataLoss:
+        return "bytes of it are missing"
+    if running.hexdigest() != digest.partition(":")[2]:
+        return "its bytes are others"
+    return f"it has {stored} bytes, not {blob.size}" if stored != blob.size else ""
+
+
+def _broken(root: Root, namespace: str, blob: Blob, wrong: str) -> Trouble:
+    with root.meta.read() as txn:
+        holders = [held.namespace for held in ledger.holdings(txn, blob.digest)]
+        names = sorted({name for space in holders for name in _images(root, space, blob.digest)})
+    detail = f"{wrong}; images that need it: {', '.join(names) or 'none'}"
+    finding = Finding(what=What.BLOB, name=blob.digest, namespace=namespace, detail=detail)
+    return Trouble(finding, partial(_drop, root, blob, holders or [namespace]))
+
+
+def _images(root: Root, namespace: str, digest: str) -> Iterator[str]:
+    """Yield the images that need a blob, in familiar form."""
+    with root.meta.read() as txn:
+        pending, seen = [blob_node(digest)], set[Node]()
+        while pending and len(seen) < _HOLDERS:
+            node = pending.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.kind == IMAGE:
+                yield familiar(node.key)
+            pending += [mention.node for mention in ledger.mentioners(txn, namespace, node)]
+
+
+def _drop(root: Root, blob: Blob, namespaces: Collection[str]) -> str:
+    """Drop a broken blob, so that the next import or pull brings it again."""
+    numbers: list[int] = []
+    for namespace in namespaces:
+        if not _wrong_with(root, namespace, blob):
+            raise FailedPrecondition("it was right when it was read again; check once more")
+        with root.meta.write() as txn:
+            found = BLOBS.get(txn, namespace, blob.digest)
+            if found is not None and found.number == blob.number:
+                discard.drop_blob(txn, namespace, blob.digest)
+                numbers.append(blob.number)
+        hit("fsck.blob.dropped")
+    ContentStore(root.meta, root.blobs, "").cleanup(numbers)
+    return "dropped; import or pull its images again"
+
+
+# -- bytes that no record has -------------------------------------------------------------------
+
+
+def orphaned_bytes(root: Root, known: Collection[int]) -> Iterator[Trouble]:
+    """Yield runs of extents that belong to no blob; `known` are the numbers that had one before."""
+    suspects = [number for number in extents.numbers(root.blobs) if number not in known]
+    named = _named(root) if suspects else set()
+    for number in suspects:
+        if number not in named and (size := extents.stored_bytes(root.blobs, number)):
+            detail = f"{size} bytes that no record has"
+            finding = Finding(what=What.EXTENTS, name=str(number), detail=detail)
+            yield Trouble(finding, partial(_remove, root, number))
+
+
+def _named(root: Root) -> set[int]:
+    """Return the numbers that records have by now."""
+    named: set[int] = set()
+    with root.meta.read() as txn:
+        for table in (BLOBS, INGESTS, TRASH):
+            named.update(record.number for record in table.survey(txn)[0])
+    return named
+
+
+def _remove(root: Root, number: int) -> str:
+    if number in _named(root):
+        raise FailedPrecondition("a record has it by now; check once more")
+    extents.drop(root.blobs, number)
+    hit("fsck.extents.removed")
+    return "removed"

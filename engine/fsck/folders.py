@@ -1,0 +1,73 @@
+"""Checks that every folder of snapshots and trash has a record, and moves away those that have none.
+
+Sync. A record comes before its folder and goes before it too, so that a folder is an orphan only if a
+second look finds no record either.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from engine.errors import FailedPrecondition, os_errors
+from engine.failpoints import hit
+from engine.fs.attributes import folder_descriptor
+from engine.fs.durable import flush_names
+from engine.fs.removal import remove_entry
+from engine.fsck.findings import Finding, Trouble, What
+from engine.fsck.records import Read
+from engine.kv.schema import SNAPSHOTS, TRASH
+from engine.mounts.table import MountTable
+from engine.root import Root
+
+__all__ = ["orphaned_folders"]
+
+_OURS = (".probe-",)  # of a backend being tried; what its owner leaves is swept by a collection
+
+
+def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
+    """Yield folders that belong to no snapshot, and what lies in trash without a record."""
+    for backend in sorted(path for path in root.snapshots.iterdir() if path.is_dir()):
+        known = read.ids.get(backend.name, set())
+        names = [name for name in os.listdir(backend) if not (name.isdigit() and int(name) in known)]
+        named = _named(root, backend.name) if names else set()
+        for name in sorted(names):
+            if not (name.isdigit() and int(name) in named) and (backend / name).exists():
+                detail = "no record has it"
+                yield _orphan(root, What.FOLDER, backend / name, detail)
+    for path in sorted(root.trash.iterdir()):
+        backend_name, _, number = path.name.rpartition("-")
+        is_named = number.isdigit() and int(number) in _named(root, backend_name)
+        if not is_named and not path.name.startswith(_OURS) and path.exists():
+            yield _orphan(root, What.TRASH, path, "no record says that it is to be deleted")
+
+
+def _orphan(root: Root, what: What, path: Path, detail: str) -> Trouble:
+    name = str(path.relative_to(root.path)).encode("utf-8", "surrogateescape")
+    shown = name.decode("utf-8", "backslashreplace")
+    return Trouble(Finding(what=what, name=shown, detail=detail), partial(_remove, root, path))
+
+
+def _named(root: Root, backend: str) -> set[int]:
+    """Return the ids that records have by now, those among it that wait to be deleted."""
+    with root.meta.read() as txn:
+        named = {record.id for record in SNAPSHOTS.survey(txn, backend)[0]}
+        return named | {trash.number for trash in TRASH.survey(txn, "snapshot", backend)[0]}
+
+
+def _remove(root: Root, path: Path) -> str:
+    """Move an orphan to trash and delete it there."""
+    backend = path.parent.name
+    if path.name.isdigit() and int(path.name) in _named(root, backend):
+        raise FailedPrecondition("a record has it by now; check once more")
+    if MountTable.read().uses(path):
+        raise FailedPrecondition("it is mounted; unmount it first")
+    with os_errors(str(path)):
+        away = root.trash / f"{backend}-{path.name}" if path.parent != root.trash else path
+        if away != path:
+            path.rename(away)
+            hit("fsck.folder.moved")
+        with folder_descriptor(root.trash) as trash:
+            remove_entry(trash, os.fsencode(away.name))
+        flush_names(path.parent, root.trash)
+    return "removed"

@@ -1,0 +1,335 @@
+"""Reads every record of a store, and holds each against itself and against what it names.
+
+Sync. All records are read from one view, so that what others write meanwhile makes none look wrong. What
+a record stands for, bytes and folders, is for others to look at.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from engine import labels
+from engine.errors import DataLoss, FailedPrecondition
+from engine.fsck.findings import Counts, Finding, Trouble, What
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import (
+    BLOBS,
+    COUNTERS,
+    HOLDINGS,
+    IMAGES,
+    INGESTS,
+    LEASE_ITEMS,
+    LEASES,
+    MARKS,
+    MENTIONS,
+    MOUNTS,
+    NAMESPACES,
+    SNAPSHOTS,
+    TOUCHED,
+    TRASH,
+    Blob,
+    Image,
+    Ingest,
+    Lease,
+    LeaseItem,
+    MountRecord,
+    Snapshot,
+    Trash,
+)
+from engine.kv.table import Damaged, Table
+from engine.metadata import ledger
+from engine.metadata.nodes import (
+    LEASE,
+    MEMBER,
+    PARENT,
+    TARGET,
+    Mention,
+    Node,
+    Object,
+    mentions,
+    node_of,
+    snapshot_node,
+    token,
+)
+from engine.snapshots import Kind
+
+__all__ = ["Read", "SnapshotKey", "read_records"]
+
+SnapshotKey = tuple[str, str, str]
+"""Backend, namespace and key of a snapshot."""
+
+_TABLES: tuple[Table[Any], ...] = (
+    SNAPSHOTS,  # first: they say which layers are looked for
+    BLOBS,
+    IMAGES,
+    INGESTS,
+    LEASES,
+    LEASE_ITEMS,
+    MOUNTS,
+    NAMESPACES,
+    MARKS,
+    TOUCHED,
+    TRASH,
+)
+_IsUsed = Callable[[Transaction], bool]
+_KINDS = {str(kind) for kind in Kind}
+
+
+@dataclass
+class Read:
+    """What the records say, as far as others have to know, and what is wrong with them."""
+
+    troubles: list[Trouble] = field(default_factory=list)
+    namespaces: set[str] = field(default_factory=set)
+    numbers: dict[int, str] = field(default_factory=dict)
+    """Numbers of bytes: the digest of a blob, "" of what is on its way in or out."""
+    snapshots: dict[SnapshotKey, Snapshot] = field(default_factory=dict)
+    ids: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """By backend, what snapshots there are, those among it that wait to be deleted."""
+    layers: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """By namespace and diff ID the blobs, packed somehow, of the layers of snapshots."""
+    blob_bytes: int = 0
+    is_readable: bool = True
+    """Whether every record that names bytes or folders can be: else nobody knows what is an orphan."""
+
+
+def read_records(meta: Environment, counts: Counts) -> Read:
+    """Read all records of a store."""
+    with meta.read() as txn:
+        reading = _Reading(meta, txn, counts)
+        reading.run()
+        return reading.read
+
+
+class _Reading:
+    def __init__(self, meta: Environment, txn: Transaction, counts: Counts) -> None:
+        self._meta = meta
+        self._txn = txn
+        self._counts = counts
+        self.read = Read()
+        self._dead: list[Trash] = []
+        self._mentions = 0
+        self._holdings = 0
+        self._derived_wrong: list[str] = []
+
+    def run(self) -> None:
+        for table in _TABLES:
+            for names, record in table.entries(self._txn):
+                self._counts.records += 1
+                if isinstance(record, Damaged):
+                    self._unreadable(table.name, names, record)
+                else:
+                    self._take(names, record)
+        self._snapshots()
+        self._trash()
+        self._counters()
+        self._check_derived()
+
+    def _tell(self, what: What, name: str, detail: str, **more: object) -> None:
+        mend = more.pop("mend", None)
+        finding = Finding(what=what, name=name, detail=detail, **more)  # type: ignore[arg-type]
+        self.read.troubles.append(Trouble(finding, mend))  # type: ignore[arg-type]
+
+    def _unreadable(self, table: str, names: list[str], record: Damaged) -> None:
+        if table in {BLOBS.name, INGESTS.name, SNAPSHOTS.name, TRASH.name}:
+            self.read.is_readable = False
+        place = 1 if table == SNAPSHOTS.name else 0
+        self._tell(What.RECORD, record.name, record.error, namespace=names[place] if names else "")
+
+    def _take(self, names: list[str], record: object) -> None:
+        match record:
+            case Blob() | Image() | Ingest() | Lease():
+                self._object(names[0], node_of(record), record)
+            case Snapshot():
+                backend, namespace = names[:2]
+                self._object(namespace, snapshot_node(backend, record.key), record)
+                self.read.snapshots[backend, namespace, record.key] = record
+                if labels.DIFF_ID in record.labels:
+                    self.read.layers[namespace, record.labels[labels.DIFF_ID]] = []
+                self._number(self.read.ids[backend], record, backend, namespace)
+            case LeaseItem():
+                namespace, lease = names[:2]
+                member = Node(record.kind, record.backend, record.key)
+                self._mention(namespace, Node(LEASE, "", lease), Mention(MEMBER, member))
+            case Trash():
+                self._dead.append(record)
+            case MountRecord():
+                self.read.namespaces.add(names[0])
+                if SNAPSHOTS.get(self._txn, record.backend, names[0], record.key) is None:
+                    detail = "its snapshot is gone; `lamina gc` clears it"
+                    self._tell(What.MOUNT, record.key, detail, namespace=names[0], is_damage=False)
+
+    def _number(self, seen: set[int], record: Snapshot, backend: str, namespace: str) -> None:
+        if record.id in seen:
+            detail = f"another snapshot has its folder {record.id} too"
+            about = {"namespace": namespace, "snapshotter": backend}
+            self._tell(What.SNAPSHOT, record.key, detail, **about)
+        seen.add(record.id)
+
+    def _object(self, namespace: str, node: Node, record: Object) -> None:
+        self.read.namespaces.add(namespace)
+        if ledger.get(self._txn, namespace, node) != record:
+            self._tell(What.RECORD, node.key, "it is stored under another name", namespace=namespace)
+        for mention in set(mentions(node, record)):
+            self._mention(namespace, node, mention)
+        if isinstance(record, Blob):
+            if record.number not in self.read.numbers:
+                self.read.blob_bytes += record.size
+            self._bytes(record.number, record.digest, namespace)
+            diff_id = record.labels.get(labels.UNCOMPRESSED, record.digest)
+            if (layers := self.read.layers.get((namespace, diff_id))) is not None:
+                layers.append(record.digest)
+            self._holding(namespace, record)
+        elif isinstance(record, Ingest):
+            self._bytes(record.number, "", namespace)
+
+    def _bytes(self, number: int, digest: str, namespace: str) -> None:
+        other = self.read.numbers.setdefault(number, digest)
+        if other != digest:  # the same blob in two namespaces shares its bytes
+            detail = f"its bytes {number} are also those of {other or 'what is being written'}"
+            self._tell(What.BLOB, digest or str(number), detail, namespace=namespace)
+
+    # -- what follows from the records ----------------------------------------------------------
+
+    def _mention(self, namespace: str, node: Node, mention: Mention) -> None:
+        self._mentions += 1
+        key = (namespace, token(mention.node), mention.how, token(node))
+        try:
+            found = MENTIONS.get(self._txn, *key)
+        except DataLoss:
+            found = None
+        if found is None or Node(found.kind, found.backend, found.key) != node:
+            self._derived_wrong.append(f"that {node.key} names {mention.node.key}")
+        if mention.how not in {PARENT, TARGET} and not self._is_there(namespace, mention.node):
+            detail = f"names {mention.node.key}, which is not here"
+            self._tell(What.EDGE, node.key, detail, namespace=namespace, is_damage=False)
+
+    def _is_there(self, namespace: str, node: Node) -> bool:
+        try:
+            return ledger.get(self._txn, namespace, node) is not None
+        except DataLoss:
+            return True
+        except KeyError:  # a kind that only containerd's leases have
+            return True
+
+    def _holding(self, namespace: str, blob: Blob) -> None:
+        self._holdings += 1
+        try:
+            found = HOLDINGS.get(self._txn, blob.digest, namespace)
+        except DataLoss:
+            found = None
+        if found is None or (found.namespace, found.number) != (namespace, blob.number):
+            self._derived_wrong.append(f"whose the bytes of {blob.digest} are")
+
+    def _check_derived(self) -> None:
+        """See that what follows from the records is there, and nothing else."""
+        for name, count, wanted in (
+            (MENTIONS.name, MENTIONS.count(self._txn), self._mentions),
+            (HOLDINGS.name, HOLDINGS.count(self._txn), self._holdings),
+        ):
+            if count > wanted and self.read.is_readable:
+                self._derived_wrong.append(f"{count - wanted} {name} that no record has")
+        if self._derived_wrong:
+            first, more = self._derived_wrong[0], len(self._derived_wrong) - 1
+            detail = f"it is not noted right {first}" + (f", and {more} more" if more else "")
+            self._tell(What.EDGE, "mentions", detail, mend=partial(_rebuild, self._meta))
+
+    # -- lineage, trash, counters ---------------------------------------------------------------
+
+    def _snapshots(self) -> None:
+        whole: set[SnapshotKey] = set()
+        for key, record in self.read.snapshots.items():
+            wrong = self._wrong_with(key, record)
+            backend, namespace, name = key
+            about = {"namespace": namespace, "snapshotter": backend}
+            if wrong:
+                self._tell(What.SNAPSHOT, name, wrong, **about)
+            elif self._is_in_circle(key, whole):
+                self._tell(What.SNAPSHOT, name, "it stands on itself, in a circle", **about)
+
+    def _wrong_with(self, key: SnapshotKey, record: Snapshot) -> str:
+        backend, namespace, _ = key
+        if record.kind not in _KINDS:
+            return f"it is of no kind that there is: {record.kind!r}"
+        parent = self.read.snapshots.get((backend, namespace, record.parent))
+        if record.parent and parent is None:
+            return f"its parent {record.parent} is not here"
+        if parent is not None and parent.kind != Kind.COMMITTED:
+            return f"its parent {record.parent} is {parent.kind}, not committed"
+        return ""
+
+    def _is_in_circle(self, key: SnapshotKey, whole: set[SnapshotKey]) -> bool:
+        way: dict[SnapshotKey, None] = {}
+        at: SnapshotKey | None = key
+        while at is not None and at not in whole:
+            if at in way:
+                return True
+            way[at] = None
+            record = self.read.snapshots.get(at)
+            at = (*at[:2], record.parent) if record and record.parent else None
+        whole.update(way)
+        return False
+
+    def _trash(self) -> None:
+        for dead in self._dead:
+            if dead.kind == "blob":
+                is_live = dead.number in self.read.numbers
+                self.read.numbers.setdefault(dead.number, "")
+            else:
+                is_live = dead.number in self.read.ids[dead.backend]
+                self.read.ids[dead.backend].add(dead.number)
+            if is_live:
+                name = f"{dead.kind} {dead.number}"
+                mend = partial(_spare, self._meta, dead, self._user_of(dead))
+                self._tell(What.TRASH, name, "it would be deleted, and a record has it", mend=mend)
+
+    def _user_of(self, dead: Trash) -> "_IsUsed":
+        """Return what says, in a later transaction, whether something still has what is dead."""
+        if dead.kind == "blob":
+            digest = self.read.numbers[dead.number]
+            return lambda txn: any(held.number == dead.number for held in ledger.holdings(txn, digest))
+        keys = [k for k, r in self.read.snapshots.items() if (k[0], r.id) == (dead.backend, dead.number)]
+        return lambda txn: any(
+            (found := SNAPSHOTS.get(txn, *key)) is not None and found.id == dead.number for key in keys
+        )
+
+    def _counters(self) -> None:
+        highest = {
+            "blob": max(self.read.numbers, default=0),
+            "snapshot": max((n for ids in self.read.ids.values() for n in ids), default=0),
+        }
+        for sequence, number in highest.items():
+            try:
+                last = COUNTERS.last(self._txn, sequence)
+            except DataLoss:
+                last = -1
+            if last < number and self.read.is_readable:
+                detail = f"it is at {max(last, 0)}, and {number} is in use"
+                mend = partial(_raise, self._meta, sequence, number)
+                self._tell(What.COUNTER, sequence, detail, mend=mend)
+
+
+def _rebuild(meta: Environment) -> str:
+    with meta.write() as txn:
+        ledger.rebuild(txn)
+    return "noted anew from all records"
+
+
+def _spare(meta: Environment, dead: Trash, is_used: "_IsUsed") -> str:
+    with meta.write() as txn:
+        if not is_used(txn):
+            raise FailedPrecondition("nothing has it any more; `lamina gc` deletes it")
+        TRASH.delete(txn, dead.kind, dead.backend, dead.number)
+    return "it is not to be deleted any more"
+
+
+def _raise(meta: Environment, sequence: str, number: int) -> str:
+    with meta.write() as txn:
+        try:
+            last = COUNTERS.last(txn, sequence)
+        except DataLoss:
+            last = 0
+        COUNTERS.raise_to(txn, sequence, max(last, number))
+    return f"it goes on after {max(last, number)}"
