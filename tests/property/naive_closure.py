@@ -135,7 +135,9 @@ def _edges(world: World, name: Name, at: float) -> Iterator[Name]:
             if any(_holds(condition, used_at, at) for condition in conditions):
                 yield target
     for other, held in world.items():
-        if any(_back(key, value) == name for key, value in held.labels.items()):
+        if other[0] in {"content", "snapshots", "images"} and any(
+            _back(key, value) == name for key, value in held.labels.items()
+        ):
             yield other
 
 
