@@ -144,7 +144,7 @@ class _Giving:
                         if self.bytes >= most or time.monotonic() > until:
                             return self.bytes < most
                 self._at = end
-            # XFS keeps blocks behind the end of a file that grew, up to gigabytes, until nobody has it open.
+            # XFS keeps blocks behind the end of a file that grew, gigabytes maybe, while it is open.
             punch_hole(self._file, os.fstat(self._file).st_size, _BEYOND)
         return False
 
