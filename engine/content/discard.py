@@ -16,7 +16,7 @@ from engine.kv.schema import SMALL, TRASH, Blob, Ingest, Trash
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
 
-__all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty"]
+__all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty", "revive"]
 
 _KIND = "blob"
 
@@ -25,6 +25,11 @@ def drop_bytes(txn: Transaction, number: int) -> None:
     """Drop bytes that no record names."""
     if not SMALL.delete(txn, number):
         TRASH.put(txn, Trash(kind=_KIND, backend="", number=number), _KIND, "", number)
+
+
+def revive(txn: Transaction, number: int) -> None:
+    """Take dropped bytes back, which a reader holds and which have a record again."""
+    TRASH.delete(txn, _KIND, "", number)
 
 
 def drop_blob(txn: Transaction, namespace: str, digest: str) -> int | None:

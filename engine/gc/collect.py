@@ -33,6 +33,7 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
+_RELEASE_EVERY = 1 << 12  # records dropped between two calls that give their memory back
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
 
@@ -73,6 +74,7 @@ def collect(
     with _marking(meta, places.namespace, report):
         with meta.read() as txn:
             found, garbage = survey(meta, txn, places, now())
+        found.forget()
         hit("gc.marked")
         return _sweep(meta, places.namespace, found, garbage, report)
 
@@ -135,11 +137,14 @@ def _sweep(
     tally = _Tally()
     total, more = len(garbage), True
     while more:
-        report(Step.SWEEP, "records", total, total - len(left))
+        before = len(left)
+        report(Step.SWEEP, "records", total, total - before)
         with meta.write() as txn:
             if _spare(txn, namespace, left, found.alone):
                 more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
+        if len(left) // _RELEASE_EVERY < before // _RELEASE_EVERY:
+            meta.release_pages()
     report(Step.SWEEP, "records", total, total)
     return tally.result(found)
 

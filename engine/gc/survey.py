@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine import labels, times
 from engine.gc.mark import children_first, holders_first, reachable
@@ -30,10 +30,12 @@ from engine.kv.schema import (
     Snapshot,
 )
 from engine.kv.table import Damaged, Record, Table
+from engine.metadata import ledger
 from engine.metadata.leases import is_live
 from engine.metadata.nodes import (
     BACK,
     CONDITION,
+    CONTENT,
     IMAGE,
     INGEST,
     LABEL,
@@ -41,6 +43,7 @@ from engine.metadata.nodes import (
     SNAPSHOT,
     Mention,
     Node,
+    Object,
     blob_node,
     is_met,
     is_root,
@@ -55,7 +58,7 @@ __all__ = ["Places", "Survey", "ingest_lives", "survey"]
 
 R = TypeVar("R", bound=Record)
 
-_RELEASE_EVERY = 1 << 17  # records read between two calls that give their memory back
+_RELEASE_EVERY = 1 << 14  # records read between two calls that give their memory back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,11 @@ class Survey:
     def _below(self, node: Node) -> tuple[Node, ...]:
         return (self._made_of[node],) if node in self._made_of else ()
 
+    def forget(self) -> None:
+        """Forget what holds what, which takes memory."""
+        self._made_of.clear()
+        self._refer.clear()
+
     def note(self, node: Node, mention: Mention) -> None:
         """Note an edge."""
         if mention.how == BACK:
@@ -163,13 +171,16 @@ class _Reader:
 
     def _each(self, table: Table[R], *prefix: str) -> Iterator[R]:
         for record in table.survey_each(self._txn, *prefix):
-            self._count += 1
-            if self._count % _RELEASE_EVERY == 0:
-                self._meta.release_pages()
+            self._breathe()
             if isinstance(record, Damaged):
                 self._found.damaged.append(f"{table.name[:-1]} {record.name}: {record.error}")
             else:
                 yield record
+
+    def _breathe(self) -> None:
+        self._count += 1
+        if self._count % _RELEASE_EVERY == 0:
+            self._meta.release_pages()
 
     def _snapshots(self) -> Iterator[tuple[str, Snapshot]]:
         for backend in chain(self._at.backends, self._at.kept):
@@ -184,19 +195,19 @@ class _Reader:
             self._lease(lease)
         for image in self._each(IMAGES, namespace):
             node = node_of(image)
-            self._mentions(node, image.labels, mentions(node, image))
+            self._note(node, image, image.labels)
             if not found.expiry(image.labels):
                 found.root(node)
         for ingest in self._each(INGESTS, namespace):
             node = node_of(ingest)
-            self._mentions(node, {}, mentions(node, ingest))
+            self._note(node, ingest, {})
             if ingest_lives(owners, ingest, at):
                 found.root(node)
         for blob in self._each(BLOBS, namespace):
-            if blob.labels:  # of most there is nothing to be known
-                self._labelled(blob_node(blob.digest), blob.labels)
-                node = blob_node(blob.digest)
-                self._mentions(node, blob.labels, mentions(node, blob))
+            for key in blob.labels:
+                if key.startswith(labels.GC):  # of most blobs there is nothing to be known
+                    self._note(blob_node(blob.digest), blob, blob.labels)
+                    break
         for backend, snapshot in self._snapshots():
             self._snapshot(backend, snapshot)
         for node, target, about in self._conditions:
@@ -209,40 +220,42 @@ class _Reader:
             return
         node = node_of(lease)
         self._found.root(node)
-        self._mentions(node, lease.labels, mentions(node, lease))
+        self._note(node, lease, lease.labels)
         is_flat = labels.GC_FLAT in lease.labels
         for item in list(self._each(LEASE_ITEMS, self._at.namespace, lease.id)):
             self._found.root(Node(item.kind, item.backend, item.key), alone=is_flat)
 
     def _snapshot(self, backend: str, record: Snapshot) -> None:
         node = snapshot_node(backend, record.key)
-        self._mentions(node, record.labels, mentions(node, record))
-        self._labelled(node, record.labels)
+        self._note(node, record, record.labels)
         if labels.GC_USED_AT in record.labels:
             self._used[node] = record.labels[labels.GC_USED_AT]
         in_use = record.kind != Kind.COMMITTED and not record.lease
         if backend in self._at.kept or (in_use and (backend, record.key) not in self._at.vanished):
             self._found.root(node)
 
-    def _labelled(self, node: Node, about: labels.Labels) -> None:
-        if about and is_root(about):
+    def _note(self, node: Node, record: Object, about: labels.Labels) -> None:
+        if about and is_root(about) and node.kind in {CONTENT, SNAPSHOT}:
             self._found.root(node)
-
-    def _mentions(self, node: Node, about: labels.Labels, found: Iterator[Mention]) -> None:
-        for mention in found:
+        for mention in mentions(node, record):
             if mention.how == CONDITION:
                 self._conditions.append((node, mention.node, about))
             else:
                 self._found.note(node, mention)
 
     def everything(self) -> Iterator[Node]:
-        """Read all records again, for what there is."""
+        """Read the names of all again, for what there is."""
         namespace = self._at.namespace
-        yield from (Node(LEASE, "", lease.id) for lease in self._each(LEASES, namespace))
-        yield from (Node(IMAGE, "", image.name) for image in self._each(IMAGES, namespace))
-        yield from (Node(INGEST, "", ingest.ref) for ingest in self._each(INGESTS, namespace))
-        yield from (blob_node(blob.digest) for blob in self._each(BLOBS, namespace))
-        yield from (snapshot_node(backend, record.key) for backend, record in self._snapshots())
+        for kind in (LEASE, IMAGE, INGEST, CONTENT):
+            yield from (Node(kind, "", name) for name in self._names(ledger.table_of(kind), namespace))
+        for backend in chain(self._at.backends, self._at.kept):
+            for name in self._names(SNAPSHOTS, backend, namespace):
+                yield snapshot_node(backend, name)
+
+    def _names(self, table: Table[Any], *prefix: str) -> Iterator[str]:
+        for name in table.names(self._txn, *prefix, name=lambda record: node_of(record).key):
+            self._breathe()
+            yield name
 
     def dead(self) -> Iterator[Node]:
         """Yield the leases and ingests that nobody works with."""

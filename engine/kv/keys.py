@@ -8,7 +8,7 @@ carries its own names: a key finds, it does not tell.
 import hashlib
 from collections.abc import Iterable
 
-__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening"]
+__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening", "told"]
 
 Part = str | bytes | int
 
@@ -63,6 +63,11 @@ def names_in(key: bytes) -> list[str]:
         names.append(name.decode("utf-8", "backslashreplace"))
         key = key[2 + length :]
     return names
+
+
+def told(key: bytes | memoryview, at: int) -> str:
+    """Return the one part that a key has from `at` on; "" where it is too long to be there."""
+    return "" if key[at : at + 2] == _HASHED else str(key[at + 2 :], "utf-8")
 
 
 def number(value: int) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ProcessLine", "Standing", "ThreadLine"]
+__all__ = ["PlaceInLine", "ProcessLine", "ThreadLine"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: to the end), pid
 
@@ -28,9 +28,9 @@ class ProcessLine:
         self._file = os.open(file, flags, 0o600)
 
     @contextmanager
-    def standing(self) -> Iterator["Standing"]:
+    def standing(self) -> Iterator["PlaceInLine"]:
         """Stand in the line for the length of a block."""
-        place = Standing(self._file)
+        place = PlaceInLine(self._file)
         try:
             yield place
         finally:
@@ -43,7 +43,7 @@ class ProcessLine:
             self._file = -1
 
 
-class Standing:
+class PlaceInLine:
     """A place in a line."""
 
     def __init__(self, file: int) -> None:

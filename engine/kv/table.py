@@ -124,6 +124,15 @@ class Table(Generic[R]):
             return 0
         return int(txn.raw.stat(txn.databases[self.name])["entries"])
 
+    def names(self, txn: Transaction, *prefix: Part, name: Callable[[R], str]) -> Iterator[str]:
+        """Yield the last parts of the keys of `prefix` and one part more.
+
+        `name` returns it for a record whose key does not tell, being too long.
+        """
+        start = keys.encode(prefix)
+        for key, value in self._items(txn, start):
+            yield keys.told(key, len(start)) or name(self._decode(value))
+
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
         return next(self._items(txn, keys.encode(prefix)), None) is not None

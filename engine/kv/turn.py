@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.errors import Unavailable
 from engine.fs.locks import holders, lock, named
-from engine.kv.line import ProcessLine, Standing, ThreadLine
+from engine.kv.line import PlaceInLine, ProcessLine, ThreadLine
 
 __all__ = ["WAIT_S", "Turn"]
 
@@ -59,7 +59,7 @@ class Turn:
         finally:
             self._threads.release()
 
-    def _lock(self, place: Standing, end: float) -> None:
+    def _lock(self, place: PlaceInLine, end: float) -> None:
         pause = _PAUSE_S
         told = end - WAIT_S + _TELL_S
         patience = time.monotonic() + _PATIENCE_S
@@ -72,7 +72,7 @@ class Turn:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _is_had(self, place: Standing, patience: float) -> bool:
+    def _is_had(self, place: PlaceInLine, patience: float) -> bool:
         if not place.is_first() and time.monotonic() < patience:
             return False
         return lock(self._file, alone=True)

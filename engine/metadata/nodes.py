@@ -88,9 +88,11 @@ def snapshot_node(backend: str, key: str) -> Node:
     return Node(SNAPSHOT, backend, key)
 
 
-def node_of(record: Blob | Image | Ingest | Lease) -> Node:
+def node_of(record: Object) -> Node:
     """Return the node of an object; a snapshot's record does not say what backend has it."""
     match record:
+        case Snapshot():
+            return Node(SNAPSHOT, "", record.key)
         case Blob():
             return Node(CONTENT, "", record.digest)
         case Image():
@@ -135,6 +137,7 @@ def _of_labels(about: labels.Labels) -> Iterator[Mention]:
                 yield Mention(how, snapshot_node(rest.partition("/")[0], name or value))
             elif not rest or rest[0] in "./":
                 yield Mention(how, Node(kind, "", value))
+            break
 
 
 _BASES: Mapping[str, tuple[str, str]] = {

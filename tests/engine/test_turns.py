@@ -10,7 +10,7 @@ import pytest
 
 from engine.kv import turn
 from engine.kv.environment import Environment
-from engine.kv.line import ProcessLine, Standing, ThreadLine
+from engine.kv.line import PlaceInLine, ProcessLine, ThreadLine
 from tests.processes import kill, ready, until
 
 _MAP = 1 << 30
@@ -53,15 +53,15 @@ def test_who_writes_back_to_back_lets_in_whoever_waits(
     """Counted in turns: those that others had from when this one stood in line until it was let in."""
     monkeypatch.setattr(turn, "_PATIENCE_S", turn.WAIT_S)
     last = 0
-    take = Standing._take
+    take = PlaceInLine._take
 
-    def taking(self: Standing) -> int | None:
+    def taking(self: PlaceInLine) -> int | None:
         nonlocal last
         found = take(self)
         last = file._env.info()["last_txnid"]
         return found
 
-    monkeypatch.setattr(Standing, "_take", taking)
+    monkeypatch.setattr(PlaceInLine, "_take", taking)
     busy = [ready(_BUSY, tmp_path / "file") for _ in range(3)]
     passed = []
     try:
