@@ -89,6 +89,11 @@ class Owners:
                 os.close(file)
         return False
 
+    def any_dead(self) -> bool:
+        """Say whether someone died at work: who ends in order takes his file along."""
+        with os_errors(str(self._folder)):
+            return any(not self.is_alive(name) for name in os.listdir(self._folder))
+
     def sweep(self) -> None:
         """Remove the files of owners that are dead."""
         with os_errors(str(self._folder)):

@@ -29,7 +29,6 @@ from engine.filters import Fields, Filter, fields, matches
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, INLINE, SMALL, Blob, now
 from engine.kv.table import Damaged
-from engine.kv.walk import walk
 from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.digests import full_name
@@ -99,13 +98,13 @@ class ContentStore:
 
         Others may write meanwhile: what was there all the time is among them.
         """
-        for blob in walk(self._meta, BLOBS, self._namespace):
+        for blob in BLOBS.walk(self._meta, self._namespace):
             if isinstance(blob, Blob) and matches(filters, blob_fields(blob)):
                 yield blob
 
     def damaged(self) -> list[Damaged]:
         """Return the digests whose records cannot be read."""
-        found = walk(self._meta, BLOBS, self._namespace)
+        found = BLOBS.walk(self._meta, self._namespace)
         return [record for record in found if isinstance(record, Damaged)]
 
     def pin(self, digests: Sequence[Digest], lease: str) -> list[Blob]:

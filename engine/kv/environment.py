@@ -19,7 +19,7 @@ from engine.kv import turn
 from engine.kv.faults import OUTGROWN, mapped
 from engine.kv.gate import Gate
 from engine.kv.growth import grow
-from engine.kv.opening import HEADROOM, allocate_lock, discard_unfinished, open_file
+from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
 from engine.kv.turn import Turn
 from engine.processes import Owners
 
@@ -76,7 +76,7 @@ class Environment:
                 self._turn = Turn(path)
                 undo.callback(self._turn.close)
                 with self._turn.taken():
-                    discard_unfinished(path)
+                    make_file(path)
                     self._open()
                 undo.callback(self._close_file)
                 self.check_readers()

@@ -160,8 +160,12 @@ def seen(
     (bottom,) = run("snapshots", "tree")
     assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
     run("snapshots", "rm", "web")
+    run("du")
     run("backends")
     run("compact")
+    next((root / "snapshots").glob("*/*/fs/etc")).chmod(0o700)
+    run("fsck", code=5)
+    run("fsck", "--repair")
     for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)
@@ -192,7 +196,7 @@ def _damage(root: Path, folder: Path, run: Any) -> None:
         ):
             txn.raw.put(keys.encode(name), b"\xc1", db=txn.databases[table])
     (root / "snapshots" / "copy").mkdir(exist_ok=True)
-    for words in (["images"], ["mounts"], ["content", "ls"], ["snapshots", "ls"], ["gc"]):
+    for words in (["images"], ["mounts"], ["content", "ls"], ["snapshots", "ls"], ["du"], ["gc"]):
         run(*words)
 
 

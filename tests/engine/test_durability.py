@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from engine.failpoints import armed
 from engine.fs import durable, kernel
 from engine.kv.environment import Environment
 from engine.kv.schema import EXTENT, FORMAT, INGESTS, LEASES, Blob
+from engine.labels import DIFF_ID
 from engine.metadata.leases import leased
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest, digest_of
@@ -327,6 +328,21 @@ def compacted(world: World) -> list[str]:
     return recorder.steps
 
 
+def applied_again(world: World) -> list[str]:
+    backend = world.stores.snapshotter("overlay")
+    put(world.stores.content, LAYER)
+    about = {DIFF_ID: digest_of(LAYER)}
+    backend.commit(replace(applied(backend, "base"), labels=about))
+    (file,) = world.stores.root.snapshots.glob("overlay/*/fs/etc/passwd")
+    file.write_text("mallory")
+    with world.record() as recorder:
+        checked = world.stores.check(
+            apply=lambda job: apply_layer([LAYER], job.target, diff_id=digest_of(LAYER))
+        )
+    assert not checked.left
+    return recorder.steps
+
+
 OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "a new store": new_store,
     "a store that is there, opened to write": opened_again,
@@ -352,6 +368,7 @@ OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "removing a snapshot": snapshot_removed,
     "gc": collected,
     "gc, after a crash": collected_after_crash,
+    "snapshot applied again": applied_again,
     "compact": compacted,
     "mount": mounted,
     "umount": unmounted,

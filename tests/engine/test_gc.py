@@ -380,7 +380,7 @@ def test_gc_02_a_deep_chain_goes_in_one_pass(stores):
     store.remove("seed")
     looked_at = count_lookups(stores)
     assert [node.key for node in looked_at.snapshots] == [str(n) for n in reversed(range(depth))]
-    assert not store.walk()
+    assert not list(store.walk())
 
 
 def count_lookups(stores):

@@ -156,7 +156,7 @@ def test_reading_changes_nothing(tmp_path):
     with open_stores(tmp_path / "root", "default", HOST, readonly=True) as stores:
         assert stores.content.verify(digest) == EXTENT + 1
         assert stores.images.walk() == []
-        assert stores.snapshotter("overlay").walk() == []
+        assert list(stores.snapshotter("overlay").walk()) == []
         assert stores.collect(dry_run=True).blobs == [digest]
         with pytest.raises(PermissionDenied), leased(stores.root.meta, "default"):
             pass

@@ -174,7 +174,7 @@ def test_messages_escape_what_a_layer_says(stores: Stores) -> None:
             with pytest.raises(EngineError) as caught:
                 apply_stack(stores.snapshotter(name), [archive(*members)])
             check_message(caught.value)
-            assert stores.snapshotter(name).walk() == [], about
+            assert list(stores.snapshotter(name).walk()) == [], about
 
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
