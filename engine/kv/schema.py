@@ -16,6 +16,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     marks         NS                         Mark         gc
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts
+    clocks        "last"                     Clock        gc.clock
     trash         kind backend number        Trash        whoever drops the record of bytes
     counters      sequence                   a number     blob numbers, snapshot ids
 
@@ -42,6 +43,7 @@ from engine.processes import Owner
 
 __all__ = [
     "BLOBS",
+    "CLOCKS",
     "COUNTERS",
     "EXTENT",
     "FORMAT",
@@ -61,6 +63,7 @@ __all__ = [
     "TOUCHED",
     "TRASH",
     "Blob",
+    "Clock",
     "Holding",
     "Image",
     "Ingest",
@@ -123,13 +126,14 @@ class Ingest(Record, frozen=True):
 
 
 class Image(Record, frozen=True):
-    """A name for a manifest or an index."""
+    """A name for a manifest or an index; `used` is when something was made of it, within the hour."""
 
     name: str
     target: Descriptor
     created: int
     updated: int
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    used: int = 0
 
 
 class Lease(Record, frozen=True):
@@ -199,6 +203,23 @@ class Mark(Record, frozen=True):
     started: int
 
 
+class Clock(Record, frozen=True):
+    """What the clocks showed at the last collection: in this `boot`, so long after its begin, so late.
+
+    The time of day is doubted until so long after the begin of that boot.
+    """
+
+    boot: str
+    boottime: int
+    wall: int
+    doubted_until: int = 0
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether the time of day is doubted."""
+        return self.boottime < self.doubted_until
+
+
 class Namespace(Record, frozen=True):
     """What is said of a namespace; there is no record of most.
 
@@ -256,6 +277,7 @@ HOLDINGS = Table("holdings", Holding)
 TOUCHED = Table("touched", Touched)
 MARKS = Table("marks", Mark)
 NAMESPACES = Table("namespaces", Namespace)
+CLOCKS = Table("clocks", Clock)
 MOUNTS = Table("mounts", MountRecord)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
@@ -274,6 +296,7 @@ TABLES = tuple(
         HOLDINGS,
         TOUCHED,
         MARKS,
+        CLOCKS,
         NAMESPACES,
         MOUNTS,
         TRASH,
