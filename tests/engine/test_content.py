@@ -423,18 +423,6 @@ def test_gc_09_a_deletion_cut_short_is_finished_later(stores):
     assert not stored_extents(stores)
 
 
-def test_gc_12_namespaces_know_nothing_of_each_other(stores):
-    other = Stores(stores.root, "other", stores.platform)
-    blob = put(stores.content, b"data")
-    assert not list(other.content.walk())
-    with pytest.raises(NotFound):
-        other.content.info(blob.digest)
-    copy = put(other.content, b"data", expected=blob.digest)
-    other.content.delete(copy.digest)
-    other.content.cleanup()
-    assert stores.content.verify(blob.digest) == 4
-
-
 def test_the_head_of_a_blob_is_a_few_bytes(stores):
     data = pattern(EXTENT + 10)
     blob = put(stores.content, data)
