@@ -47,6 +47,7 @@ from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
+from engine.processes import Owner
 
 __all__ = ["BATCH", "Writer", "keep_record"]
 
@@ -56,12 +57,16 @@ BATCH = 8 * EXTENT
 
 def keep_record(txn: Transaction, namespace: str, record: Ingest) -> Ingest:
     """Write an ingest's record, for as long as its lease lives, without one for a while; return it."""
-    at = now()
-    expires = 0 if record.lease else at + limits.INGEST_LIFE_S * 10**9
-    record = msgspec.structs.replace(record, updated=at, expires=expires)
+    record = _lasting(record)
     ledger.put(txn, namespace, record)
     ledger.pin(txn, namespace, record.lease, Node(INGEST, "", record.ref), made=True)
     return record
+
+
+def _lasting(record: Ingest) -> Ingest:
+    at = now()
+    expires = 0 if record.lease else at + limits.INGEST_LIFE_S * 10**9
+    return msgspec.structs.replace(record, updated=at, expires=expires)
 
 
 class _Aborted(FailedPrecondition):
@@ -350,7 +355,7 @@ class Writer:
         if not self._is_open:
             return
         try:
-            if not self._borrowed and self._stored < self.offset:
+            if not self._borrowed and (self._record.number or self._tail):
                 self._keep()
         finally:
             self._let_go()
@@ -359,8 +364,11 @@ class Writer:
         if not self._record.number and not self._settle():
             return
         self._store_tail()
-        with self._meta.read() as txn:
+        with self._meta.write() as txn:
             is_ours = self._is_ours(txn)
+            if is_ours:
+                idle = msgspec.structs.replace(self._record, owner=Owner())
+                ledger.put(txn, self._namespace, _lasting(idle))
         if not is_ours:
             self._drop()
 
