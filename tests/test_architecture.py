@@ -56,6 +56,7 @@ LAYERS = {
     # composition, then surfaces
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
+    "engine.recovery": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.importing": 5,

@@ -17,8 +17,10 @@ from engine.diff.compare import Difference
 from engine.errors import EngineError, NotFound
 from engine.fsck.findings import Checked, Counts
 from engine.gc.collect import Collected
-from engine.kv.schema import Blob, Image, MountRecord
+from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
 from engine.kv.table import Damaged
+from engine.labels import GC_FLAT
+from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
 from engine.snapshots import Info, Leftover, Snapshotter, Usage
@@ -26,7 +28,9 @@ from engine.stores import Stores
 from engine.times import rfc3339
 
 __all__ = [
+    "Held",
     "ImageDetails",
+    "LeaseDetails",
     "ShownBackend",
     "ShownBlob",
     "ShownCheck",
@@ -34,7 +38,9 @@ __all__ = [
     "ShownCompaction",
     "ShownFinding",
     "ShownImage",
+    "ShownLease",
     "ShownMount",
+    "ShownNamespace",
     "ShownSnapshot",
     "ShownUsage",
     "SnapshotName",
@@ -46,7 +52,10 @@ __all__ = [
     "details",
     "image",
     "images",
+    "lease",
+    "lease_details",
     "mount",
+    "namespace",
     "snapshot",
     "usage",
 ]
@@ -67,6 +76,7 @@ class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
     created: str | UnsetType = UNSET
     updated: str | UnsetType = UNSET
     unpacked: dict[str, str] | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -132,6 +142,44 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     unpacks: bool
     mounts: bool
     reason: str
+
+
+class ShownLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease, and how much it holds."""
+
+    id: str
+    created: str | UnsetType = UNSET
+    expires: str | UnsetType = UNSET
+    live: bool | UnsetType = UNSET
+    flat: bool | UnsetType = UNSET
+    owner: str | UnsetType = UNSET
+    holds: int | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What a lease holds, as containerd names it."""
+
+    type: str
+    id: str
+
+
+class LeaseDetails(ShownLease, frozen=True, kw_only=True):
+    """A lease and what it holds."""
+
+    resources: list[Held]
+
+
+class ShownNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace; its times are known only where it was made or labelled."""
+
+    name: str
+    isolated: bool | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    updated: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
 
 
 class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +283,7 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
             media_type=target.media_type,
             created=rfc3339(record.created),
             updated=rfc3339(record.updated),
+            labels=record.labels,
             **look(target.media_type, target.digest, target.size),
         )
 
@@ -324,7 +373,39 @@ def backend(found: Backend) -> ShownBackend:
     return ShownBackend(name=found.name, unpacks=probe.unpacks, mounts=probe.mounts, reason=probe.reason)
 
 
-def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
+def lease(stores: Stores, record: Lease) -> ShownLease:
+    """Return what there is to say of a lease."""
+    expires = expiry(record)
+    return ShownLease(
+        id=record.id,
+        created=rfc3339(record.created),
+        expires=UNSET if expires is None else rfc3339(expires),
+        live=stores.leases.is_live(record),
+        flat=GC_FLAT in record.labels,
+        owner=str(record.owner) if record.owner else UNSET,
+        holds=len(stores.leases.members(record.id)),
+        labels=record.labels,
+    )
+
+
+def lease_details(stores: Stores, record: Lease) -> LeaseDetails:
+    """Return a lease with what it holds."""
+    held = [Held(*one) for one in stores.leases.resources(record.id)]
+    return LeaseDetails(**msgspec.structs.asdict(lease(stores, record)), resources=held)
+
+
+def namespace(record: Namespace) -> ShownNamespace:
+    """Return what there is to say of a namespace."""
+    return ShownNamespace(
+        name=record.name,
+        isolated=record.isolated,
+        created=rfc3339(record.created) if record.created else UNSET,
+        updated=rfc3339(record.updated) if record.updated else UNSET,
+        labels=record.labels,
+    )
+
+
+def collection(collected: Collected, *, dry_run: bool = False) -> ShownCollection:
     """Return what a collection did."""
     return ShownCollection(
         dry_run=dry_run,

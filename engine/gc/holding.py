@@ -49,7 +49,7 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
         return True
     match record:
         case Lease():
-            found = is_live(owners, record, now())
+            found = is_live(owners, record, None)  # until it is collected, expired or not
         case Ingest():
             found = ingest_lives(owners, record, now())
         case Snapshot():
@@ -58,7 +58,7 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
         case Blob():
             found = is_root(record.labels)
         case _:
-            found = record is not None  # an image, until it is collected: expired or not
+            found = record is not None  # an image, as a lease
     return found
 
 
@@ -67,7 +67,9 @@ def _holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
     for mention in ledger.mentioners(txn, namespace, node):
         if mention.how != BACK:
             yield mention.node
-    yield from (mention.node for mention in _mentioning(txn, namespace, node) if mention.how == BACK)
+    for mention in _mentioning(txn, namespace, node):
+        if mention.how == BACK and ledger.exists(txn, namespace, mention.node):
+            yield mention.node
 
 
 def _held(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
@@ -133,17 +135,10 @@ def closure(txn: Transaction, namespace: str, node: Node) -> list[Node]:
     pending, found = [node], dict[Node, None]()
     while pending:
         at = pending.pop()
-        if at not in found and _is_there(txn, namespace, at):
+        if at not in found and ledger.exists(txn, namespace, at):
             found[at] = None
             pending += _held(txn, namespace, at)
     return list(found)
-
-
-def _is_there(txn: Transaction, namespace: str, node: Node) -> bool:
-    try:
-        return ledger.get(txn, namespace, node) is not None
-    except DataLoss:
-        return True
 
 
 def only_held_by(
@@ -185,7 +180,7 @@ def _holds_still(owners: Owners, txn: Transaction, namespace: str, node: Node) -
     """Say whether an object is there, and if it is a lease, holds on."""
     if node.kind == LEASE:
         return _is_root(owners, txn, namespace, node)
-    return _is_there(txn, namespace, node)
+    return ledger.exists(txn, namespace, node)
 
 
 def give_up(meta: Environment, namespace: str, lease: str) -> Dropped:
@@ -225,7 +220,7 @@ def remove_blob(meta: Environment, namespace: str, digest: str) -> int | None:
     """
     node = blob_node(digest)
     with meta.write() as txn:
-        if not _is_there(txn, namespace, node):
+        if not ledger.exists(txn, namespace, node):
             raise NotFound(f"no blob {digest}")
         found = holder(meta.owners, txn, namespace, node)
         if found is not None and found.kind == IMAGE:

@@ -56,6 +56,7 @@ from engine.metadata.nodes import (
 __all__ = [
     "check_lease",
     "drop",
+    "exists",
     "get",
     "has_children",
     "holdings",
@@ -92,6 +93,11 @@ def get(txn: Transaction, namespace: str, node: Node) -> Object | None:
     """Return an object's record, None if there is none. Raises DataLoss if it cannot be read."""
     found: Object | None = _TABLES[node.kind].get(txn, *_key(namespace, node))
     return found
+
+
+def exists(txn: Transaction, namespace: str, node: Node) -> bool:
+    """Say whether an object has a record, readable or not."""
+    return _TABLES[node.kind].any(txn, *_key(namespace, node))
 
 
 # -- changes ----------------------------------------------------------------------------------------

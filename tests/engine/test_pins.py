@@ -36,7 +36,7 @@ from tests.filesystems import in_memory
 from tests.inline import workers_inline
 from tests.meddling import meddled
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0", "all_in_extents")]
 
 LAYERS = [archive(member("a/x")), archive(member("b")), archive(member("a/.wh.x"))]
 Work = Callable[[Engine], Awaitable[None]]
@@ -509,7 +509,7 @@ def test_nothing_is_found_between_mark_and_drop(
             else:
                 assert stores.snapshotter("overlay").stat("found").key
         elif drop is not removing:
-            assert not stores.content.walk()
+            assert not list(stores.content.walk())
             assert not list(stores.snapshotter("overlay").walk())
 
 
