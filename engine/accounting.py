@@ -19,7 +19,6 @@ from engine.fs.usage import BLOCK, measure
 from engine.gc.holding import closure, holder
 from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
-from engine.kv.walk import walk
 from engine.metadata import ledger
 from engine.metadata.nodes import Node, node_of, snapshot_node
 from engine.progress import Report, Step, silent
@@ -192,15 +191,15 @@ class Accounts:
             backends = list(SNAPSHOTS.branches(txn))
         namespaces = self._namespaces()
         for at, namespace in enumerate(namespaces):
-            for blob in walk(meta, BLOBS, namespace):
+            for blob in BLOBS.walk(meta, namespace):
                 if isinstance(blob, Blob) and not self._is_in(namespaces[:at], blob):
                     yield namespace, node_of(blob), Share(content=blob.size)
-            for ingest in walk(meta, INGESTS, namespace):
+            for ingest in INGESTS.walk(meta, namespace):
                 if isinstance(ingest, Ingest):
                     size = stored_bytes(self._root.blobs, ingest.number)
                     yield namespace, node_of(ingest), Share(content=size)
             for backend in backends:
-                for record in walk(meta, SNAPSHOTS, backend, namespace):
+                for record in SNAPSHOTS.walk(meta, backend, namespace):
                     if isinstance(record, Snapshot):
                         size = self._size(backend, record)
                         yield namespace, snapshot_node(backend, record.key), Share(snapshots=size)
@@ -227,7 +226,7 @@ class Accounts:
     def _dropped(self) -> Share:
         """Return what was dropped and is not deleted yet."""
         content, snapshots = 0, _taken(self._root.trash) - _own(self._root.trash)
-        for trash in walk(self._root.meta, TRASH):
+        for trash in TRASH.walk(self._root.meta):
             if isinstance(trash, Trash) and trash.backend:
                 snapshots += self._measured(self._root.snapshots / trash.backend / str(trash.number))
             elif isinstance(trash, Trash):

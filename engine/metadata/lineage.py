@@ -22,7 +22,6 @@ from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
 from engine.kv.table import Damaged
-from engine.kv.walk import walk
 from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.digests import full_name
@@ -85,7 +84,7 @@ class MetaStore:
 
     def walk(self) -> Iterator[Snapshot]:
         """Yield all records, by key; others may write meanwhile. DataLoss where one can't be read."""
-        for record in walk(self._meta, SNAPSHOTS, self._backend, self._namespace):
+        for record in SNAPSHOTS.walk(self._meta, self._backend, self._namespace):
             if isinstance(record, Damaged):
                 raise DataLoss(record.error)
             yield record
