@@ -64,7 +64,13 @@ LAYERS = {
     "engine.__main__": 6,
 }
 
-ASYNC = {"engine.app", "engine.importing", "engine.cli.running", "engine.cli.demo"}
+ASYNC = {
+    "engine.app",
+    "engine.gc.scheduler",
+    "engine.importing",
+    "engine.cli.running",
+    "engine.cli.demo",
+}
 ASYNC |= {
     f"engine.unpack.{room}"
     for room in ("flights", "lease", "pool", "committer", "unpacker", "workshop", "layer_flight")
