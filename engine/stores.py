@@ -41,6 +41,7 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
 from engine.oci.short import the_one
 from engine.progress import Report, silent
+from engine.recovery import recover
 from engine.root import Root, open_root
 from engine.snapshots import Kind, Leftover, Snapshotter
 
@@ -387,6 +388,8 @@ def open_stores(
     All in this process who open a root share it, whatever their namespaces.
     """
     with open_root(path, readonly=readonly, create=create) as root:
+        if not readonly:
+            recover(root)
         stores = Stores(root, namespace, platform)
         try:
             yield stores

@@ -34,7 +34,7 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
-_RELEASE_EVERY = 1 << 12  # records dropped between two calls that give their memory back
+_RELEASE_EVERY = 8  # transactions: what they read counts as memory of the process
 _S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
@@ -154,15 +154,15 @@ def _sweep(
     left = dict.fromkeys(garbage)
     order = iter(garbage)
     tally = _Tally()
-    total, more = len(garbage), True
+    total, slices, more = len(garbage), 0, True
     while more:
-        before = len(left)
-        report(Step.SWEEP, "records", total, total - before)
+        report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
             if _spare(txn, namespace, left, found.alone):
                 more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
-        if len(left) // _RELEASE_EVERY < before // _RELEASE_EVERY:
+        slices += 1
+        if slices % _RELEASE_EVERY == 0:
             meta.release_pages()
     report(Step.SWEEP, "records", total, total)
     return tally

@@ -170,6 +170,7 @@ class _Reader:
         self._at = places
         self._found = found
         self._conditions: list[tuple[Node, Node, labels.Labels]] = []
+        self._back: list[tuple[Node, Mention]] = []
         self._used: dict[Node, str] = {}
         self._count = 0
 
@@ -217,6 +218,9 @@ class _Reader:
         for node, target, about in self._conditions:
             if at is None or is_met(about, target, self._used.get(target, ""), at):
                 found.note(node, Mention(LABEL, target))
+        for node, mention in self._back:
+            if ledger.exists(self._txn, namespace, mention.node):  # what never was keeps nothing
+                found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
@@ -244,6 +248,8 @@ class _Reader:
         for mention in mentions(node, record):
             if mention.how == CONDITION:
                 self._conditions.append((node, mention.node, about))
+            elif mention.how == BACK:
+                self._back.append((node, mention))
             else:
                 self._found.note(node, mention)
 

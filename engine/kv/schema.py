@@ -4,6 +4,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
 
     table         key                        record       written by
     blobs         NS digest                  Blob         metadata.ledger, for content
+    small         number                     Small        content: bytes of small blobs
     ingests       NS ref                     Ingest       metadata.ledger, for content
     images        NS name                    Image        metadata.ledger, for metadata.images
     leases        NS id                      Lease        metadata.ledger, for metadata.leases
@@ -22,8 +23,10 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
 A token stands for a node (`metadata.nodes`). Under the token of what is mentioned `mentions` has whoever
 mentions it, so that who holds one thing is found without reading all others.
 
-`blobs.lmdb` has one unnamed table: (blob number, extent index), 8 and 4 bytes big-endian, to an
-extent of EXTENT bytes (the last one shorter).
+`small` has the bytes of blobs of up to INLINE bytes, so that one transaction makes such a blob; not of
+all, as what was begun without knowing the size has its bytes where the others have theirs: `blobs.lmdb`
+has one unnamed table, (blob number, extent index), 8 and 4 bytes big-endian, to an extent of EXTENT
+bytes (the last one shorter).
 
 Order on disk. Bytes are durable before the record that names them; a record goes, and a Trash record
 comes, in one transaction before the bytes are deleted; the Trash record goes last. A number is never
@@ -47,12 +50,14 @@ __all__ = [
     "HOLDINGS",
     "IMAGES",
     "INGESTS",
+    "INLINE",
     "LEASES",
     "LEASE_ITEMS",
     "MARKS",
     "MENTIONS",
     "MOUNTS",
     "NAMESPACES",
+    "SMALL",
     "SNAPSHOTS",
     "TABLES",
     "TOUCHED",
@@ -68,6 +73,7 @@ __all__ = [
     "Mentioned",
     "MountRecord",
     "Namespace",
+    "Small",
     "Snapshot",
     "Touched",
     "Trash",
@@ -81,6 +87,10 @@ EXTENT = 4096 * 256 - 16
 """Bytes of an extent: whole pages less LMDB's page header, so that freed runs fit new ones."""
 
 
+INLINE = 4096 * 4 - 32
+"""Bytes of the largest blob that lies beside its record: whole pages less what heads them."""
+
+
 class Blob(Record, frozen=True):
     """A committed blob. `number` finds its extents; times are nanoseconds since the epoch."""
 
@@ -90,6 +100,12 @@ class Blob(Record, frozen=True):
     created: int
     updated: int
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Small(Record, frozen=True):
+    """The bytes of a small blob."""
+
+    data: bytes
 
 
 class Ingest(Record, frozen=True):
@@ -250,6 +266,7 @@ class Trash(Record, frozen=True):
 
 
 BLOBS = Table("blobs", Blob)
+SMALL = Table("small", Small)
 INGESTS = Table("ingests", Ingest)
 IMAGES = Table("images", Image)
 LEASES = Table("leases", Lease)
@@ -269,6 +286,7 @@ TABLES = tuple(
     table.name
     for table in (
         BLOBS,
+        SMALL,
         INGESTS,
         IMAGES,
         LEASES,

@@ -58,6 +58,7 @@ __all__ = [
     "check_lease",
     "deletions",
     "drop",
+    "exists",
     "get",
     "has_children",
     "holdings",
@@ -97,6 +98,11 @@ def get(txn: Transaction, namespace: str, node: Node) -> Object | None:
     """Return an object's record, None if there is none. Raises DataLoss if it cannot be read."""
     found: Object | None = _TABLES[node.kind].get(txn, *_key(namespace, node))
     return found
+
+
+def exists(txn: Transaction, namespace: str, node: Node) -> bool:
+    """Say whether an object has a record, readable or not."""
+    return _TABLES[node.kind].any(txn, *_key(namespace, node))
 
 
 # -- changes ----------------------------------------------------------------------------------------

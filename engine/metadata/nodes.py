@@ -121,7 +121,9 @@ def mentions(node: Node, record: Object) -> Iterator[Mention]:
         case Snapshot() if record.parent:
             yield Mention(PARENT, snapshot_node(node.backend, record.parent))
     if not isinstance(record, Ingest) and record.labels:
-        yield from _of_labels(record.labels)
+        found = _of_labels(record.labels)
+        conditional = isinstance(record, Blob | Image)
+        yield from (mention for mention in found if conditional or mention.how != CONDITION)
 
 
 def _of_labels(about: labels.Labels) -> Iterator[Mention]:
