@@ -60,6 +60,7 @@ LAYERS = {
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.importing": 5,
+    "engine.collecting": 5,
     "engine.compacting": 5,
     "engine.app": 5,
     "engine.cli": 6,
@@ -68,6 +69,7 @@ LAYERS = {
 
 ASYNC = {
     "engine.app",
+    "engine.collecting",
     "engine.gc.scheduler",
     "engine.importing",
     "engine.cli.running",

@@ -15,6 +15,7 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import SMALL, TRASH, Blob, Ingest, Trash
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
+from engine.progress import Report, Step, silent
 
 __all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty"]
 
@@ -57,19 +58,21 @@ def empty(
     only: Collection[int] | None = None,
     *,
     until: float = math.inf,
+    report: Report = silent,
 ) -> None:
     """Delete the bytes of everything dropped so far, or of some numbers; what is left stays dropped.
 
     So does what someone reads. `until` is of the monotonic clock.
     """
-    for number in _dropped(meta, only):
-        if holds.is_held(number):
-            continue
-        if not extents.drop(blobs, number, until=until):
-            return
+    numbers = [number for number in _dropped(meta, only) if not holds.is_held(number)]
+    done = 0
+    for gone in extents.drop(blobs, numbers, until=until):
         hit("trash.emptied")
         with meta.write() as txn:
-            TRASH.delete(txn, _KIND, "", number)
+            for number in gone:
+                TRASH.delete(txn, _KIND, "", number)
+        done += len(gone)
+        report(Step.SWEEP, "bytes", len(numbers), done)
 
 
 def _dropped(meta: Environment, only: Collection[int] | None) -> list[int]:

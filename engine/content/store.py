@@ -35,6 +35,7 @@ from engine.metadata.digests import full_name
 from engine.metadata.nodes import blob_node
 from engine.oci.digest import Digest, hasher
 from engine.oci.short import LENGTHS, beginnings
+from engine.progress import Report, silent
 
 __all__ = ["ContentStore", "blob_fields"]
 
@@ -150,12 +151,19 @@ class ContentStore:
             if discard.drop_blob(txn, self._namespace, digest) is None:
                 raise NotFound(f"no blob {digest}")
 
-    def cleanup(self, only: Collection[int] | None = None, *, seconds: float = math.inf) -> None:
+    def cleanup(
+        self,
+        only: Collection[int] | None = None,
+        *,
+        seconds: float = math.inf,
+        report: Report = silent,
+    ) -> None:
         """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number.
 
         What `seconds` do not suffice for is left for the next time.
         """
-        discard.empty(self._meta, self._blobs, self._holds, only, until=time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        discard.empty(self._meta, self._blobs, self._holds, only, until=until, report=report)
 
     def open(self, digest: Digest) -> Reader:
         """Open a blob to be read, whoever deletes it meanwhile. Raises NotFound."""
