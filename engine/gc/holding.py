@@ -230,6 +230,7 @@ def remove_blob(meta: Environment, namespace: str, digest: str) -> int | None:
             )
         if found is not None:
             raise FailedPrecondition(f"blob {digest} is held by {_told(found)}")
+        ledger.note_deletion(txn, namespace)
         return discard.drop_blob(txn, namespace, digest)
 
 

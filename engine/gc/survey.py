@@ -215,12 +215,18 @@ class _Reader:
                     break
         for backend, snapshot in self._snapshots():
             self._snapshot(backend, snapshot)
+        self._read_of_others()
+
+    def _read_of_others(self) -> None:
+        """Note what holds only as other records are."""
         for node, target, about in self._conditions:
-            if at is None or is_met(about, target, self._used.get(target, ""), at):
-                found.note(node, Mention(LABEL, target))
+            if is_met(about, target, self._used.get(target, ""), self._found.at):
+                self._found.note(node, Mention(LABEL, target))
         for node, mention in self._back:
-            if ledger.exists(self._txn, namespace, mention.node):  # what never was keeps nothing
-                found.note(node, mention)
+            if ledger.exists(
+                self._txn, self._at.namespace, mention.node
+            ):  # what never was keeps nothing
+                self._found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
