@@ -211,12 +211,18 @@ class _Reader:
                     break
         for backend, snapshot in self._snapshots():
             self._snapshot(backend, snapshot)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Note the edges that depend on what else there is."""
         for node, target, about in self._conditions:
-            if is_met(about, target, self._used.get(target, ""), at):
-                found.note(node, Mention(LABEL, target))
+            if is_met(about, target, self._used.get(target, ""), self._found.at):
+                self._found.note(node, Mention(LABEL, target))
         for node, mention in self._back:
-            if ledger.exists(self._txn, namespace, mention.node):  # what never was keeps nothing
-                found.note(node, mention)
+            if ledger.exists(
+                self._txn, self._at.namespace, mention.node
+            ):  # what never was keeps nothing
+                self._found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
