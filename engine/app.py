@@ -142,7 +142,7 @@ class Engine:
             return await self._unpacker.unpack(image, backend, lease, report, strict=strict)
 
     def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
-        return self.stores.resolve(self.stores.images.get(name).target, platform)
+        return self.stores.resolve(self.stores.images.use(name).target, platform)
 
     async def prepare(self, key: str, name: str, *, snapshotter: str | None = None) -> list[Mount]:
         """Make a writable root file system of an image, unpacked if need be; return its mounts.

@@ -27,6 +27,7 @@ __all__ = [
     "OCI_REF_NAME",
     "PARENT_CHAIN_ID",
     "PINNED",
+    "PINNED_VALUE",
     "SHAREABLE",
     "SNAPSHOT_REF",
     "UNCOMPRESSED",
@@ -75,7 +76,8 @@ SHAREABLE = "containerd.io/namespace.shareable"
 """On a namespace, `true`: others may use its blobs, isolated though it or they are."""
 
 PINNED = "io.cri-containerd.pinned"
-"""On an image, `pinned`: no policy removes it."""
+"""On an image, `PINNED_VALUE`: no policy removes it."""
+PINNED_VALUE = "pinned"
 
 UNCOMPRESSED = "containerd.io/uncompressed"
 """On a layer blob: its diff ID, written after it was verified."""

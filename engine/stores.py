@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from engine.fsck.findings import Checked, Finding
 from engine.fsck.reapplying import Apply
 from engine.gc.collect import Collected, collect
 from engine.gc.holding import give_up, remove_blob
+from engine.gc.policy import Disk, Enforced, Policy, enforce
 from engine.gc.survey import Places
 from engine.identifiers import check_identifier
 from engine.kv.schema import Image, MountRecord
@@ -39,6 +41,7 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
 from engine.oci.short import the_one
 from engine.progress import Report, silent
+from engine.recovery import recover
 from engine.root import Root, open_root
 from engine.snapshots import Kind, Leftover, Snapshotter
 
@@ -259,6 +262,23 @@ class Stores:
             collected, snapshots=snapshots, left=left, errors=[*collected.errors, *self._give_back()]
         )
 
+    def enforce(self, policy: Policy, *, dry_run: bool = False, report: Report = silent) -> Enforced:
+        """Collect, and remove the images that a policy lets go; with `dry_run` only say what."""
+        return enforce(
+            self.root.meta,
+            self.namespace,
+            policy,
+            disk=self.disk,
+            collect=partial(self.collect, dry_run=dry_run, report=report),
+            dry_run=dry_run,
+        )
+
+    def disk(self) -> Disk:
+        """Return the disk that the root is on; what the root's own files can take again is free."""
+        found = os.statvfs(self.root.path)
+        free = found.f_bavail * found.f_frsize + self.root.blobs.unused()
+        return Disk(found.f_blocks * found.f_frsize, free)
+
     def _give_back(self) -> Iterator[str]:
         """Give freed pages back to the file system; yield why some stay."""
         for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
@@ -368,6 +388,8 @@ def open_stores(
     All in this process who open a root share it, whatever their namespaces.
     """
     with open_root(path, readonly=readonly, create=create) as root:
+        if not readonly:
+            recover(root)
         stores = Stores(root, namespace, platform)
         try:
             yield stores

@@ -299,9 +299,9 @@ class BaseSnapshotter(ABC):
             except FileNotFoundError:
                 raise DataLoss(f"there is no folder {self._tree(record)}") from None
 
-    def walk(self) -> list[Info]:
-        """Return all snapshots."""
-        return [info_of(record) for record in self._store.walk()]
+    def walk(self) -> Iterator[Info]:
+        """Yield all snapshots; others may write meanwhile."""
+        return map(info_of, self._store.walk())
 
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""

@@ -56,7 +56,9 @@ LAYERS = {
     # composition, then surfaces
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
+    "engine.recovery": 5,
     "engine.stores": 5,
+    "engine.accounting": 5,
     "engine.importing": 5,
     "engine.compacting": 5,
     "engine.app": 5,

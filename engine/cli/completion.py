@@ -17,7 +17,15 @@ from engine.errors import EngineError
 from engine.oci.reference import familiar
 from engine.stores import Stores
 
-__all__ = ["blob_names", "completion", "image_names", "mount_targets", "snapshot_names"]
+__all__ = [
+    "blob_names",
+    "completion",
+    "image_names",
+    "lease_ids",
+    "mount_targets",
+    "namespace_names",
+    "snapshot_names",
+]
 
 _MOST = 500
 
@@ -79,7 +87,17 @@ def _targets(stores: Stores, _begun: str) -> Iterator[str]:
     yield from (record.target for record in stores.mounting.walk() if record.state == "mounted")
 
 
+def _leases(stores: Stores, _begun: str) -> Iterator[str]:
+    yield from (lease.id for lease in stores.leases.walk())
+
+
+def _namespaces(stores: Stores, _begun: str) -> Iterator[str]:
+    yield from (record.name for record in stores.namespaces.walk())
+
+
 image_names = _completer(_images)
 blob_names = _completer(_blobs)
 snapshot_names = _completer(_snapshots)
 mount_targets = _completer(_targets)
+lease_ids = _completer(_leases)
+namespace_names = _completer(_namespaces)

@@ -20,10 +20,12 @@ from engine.oci.platform import Platform, parse_platform
 from engine.stores import Stores, host_platform, open_stores
 
 __all__ = [
+    "Command",
     "Context",
     "action",
     "default_root",
     "filter_option",
+    "lease_option",
     "listing",
     "platform_option",
     "replace_option",
@@ -102,6 +104,9 @@ filter_option = click.option(
     metavar="FILTER",
     multiple=True,
     help="Only what matches, as in containerd: FIELD==VALUE,…; given again, either.",
+)
+lease_option = click.option(
+    "--lease", metavar="ID", default="", help="Also have this lease hold it (`lamina leases create`)."
 )
 snapshotter_option = click.option(
     "--snapshotter", metavar="NAME", help="Backend; `lamina backends` lists them."

@@ -1,4 +1,4 @@
-"""Commands on the names of images: images, image tag|rm."""
+"""Commands on the names of images: images, image tag."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -15,7 +15,7 @@ from engine.kv.schema import Image
 from engine.kv.table import Damaged
 from engine.oci.reference import familiar
 
-__all__ = ["images", "remove", "tag"]
+__all__ = ["images", "tag"]
 
 _COLUMNS = (
     Column("NAME"),
@@ -112,15 +112,3 @@ def tag(context: Context, name: str, new_name: str, replace: bool, view: View) -
         (image,) = stores.images.put_all({new_name: target}, replace=replace)
         if view.json:
             document(shapes.image(stores, image))
-
-
-@click.command("rm")
-@click.argument("names", metavar="IMAGE...", nargs=-1, required=True, shell_complete=image_names)
-@action
-@click.pass_obj
-def remove(context: Context, names: tuple[str, ...], view: View) -> None:
-    """Remove image names; `lamina gc` then frees what only they kept."""
-    with context.stores() as stores:
-        removed = stores.images.remove(*names)
-    if view.json:
-        document({"removed": removed})

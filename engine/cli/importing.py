@@ -14,6 +14,7 @@ from engine.cli.bars import progress
 from engine.cli.context import (
     Context,
     action,
+    lease_option,
     platform_option,
     replace_option,
     snapshotter_option,
@@ -45,6 +46,7 @@ _SHOWN = 20  # lines of one kind; an index may list 10,000
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @replace_option
+@lease_option
 @action
 @click.pass_obj
 def import_(
@@ -57,6 +59,7 @@ def import_(
     no_unpack: bool,
     strict: bool,
     replace: bool,
+    lease: str,
     view: View,
 ) -> None:
     """Import the images of a folder or an archive, and unpack them.
@@ -69,7 +72,7 @@ def import_(
     async def work(engine: Engine) -> tuple[ImportResult, dict[str, Any]]:
         backend = None if no_unpack else snapshotter or _default(engine.stores)
         with progress(view) as report:
-            result = await engine.import_image(
+            result = await engine.using(lease).import_image(
                 source,
                 name=name,
                 refs=refs,

@@ -7,9 +7,9 @@ command takes; elsewhere all is whole, as programs read it.
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain, islice
 from tempfile import SpooledTemporaryFile
 from textwrap import indent
@@ -32,6 +32,7 @@ __all__ = [
     "resisting",
     "say",
     "short",
+    "span",
     "write",
 ]
 
@@ -166,8 +167,13 @@ def human_bytes(count: float) -> str:
 
 def age(nanoseconds: int) -> str:
     """Return how long ago a time was, in one unit."""
-    passed = max(0, (datetime.now(UTC).timestamp() - nanoseconds / 1e9))
+    return f"{span(time.time_ns() - nanoseconds)} ago"
+
+
+def span(nanoseconds: int) -> str:
+    """Return a length of time in one unit."""
+    passed = max(0, nanoseconds / 1e9)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if passed >= size:
-            return f"{passed // size:.0f} {unit} ago"
-    return f"{passed // 1:.0f} s ago"
+            return f"{passed // size:.0f} {unit}"
+    return f"{passed // 1:.0f} s"

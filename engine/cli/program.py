@@ -41,7 +41,12 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "ls": Listed("images:images", "List the images."),
         "inspect": Listed("inspecting:inspect", "Show what an image is made of and how it is run."),
         "tag": Listed("images:tag", "Give an image another name."),
-        "rm": Listed("images:remove", "Remove image names; `lamina gc` then frees what only they kept."),
+        "label": Listed("labelling:label_image", "Show, set and delete labels of an image name."),
+        "pin": Listed("labelling:pin", "Keep image names from every policy that removes some."),
+        "unpin": Listed("labelling:unpin", "Leave image names to policies again."),
+        "rm": Listed(
+            "removing:remove", "Remove image names; `lamina gc` then frees what only they kept."
+        ),
     },
     "unpack": Listed(
         "unpacking:unpack", "Unpack an image into snapshots; what is there is not done again."
@@ -52,6 +57,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
     "content": {
         "ls": Listed("content:list_blobs", "List the blobs."),
         "get": Listed("content:get", "Write a blob to stdout, verified on the way."),
+        "label": Listed("labelling:label_blob", "Show, set and delete labels of a blob."),
         "rm": Listed("content:remove", "Remove blobs that no image needs."),
         "verify": Listed("verifying:verify", "Hash blobs again, all of them by default."),
     },
@@ -59,20 +65,36 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "ls": Listed("snapshots:list_snapshots", "List the snapshots."),
         "tree": Listed("snapshots:tree", "Draw what stands on what, and how much each takes up."),
         "usage": Listed("snapshots:usage", "Show what snapshots take up, their parents left out."),
+        "label": Listed("labelling:label_snapshot", "Show, set and delete labels of a snapshot."),
         "rm": Listed("snapshots:remove", "Remove snapshots that nothing stands on."),
+    },
+    "du": Listed("du:du", "Show what takes up space, and what removing an image would free."),
+    "leases": {
+        "ls": Listed("leases:list_leases", "List the leases."),
+        "create": Listed("leases:create", "Make a lease, and print its ID."),
+        "inspect": Listed("leases:inspect", "Show what a lease holds."),
+        "rm": Listed("leases:remove", "Remove leases; `lamina gc` then frees what only they held."),
+    },
+    "namespaces": {
+        "ls": Listed("namespaces:list_namespaces", "List the namespaces."),
+        "create": Listed("namespaces:create", "Make a namespace before anything is in it."),
+        "label": Listed("labelling:label_namespace", "Show, set and delete labels of a namespace."),
+        "rm": Listed("namespaces:remove", "Remove namespaces that have nothing in them any more."),
     },
     "gc": Listed("store:gc", "Remove everything that no image, mount or running work holds."),
     "compact": Listed("store:compact", "Make the store's files as small as what they hold, by copies."),
-    "fsck": Listed("fsck:fsck", "Hold the store against itself and its layers; --repair mends."),
+    "fsck": Listed("fsck:fsck", "Hold the store, or some images, against itself and its layers."),
     "backends": Listed("store:backends", "List the snapshotters, whether they work here, and why not."),
     "demo": Listed("demo:demo", "Do all of it with an image that it makes itself; nothing stays."),
     "completion": Listed("completion:completion", "Print what a shell needs to complete words."),
 }
 
 _GROUPS = {
-    "image": "List, inspect, tag and remove images.",
-    "content": "List, read, check and remove blobs.",
-    "snapshots": "List, draw, measure and remove snapshots.",
+    "image": "List, inspect, tag, label, pin and remove images.",
+    "content": "List, read, check, label and remove blobs.",
+    "snapshots": "List, draw, measure, label and remove snapshots.",
+    "leases": "List, make, inspect and remove leases, which keep objects.",
+    "namespaces": "List, make, label and remove namespaces.",
 }
 
 ALIASES: Mapping[tuple[str, ...], tuple[str, ...]] = {
@@ -83,6 +105,9 @@ ALIASES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("rmi",): ("image", "rm"),
     ("unmount",): ("umount",),
     ("snapshot",): ("snapshots",),
+    ("lease",): ("leases",),
+    ("namespace",): ("namespaces",),
+    ("ns",): ("namespaces",),
 }
 """What users of docker, podman and ctr type, and the command that it means."""
 
@@ -164,7 +189,8 @@ def run() -> int:
     try:
         signals.raising()
         logging.getLogger().addHandler(_NOWHERE)  # stderr is for one line, the error
-        logging.getLogger("engine.kv.turn").addHandler(_WAITING)
+        for told in ("engine.kv.turn", "engine.recovery"):
+            logging.getLogger(told).addHandler(_WAITING)
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         if _COMPLETE in os.environ:
             return shell_complete(lamina, {}, "lamina", _COMPLETE, os.environ[_COMPLETE])
@@ -189,7 +215,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Waiting(logging.Handler):
-    """Shows that the store is being waited for: nothing else would tell."""
+    """Shows that the store is being waited for, or is not in order: nothing else would tell."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it."""

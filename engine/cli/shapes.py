@@ -10,13 +10,17 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine.accounting import ImageUsage, Overhead, Share, StoreUsage
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
 from engine.diff.compare import Difference
 from engine.errors import EngineError, NotFound
 from engine.fsck.findings import Checked, Counts
 from engine.gc.collect import Collected
-from engine.kv.schema import Blob, Image, MountRecord
+from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
+from engine.kv.table import Damaged
+from engine.labels import GC_FLAT
+from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
 from engine.snapshots import Info, Leftover, Snapshotter, Usage
@@ -24,7 +28,9 @@ from engine.stores import Stores
 from engine.times import rfc3339
 
 __all__ = [
+    "Held",
     "ImageDetails",
+    "LeaseDetails",
     "ShownBackend",
     "ShownBlob",
     "ShownCheck",
@@ -32,8 +38,11 @@ __all__ = [
     "ShownCompaction",
     "ShownFinding",
     "ShownImage",
+    "ShownLease",
     "ShownMount",
+    "ShownNamespace",
     "ShownSnapshot",
+    "ShownUsage",
     "SnapshotName",
     "backend",
     "blob",
@@ -43,8 +52,12 @@ __all__ = [
     "details",
     "image",
     "images",
+    "lease",
+    "lease_details",
     "mount",
+    "namespace",
     "snapshot",
+    "usage",
 ]
 
 _REMEMBERED = 1000  # images, in case that one has many names
@@ -63,6 +76,7 @@ class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
     created: str | UnsetType = UNSET
     updated: str | UnsetType = UNSET
     unpacked: dict[str, str] | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -130,6 +144,44 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ShownLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease, and how much it holds."""
+
+    id: str
+    created: str | UnsetType = UNSET
+    expires: str | UnsetType = UNSET
+    live: bool | UnsetType = UNSET
+    flat: bool | UnsetType = UNSET
+    owner: str | UnsetType = UNSET
+    holds: int | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What a lease holds, as containerd names it."""
+
+    type: str
+    id: str
+
+
+class LeaseDetails(ShownLease, frozen=True, kw_only=True):
+    """A lease and what it holds."""
+
+    resources: list[Held]
+
+
+class ShownNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace; its times are known only where it was made or labelled."""
+
+    name: str
+    isolated: bool | UnsetType = UNSET
+    created: str | UnsetType = UNSET
+    updated: str | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
 class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
     """A file that was compacted, or was as small as it can be; before and after."""
 
@@ -153,6 +205,28 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_bytes: int
     left: Sequence[Leftover]
     errors: list[str]
+
+
+class ShownImageUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image name keeps."""
+
+    name: str
+    digest: str | UnsetType = UNSET
+    exclusive: Share | UnsetType = UNSET
+    shared: Share | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store takes up on the disk."""
+
+    images: list[ShownImageUsage]
+    exclusive: Share
+    shared: Share
+    garbage: Share
+    elsewhere: Share
+    overhead: Overhead
+    total: int
 
 
 class ShownFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +283,7 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
             media_type=target.media_type,
             created=rfc3339(record.created),
             updated=rfc3339(record.updated),
+            labels=record.labels,
             **look(target.media_type, target.digest, target.size),
         )
 
@@ -298,7 +373,39 @@ def backend(found: Backend) -> ShownBackend:
     return ShownBackend(name=found.name, unpacks=probe.unpacks, mounts=probe.mounts, reason=probe.reason)
 
 
-def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
+def lease(stores: Stores, record: Lease) -> ShownLease:
+    """Return what there is to say of a lease."""
+    expires = expiry(record)
+    return ShownLease(
+        id=record.id,
+        created=rfc3339(record.created),
+        expires=UNSET if expires is None else rfc3339(expires),
+        live=stores.leases.is_live(record),
+        flat=GC_FLAT in record.labels,
+        owner=str(record.owner) if record.owner else UNSET,
+        holds=len(stores.leases.members(record.id)),
+        labels=record.labels,
+    )
+
+
+def lease_details(stores: Stores, record: Lease) -> LeaseDetails:
+    """Return a lease with what it holds."""
+    held = [Held(*one) for one in stores.leases.resources(record.id)]
+    return LeaseDetails(**msgspec.structs.asdict(lease(stores, record)), resources=held)
+
+
+def namespace(record: Namespace) -> ShownNamespace:
+    """Return what there is to say of a namespace."""
+    return ShownNamespace(
+        name=record.name,
+        isolated=record.isolated,
+        created=rfc3339(record.created) if record.created else UNSET,
+        updated=rfc3339(record.updated) if record.updated else UNSET,
+        labels=record.labels,
+    )
+
+
+def collection(collected: Collected, *, dry_run: bool = False) -> ShownCollection:
     """Return what a collection did."""
     return ShownCollection(
         dry_run=dry_run,
@@ -311,6 +418,28 @@ def collection(collected: Collected, *, dry_run: bool) -> ShownCollection:
         snapshot_bytes=collected.snapshot_bytes,
         left=collected.left,
         errors=collected.errors,
+    )
+
+
+def usage(found: StoreUsage, ranked: Sequence[ImageUsage], damaged: Sequence[Damaged]) -> ShownUsage:
+    """Return what a store takes up, its images in an order."""
+    images = [
+        ShownImageUsage(
+            name=row.name,
+            digest=row.digest,
+            exclusive=row.exclusive,
+            shared=row.shared,
+        )
+        for row in ranked
+    ]
+    return ShownUsage(
+        images=[*images, *(ShownImageUsage(name=lost.name, error=lost.error) for lost in damaged)],
+        exclusive=found.exclusive,
+        shared=found.shared,
+        garbage=found.garbage,
+        elsewhere=found.elsewhere,
+        overhead=found.overhead,
+        total=found.total,
     )
 
 

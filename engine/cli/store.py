@@ -1,5 +1,8 @@
 """Commands on the store as a whole: gc, compact, backends."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 import msgspec
 
@@ -15,7 +18,7 @@ from engine.errors import EngineError
 from engine.gc.collect import Collected
 from engine.oci.reference import familiar
 
-__all__ = ["backends", "compact", "gc"]
+__all__ = ["backends", "compact", "conclude", "gc"]
 
 
 @click.command("gc")
@@ -27,12 +30,19 @@ def gc(context: Context, dry_run: bool, view: View) -> None:
     with context.reading() if dry_run else context.stores() as stores, progress(view) as report:
         collected = stores.collect(dry_run=dry_run, report=report)
     done = shapes.collection(collected, dry_run=dry_run)
+    conclude(view, collected, msgspec.structs.asdict(done), dry_run=dry_run)
+
+
+def conclude(
+    view: View, collected: Collected, done: Mapping[str, Any], *, dry_run: bool = False
+) -> None:
+    """Show what a collection did; `done` says it to programs."""
     if not view.json and not view.quiet:
         _print(view, collected, dry_run=dry_run)
     for error in collected.errors:
         say(f"lamina: kept: {error}")
     if collected.left:
-        raise Incomplete(EngineError(resisting(collected.left)), msgspec.structs.asdict(done))
+        raise Incomplete(EngineError(resisting(collected.left)), done)
     if view.json:
         document(done)
 

@@ -7,7 +7,7 @@ import click
 from engine.app import Engine
 from engine.cli.bars import progress
 from engine.cli.completion import image_names
-from engine.cli.context import Context, action, platform_option, snapshotter_option
+from engine.cli.context import Context, action, lease_option, platform_option, snapshotter_option
 from engine.cli.output import View, document, human_bytes, write
 from engine.cli.running import run
 from engine.oci.platform import Platform
@@ -21,6 +21,7 @@ __all__ = ["unpack"]
 @snapshotter_option
 @platform_option
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
+@lease_option
 @action
 @click.pass_obj
 def unpack(
@@ -29,6 +30,7 @@ def unpack(
     snapshotter: str | None,
     platform: Platform | None,
     strict: bool,
+    lease: str,
     view: View,
 ) -> None:
     """Unpack an image into snapshots; what is there is not done again."""
@@ -36,7 +38,7 @@ def unpack(
     async def work(engine: Engine) -> tuple[str, Unpacked]:
         backend = engine.stores.snapshotter(snapshotter).name
         with progress(view) as report:
-            unpacked = await engine.unpack(
+            unpacked = await engine.using(lease).unpack(
                 name, snapshotter=backend, platform=platform, strict=strict, report=report
             )
         return backend, unpacked

@@ -62,10 +62,10 @@ def expiry(lease: Lease) -> int | None:
     return times.moment(lease.labels.get(label_rules.GC_EXPIRE, ""))
 
 
-def is_live(owners: Owners, lease: Lease, at: int) -> bool:
-    """Say whether a lease still holds at the time `at`."""
+def is_live(owners: Owners, lease: Lease, at: int | None) -> bool:
+    """Say whether a lease still holds at the time `at`; without a time, it has not expired."""
     expires = expiry(lease)
-    if expires is not None and expires <= at:
+    if at is not None and expires is not None and expires <= at:
         return False
     return lease.owner is None or owners.is_alive(lease.owner.id)
 

@@ -97,22 +97,25 @@ class NamespaceStore:
             NAMESPACES.put(txn, record, name)
             return record
 
-    def remove(self, name: str) -> None:
-        """Remove a namespace that has nothing in it but leases, which go with it.
+    def remove(self, *names: str) -> None:
+        """Remove namespaces, all or none, that have nothing in them but leases, which go with them.
 
         Raises NotFound, and FailedPrecondition that names what is left, or who is at work in it.
         """
         with self._meta.write() as txn:
-            left = [kind for kind in _kinds(txn, name) if kind != LEASES.name]
-            if left:
-                raise FailedPrecondition(
-                    f"namespace {name} has {' and '.join(left)}; remove those first, "
-                    f"what no name keeps with `lamina --namespace {name} gc`"
-                )
-            if not NAMESPACES.any(txn, name):
-                self._get(txn, name)
-            self._end_leases(txn, name)
-            NAMESPACES.delete(txn, name)
+            for name in names:
+                self._remove(txn, name)
+
+    def _remove(self, txn: Transaction, name: str) -> None:
+        self._get(txn, name)
+        left = [kind for kind in _kinds(txn, name) if kind != LEASES.name]
+        if left:
+            raise FailedPrecondition(
+                f"namespace {name} has {' and '.join(left)}; remove those first, "
+                f"what no name keeps with `lamina --namespace {name} gc`"
+            )
+        self._end_leases(txn, name)
+        NAMESPACES.delete(txn, name)
 
     def _end_leases(self, txn: Transaction, name: str) -> None:
         readable, damaged = LEASES.survey(txn, name)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from engine.kv import keys
-from engine.root import Root
+from engine.metadata.leases import leased
+from engine.root import Root, open_root
 from engine.testing.archives import archive, layout, member
 from tests.cli.test_importing import mixed
 from tests.command import commands, lamina
@@ -40,6 +41,7 @@ def _documented() -> Mapping[str, Mapping[str, str]]:
             for name in re.findall(r"`([^`]+)`", names)
         }
     found["image details"] |= {k: v for k, v in found["image"].items() if k != "error"}
+    found["lease details"] |= {k: v for k, v in found["lease"].items() if k != "error"}
     return found
 
 
@@ -160,14 +162,42 @@ def seen(
     (bottom,) = run("snapshots", "tree")
     assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
     run("snapshots", "rm", "web")
+    run("du")
+    _name_and_keep(root, image, run)
     run("backends")
     run("compact")
+    next((root / "snapshots").glob("*/*/fs/etc")).chmod(0o700)
+    run("fsck", code=5)
+    run("fsck", "--repair")
     for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)
     found["demo"] = _check(("demo",), demonstrated)
     assert ran | {("demo",)} == set(PROMISED)
     return found
+
+
+def _name_and_keep(root: Path, image: Path, run: Any) -> None:
+    """Run the commands on labels, leases and namespaces."""
+    lease = run("leases", "create", "--id", "mine", "--flat", "a=b")
+    lamina(root, "import", "--lease", "mine", "--name", "gone:1", image)
+    run("image", "rm", "gone:1", "--gc")
+    details = run("leases", "inspect", "mine")
+    assert {key: details[key] for key in lease} == lease | {"holds": len(details["resources"])}
+    with open_root(root) as opened, leased(opened.meta, "default"):
+        ids = [lease["id"] for lease in run("leases", "ls")]
+        assert [run("leases", "inspect", name)["id"] for name in ids] == ids == ["mine", ids[1]]
+    run("leases", "rm", "mine")
+    assert run("image", "label", "app:1", "a=b")["labels"] == {"a": "b"}
+    run("image", "pin", "app:1")
+    run("image", "unpin", "app:1")
+    blob, snapshot = run("content", "ls")[0], run("snapshots", "ls")[0]
+    assert run("content", "label", blob["digest"]) == blob
+    assert run("snapshots", "label", snapshot["key"]) == snapshot
+    made = run("namespaces", "create", "other", "--isolated")
+    assert run("namespaces", "ls")[1] == made
+    run("namespaces", "label", "other", "a=b")
+    run("namespaces", "rm", "other")
 
 
 def _damage(root: Path, folder: Path, run: Any) -> None:
@@ -188,12 +218,15 @@ def _damage(root: Path, folder: Path, run: Any) -> None:
             ("images", "default", "bad:1"),
             ("blobs", "default", "sha256:bad"),
             ("mounts", "default", "bad"),
+            ("leases", "default", "bad"),
+            ("namespaces", "bad"),
             ("snapshots", "copy", "default", key),
         ):
             txn.raw.put(keys.encode(name), b"\xc1", db=txn.databases[table])
     (root / "snapshots" / "copy").mkdir(exist_ok=True)
-    for words in (["images"], ["mounts"], ["content", "ls"], ["snapshots", "ls"], ["gc"]):
-        run(*words)
+    listings = ("images", "mounts", "content ls", "snapshots ls", "leases ls", "namespaces ls")
+    for words in (*listings, "du", "gc"):
+        run(*words.split())
 
 
 @pytest.mark.parametrize("title", SHAPES)

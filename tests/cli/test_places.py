@@ -33,8 +33,12 @@ _LISTINGS = (
     ("snapshots", "tree"),
     ("snapshots", "usage"),
     ("gc", "--dry-run"),
+    ("fsck",),
     ("backends",),
     ("mounts",),
+    ("leases", "ls"),
+    ("namespaces", "ls"),
+    ("image", "label", "app:1"),
 )
 
 
@@ -130,6 +134,16 @@ _WORKING = (
     ("unpack", "app:1"),
     ("mount", "app:1", "/mnt"),
     ("umount", "/mnt"),
+    ("image", "pin", "app:1"),
+    ("image", "unpin", "app:1"),
+    ("content", "label", "sha256:" + "0" * 64, "a=b"),
+    ("snapshots", "label", "key", "a=b"),
+    ("leases", "create"),
+    ("leases", "inspect", "mine"),
+    ("leases", "rm", "mine"),
+    ("namespaces", "create", "other"),
+    ("namespaces", "label", "other", "a=b"),
+    ("namespaces", "rm", "other"),
 )
 _MAKING = (("import",), ("demo",), ("completion",), ("image", "ls"))
 

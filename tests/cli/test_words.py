@@ -199,7 +199,14 @@ def test_bash_completes_words(stocked: Path, target: Path, tmp_path: Path):
     assert done.stderr == ""
     setup, *completed = done.stdout.splitlines()
     assert setup == "complete -o nosort -F _lamina_completion lamina"
-    assert completed == ["images image", "ls inspect tag rm", "app:1", str(target), "--no-trunc", ""]
+    assert completed == [
+        "images image",
+        "ls inspect tag label pin unpin rm",
+        "app:1",
+        str(target),
+        "--no-trunc",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

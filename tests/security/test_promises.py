@@ -38,6 +38,20 @@ HOSTILE = {
     "containerd.io/gc.ref.content": OTHER,
     "containerd.io/gc.ref.content.x": OTHER,
     "containerd.io/gc.ref.snapshot.overlay": "evil",
+    "containerd.io/gc.ref.image": "docker.io/library/evil:latest",
+    "containerd.io/gc.bref.image": "docker.io/library/evil:latest",
+    "containerd.io/gc.bref.content.x": OTHER,
+    "containerd.io/gc.cond.snapshot.overlay": "usedat<1h|evil",
+    "containerd.io/gc.cond.value-usedat": "2001-01-01T00:00:00Z",
+    "containerd.io/gc.expire": "2001-01-01T00:00:00Z",
+    "containerd.io/gc.flat": "true",
+    "containerd.io/namespace.shareable": "true",
+    "containerd.io/distribution.source.example.org": "evil/repository",
+    "containerd.io/restart.loguri": "binary:///evil",
+    "containerd.io/snapshot/uidmapping": "0:1000:65536",
+    "containerd.io/snapshot/max-size": "1",
+    "io.cri-containerd.image": "managed",
+    "io.cri-containerd.pinned": "pinned",
     "containerd.io/uncompressed": OTHER,
     "containerd.io/snapshot.ref": "evil",
     "evil": "evil",
@@ -77,7 +91,7 @@ def with_annotations(folder: Path) -> Path:
 
 
 @pytest.mark.root
-def test_nothing_of_an_image_becomes_a_label(tmp_path: Path) -> None:
+def test_l_01_to_l_04_nothing_of_an_image_becomes_a_label(tmp_path: Path) -> None:
     image = with_annotations(layout(tmp_path / "image", [archive(member("f")), archive(member("g"))]))
 
     async def main() -> None:
@@ -109,10 +123,12 @@ def test_nothing_of_an_image_becomes_a_label(tmp_path: Path) -> None:
             about[chain[1]]["containerd.io/snapshot/parent-chain-id"] = chain[0]
             assert snapshots == about
             assert named.labels == {}
+            assert stores.namespaces.get("default").labels == {}
+            assert stores.leases.walk() == []
             # Nor does any of it keep anything.
             stores.images.remove(named.name)
             assert (await engine.collect()).errors == []
-            assert stores.content.walk() == []
+            assert not list(stores.content.walk())
 
     trio.run(main)
 
@@ -174,7 +190,7 @@ def test_messages_escape_what_a_layer_says(stores: Stores) -> None:
             with pytest.raises(EngineError) as caught:
                 apply_stack(stores.snapshotter(name), [archive(*members)])
             check_message(caught.value)
-            assert stores.snapshotter(name).walk() == [], about
+            assert list(stores.snapshotter(name).walk()) == [], about
 
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
