@@ -24,11 +24,11 @@ from engine.metadata.nodes import IMAGE, LABEL, PARENT, SNAPSHOT, Node, node_of
 from engine.snapshots import Kind
 
 __all__ = [
-    "Candidate",
     "Chosen",
     "Disk",
     "Enforced",
     "Policy",
+    "Removable",
     "asks",
     "choose",
     "enforce",
@@ -76,7 +76,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Removable:
     """An image with all its names, and when it last came or was used."""
 
     names: Sequence[str]
@@ -102,7 +102,7 @@ class Enforced(msgspec.Struct, frozen=True, kw_only=True):
     after: float
 
 
-def _candidates(meta: Environment, namespace: str) -> list[Candidate]:
+def _candidates(meta: Environment, namespace: str) -> list[Removable]:
     """Return the images of a namespace that are not pinned, the least recently used first."""
     with meta.read() as txn:
         images = IMAGES.survey(txn, namespace)[0]
@@ -113,9 +113,9 @@ def _candidates(meta: Environment, namespace: str) -> list[Candidate]:
     return sorted(found, key=lambda candidate: (candidate.used, candidate.names))
 
 
-def _candidate(images: Collection[Image]) -> Candidate:
+def _candidate(images: Collection[Image]) -> Removable:
     used = max(max(image.created, image.updated, image.used) for image in images)
-    return Candidate([image.name for image in images], used)
+    return Removable([image.name for image in images], used)
 
 
 def _is_pinned(image: Image) -> bool:
@@ -157,7 +157,7 @@ def choose(
 
 
 def _ending(
-    meta: Environment, txn: Transaction, namespace: str, candidate: Candidate, gone: Collection[Node]
+    meta: Environment, txn: Transaction, namespace: str, candidate: Removable, gone: Collection[Node]
 ) -> set[Node]:
     """Return what ends with an image, after what is gone; nothing if it is in use or has ended."""
     images = [Node(IMAGE, "", name) for name in candidate.names]
