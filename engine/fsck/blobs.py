@@ -150,6 +150,7 @@ def _remove(root: Root, number: int) -> str:
         raise FailedPrecondition("a record has it by now; check once more")
     with root.meta.write() as txn:
         SMALL.delete(txn, number)
-    extents.drop(root.blobs, number)
+    for _ in extents.drop(root.blobs, [number]):
+        pass
     hit("fsck.extents.removed")
     return "removed"

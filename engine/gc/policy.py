@@ -23,7 +23,16 @@ from engine.metadata import ledger
 from engine.metadata.nodes import IMAGE, LABEL, PARENT, SNAPSHOT, Node, node_of
 from engine.snapshots import Kind
 
-__all__ = ["Candidate", "Chosen", "Disk", "Enforced", "Policy", "candidates", "choose", "enforce"]
+__all__ = [
+    "Candidate",
+    "Chosen",
+    "Disk",
+    "Enforced",
+    "Policy",
+    "asks",
+    "choose",
+    "enforce",
+]
 
 _S = 10**9
 _PINNED = "pinned"
@@ -93,7 +102,7 @@ class Enforced(msgspec.Struct, frozen=True, kw_only=True):
     after: float
 
 
-def candidates(meta: Environment, namespace: str) -> list[Candidate]:
+def _candidates(meta: Environment, namespace: str) -> list[Candidate]:
     """Return the images of a namespace that are not pinned, the least recently used first."""
     with meta.read() as txn:
         images = IMAGES.survey(txn, namespace)[0]
@@ -113,6 +122,15 @@ def _is_pinned(image: Image) -> bool:
     return image.labels.get(labels.PINNED) == _PINNED
 
 
+def asks(meta: Environment, namespace: str, policy: Policy, disk: Disk, at: int) -> bool:
+    """Say whether a policy would have images removed at the time `at`, if there are any it lets go."""
+    if disk.used >= policy.high and disk.above(policy.low):
+        return True
+    if policy.max_age is None:
+        return False
+    return any(at - one.used > policy.max_age for one in _candidates(meta, namespace)[:1])
+
+
 def choose(
     meta: Environment,
     namespace: str,
@@ -123,7 +141,7 @@ def choose(
     """Yield what to remove at the time `at`: what outlived its age, and what frees `wanted` bytes."""
     freed = 0
     gone: set[Node] = set()
-    for candidate in candidates(meta, namespace):
+    for candidate in _candidates(meta, namespace):
         age = at - candidate.used
         is_old = policy.max_age is not None and age > policy.max_age
         if age < policy.min_age or not (is_old or freed < wanted):

@@ -197,6 +197,12 @@ class Environment:
         with mapped(self.path), self._gate.inside():
             self._env.reader_check()
 
+    def transactions(self) -> int:
+        """Return how many transactions of all processes have changed something."""
+        with mapped(self.path), self._gate.inside():
+            last: int = self._env.info()["last_txnid"] if self._mapped_bytes else 0
+            return last
+
     def readers(self) -> list[tuple[int, int]]:
         """Return the processes that read, and the transaction whose state each one sees."""
         with mapped(self.path), self._gate.inside():

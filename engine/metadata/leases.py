@@ -134,6 +134,7 @@ class LeaseStore:
                 self._check_idle(txn, name)
             for name in names:
                 ledger.drop(txn, self._namespace, Node(LEASE, "", name))
+            ledger.note_deletion(txn, self._namespace)
 
     def _check_idle(self, txn: Transaction, name: str) -> None:
         try:
@@ -172,6 +173,7 @@ class LeaseStore:
             self._get(txn, name)
             for node in nodes:
                 ledger.unpin(txn, self._namespace, name, node)
+            ledger.note_deletion(txn, self._namespace)
 
     def check(self, name: str) -> None:
         """Raise NotFound if there is no such lease, FailedPrecondition if it has ended."""
