@@ -12,9 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
-from engine.diff.compare import Difference
 from engine.errors import EngineError, NotFound
-from engine.fsck.findings import Checked, Counts
 from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
 from engine.labels import GC_FLAT
@@ -31,10 +29,8 @@ __all__ = [
     "LeaseDetails",
     "ShownBackend",
     "ShownBlob",
-    "ShownCheck",
     "ShownCollection",
     "ShownCompaction",
-    "ShownFinding",
     "ShownImage",
     "ShownLease",
     "ShownMount",
@@ -43,7 +39,6 @@ __all__ = [
     "SnapshotName",
     "backend",
     "blob",
-    "check",
     "collection",
     "compaction",
     "details",
@@ -201,29 +196,6 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_bytes: int
     left: Sequence[Leftover]
     errors: list[str]
-
-
-class ShownFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a check found."""
-
-    what: str
-    name: str
-    namespace: str
-    snapshotter: str
-    detail: str
-    is_damage: bool
-    differences: Sequence[Difference]
-    done: str
-    waits: str
-
-
-class ShownCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a check."""
-
-    repair: bool
-    findings: list[ShownFinding]
-    left: int
-    counts: Counts
 
 
 def image(stores: Stores, record: Image) -> ShownImage:
@@ -404,9 +376,3 @@ def compaction(file: Compacted) -> ShownCompaction:
         disk_before=file.disk_before,
         disk=file.disk_after,
     )
-
-
-def check(checked: Checked, *, repair: bool) -> ShownCheck:
-    """Return what came of a check."""
-    findings = [ShownFinding(**msgspec.structs.asdict(finding)) for finding in checked.findings]
-    return ShownCheck(repair=repair, findings=findings, left=len(checked.left), counts=checked.counts)
