@@ -14,7 +14,6 @@ import msgspec
 
 from engine import labels
 from engine.kv.schema import COUNTERS, Blob, Image, Snapshot
-from engine.kv.table import Record, Table
 from engine.metadata import ledger
 from engine.oci.digest import Digest, digest_of
 from engine.oci.documents import Descriptor
@@ -66,10 +65,6 @@ class Bytes(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class _Count(Record, frozen=True):
-    value: int
-
-
 def image_name(number: int) -> str:
     """Return the full name of an image, from 0."""
     return f"registry.example/team{number % 97}/app{number:05}:1.{number % 7}"
@@ -98,8 +93,8 @@ def fill(stores: Stores, shape: Shape) -> None:
                 elif isinstance(each, Blob | Image):
                     ledger.put(txn, NAMESPACE, each)
                     blob = max(blob, each.number) if isinstance(each, Blob) else blob
-            for sequence, value in (("blob", blob), ("snapshot", snapshot)):
-                Table(COUNTERS.name, _Count).put(txn, _Count(value=value), sequence)
+            COUNTERS.raise_to(txn, "blob", blob)
+            COUNTERS.raise_to(txn, "snapshot", snapshot)
 
 
 def _things(shape: Shape) -> Iterator[Blob | Image | Snapshot | Bytes]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import count, takewhile
@@ -23,6 +23,7 @@ from benchmarks.chart import against
 from benchmarks.contenders import LAMINA
 from benchmarks.fresh import fresh_file_system
 from benchmarks.many import BACKEND, NAMESPACE, Shape, base_layer, fill, image_name
+from engine.accounting import Accounts
 from engine.kv.schema import Lease, now
 from engine.metadata import ledger
 from engine.oci.digest import digest_of
@@ -82,13 +83,14 @@ _WATCHER = """
 import os, sys
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(child, 0)
-os.write(int(sys.argv[1]), str(usage.ru_maxrss).encode())
+told = f"{usage.ru_maxrss} {usage.ru_utime + usage.ru_stime}"
+os.write(int(sys.argv[1]), told.encode())
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
 class Watched:
-    """A command under way, and in the end the peak of its memory."""
+    """A command under way, and in the end what it took."""
 
     def __init__(self, command: Sequence[str]) -> None:
         # By way of a small process: a new one begins with the peak of whoever started it (getrusage(2)).
@@ -103,13 +105,15 @@ class Watched:
         with self.process.stdout as lines:
             yield from lines
 
-    def peak(self) -> float:
-        """Wait for its end and return the peak in MB. CalledProcessError if it failed."""
+    def cost(self, name: str, most: float | None = None) -> Figures:
+        """Tell its time on a processor and its peak, once it ends. CalledProcessError if it failed."""
         with open(self._result, encoding="ascii") as result:
             told = result.read()
         if self.process.wait():
             raise subprocess.CalledProcessError(self.process.returncode, self.process.args)
-        return int(told) * 1024 / 1e6
+        peak, busy = told.split()
+        yield Figure(f"{name}: on a processor", float(busy), "s")
+        yield Figure(f"{name}: memory", int(peak) * 1024 / 1e6, "MB", most)
 
 
 def opening(place: Place) -> Figures:
@@ -132,7 +136,7 @@ def listing(place: Place, words: Sequence[str], first: float | None = None) -> F
     for _ in lines:
         pass
     yield Figure(f"{' '.join(words)}: all", time.perf_counter() - start, "s")
-    yield Figure(f"{' '.join(words)}: memory", command.peak(), "MB")
+    yield from command.cost(" ".join(words))
 
 
 def collection(place: Place) -> Figures:
@@ -144,7 +148,7 @@ def collection(place: Place) -> Figures:
         waits = _disturb(stores, takewhile(lambda _: command.process.poll() is None, count()))
         seconds = time.perf_counter() - start
     yield Figure("gc", seconds, "s", 15)
-    yield Figure("gc: memory", command.peak(), "MB", 600)
+    yield from command.cost("gc", 600)
     yield from _waits("while gc runs", waits, most_ms=20)
 
 
@@ -190,6 +194,17 @@ def _inspecting(stores: Stores, number: int) -> Callable[[], None]:
     return inspect
 
 
+def _accounting(stores: Stores, number: int) -> Callable[[], None]:
+    """Find out what removing one image would free."""
+    accounts = Accounts(stores.root, NAMESPACE, ())
+    image = stores.images.get(image_name(number))
+
+    def account() -> None:
+        accounts.image(image)
+
+    return account
+
+
 def _giving_up(stores: Stores, number: int) -> Callable[[], None]:
     """Give up an import that stored some blobs and found the layer that all images share."""
     lease = Lease(id=f"bench {number}", created=now(), owner=stores.root.owners.me)
@@ -205,39 +220,46 @@ def _giving_up(stores: Stores, number: int) -> Callable[[], None]:
     return lambda: stores.give_up(lease.id, seconds=60)
 
 
-def _median_of(each: Callable[[Stores, int], Callable[[], None]], place: Place) -> float:
-    times = []
-    with place.opened() as stores:
+def _ratio(
+    name: str, each: Callable[[Stores, int], Callable[[], None]], large: Place, small: Place
+) -> Figures:
+    """Do the same in both stores by turns, so that a slow moment of the machine hits both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    with small.opened() as here, large.opened() as there:
         for number in range(_ROUNDS):
-            run = each(stores, number % min(place.shape.images, place.shape.unpacked))
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-            if sum(times) > 20:  # more rounds tell no more of what takes seconds
-                break
-    return median(times)
+            # An image after the other, each one the second time: as often as in a store of ten.
+            runs = [each(stores, number // 2 % 10) for stores in (here, there)]
+            for run, spent in zip(runs, times, strict=True):
+                start = time.perf_counter()
+                run()
+                spent.append(time.perf_counter() - start)
+    few, many = (median(spent[1::2]) * 1e3 for spent in times)
+    yield Figure(f"{name}: in ten images", few, "ms")
+    yield Figure(f"{name}: in the large store", many, "ms")
+    yield Figure(f"{name}: ratio", many / few, "", 1.5)
 
 
 def one_image(large: Place, small: Place) -> Figures:
     """Compare what one image costs in a large store with what it costs in a small one."""
-    for name, each in (("inspecting an image", _inspecting), ("giving up an import", _giving_up)):
-        here, there = _median_of(each, large), _median_of(each, small)
-        yield Figure(f"{name}: in ten images", there * 1e3, "ms")
-        yield Figure(f"{name}: in the large store", here * 1e3, "ms")
-        yield Figure(f"{name}: ratio", here / there, "", 1.5)
+    yield from _ratio("inspecting an image", _inspecting, large, small)
+    yield from _ratio("who holds an image's parts", _accounting, large, small)
+    yield from _ratio("giving up an import", _giving_up, large, small)
 
 
 # -- all of it ----------------------------------------------------------------------------------
 
 
-def figures(large: Place, small: Place) -> Figures:
-    """Measure everything; the collection last, for it takes the garbage away."""
-    yield from opening(large)
-    yield from listing(large, ["images"], 0.5)
-    yield from listing(large, ["content", "ls"])
-    yield from listing(large, ["snapshots", "ls"])
-    yield from one_image(large, small)
-    yield from collection(large)
+def sections(large: Place, small: Place) -> Mapping[str, Callable[[], Figures]]:
+    """Return what there is to measure; the collection comes last, for it takes the garbage away."""
+    return {
+        "open": lambda: opening(large),
+        "images": lambda: listing(large, ["images"], 0.5),
+        "content": lambda: listing(large, ["content", "ls"]),
+        "snapshots": lambda: listing(large, ["snapshots", "ls"]),
+        "image": lambda: one_image(large, small),
+        "du": lambda: listing(large, ["du"]),
+        "gc": lambda: collection(large),
+    }
 
 
 def _filled(root: Path, shape: Shape) -> Place:
@@ -262,6 +284,7 @@ def _folder(given: Path | None) -> Iterator[Path]:
 def main(arguments: list[str]) -> int:
     """Measure, and return 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks store", description=__doc__)
+    parser.add_argument("words", nargs="*", help="only these: open images content snapshots image du gc")
     parser.add_argument("--blobs", type=int, default=1_000_000)
     parser.add_argument("--snapshots", type=int, default=100_000)
     parser.add_argument("--images", type=int, default=10_000)
@@ -274,9 +297,11 @@ def main(arguments: list[str]) -> int:
     with _folder(options.at) as folder, tempfile.TemporaryDirectory(dir=folder) as beside:
         few = replace(shape, blobs=shape.blobs * 10 // shape.images, images=10)
         large, small = _filled(folder / "large", shape), _filled(Path(beside) / "small", few)
-        for figure in figures(large, small):
-            found.append(figure)
-            print(figure, flush=True)
+        for name, measure in sections(large, small).items():
+            if not options.words or name in options.words:
+                for figure in measure():
+                    found.append(figure)
+                    print(figure, flush=True)
     if options.json:
         options.json.write_text(json.dumps([asdict(figure) for figure in found], indent=2) + "\n")
     if options.svg:

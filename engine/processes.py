@@ -42,7 +42,7 @@ class Owners:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._me: Owner | None = None
         self._held = -1
         self._claims: set[tuple[str, ...]] = set()
@@ -89,6 +89,11 @@ class Owners:
                 os.close(file)
         return False
 
+    def any_dead(self) -> bool:
+        """Say whether someone died at work: who ends in order takes his file along."""
+        with os_errors(str(self._folder)):
+            return any(not self.is_alive(name) for name in os.listdir(self._folder))
+
     def sweep(self) -> None:
         """Remove the files of owners that are dead."""
         with os_errors(str(self._folder)):
@@ -108,6 +113,14 @@ class Owners:
         """Give back what was claimed."""
         with self._lock:
             self._claims.discard(what)
+            self._lock.notify_all()
+
+    def wait_released(self, *what: str, seconds: float) -> bool:
+        """Wait so long at most for a claim of this process to be given back; False if there is none."""
+        with self._lock:
+            return what in self._claims and self._lock.wait_for(
+                lambda: what not in self._claims, seconds
+            )
 
     def close(self) -> None:
         """End this process as an owner; may be called again."""

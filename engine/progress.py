@@ -18,6 +18,7 @@ class Step(StrEnum):
     COPY = "copying"
     CHECK = "checking"
     SWEEP = "collecting"
+    COUNT = "counting"
 
 
 class Report(Protocol):

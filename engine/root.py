@@ -86,7 +86,6 @@ class Root:
                 if not readonly:  # to read, a store from before there were owners is fine
                     self._folder("owners")
             if not readonly:
-                self.owners.sweep()
                 self.keep_reserve()
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
             self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
@@ -106,6 +105,7 @@ class Root:
             tables=tables,
             readonly=self.readonly,
             owners=self.owners,
+            grows_ahead=bool(tables),
         )
         self._environments.append(environment)
         return environment

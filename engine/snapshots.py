@@ -17,7 +17,7 @@ A snapshot made under a lease is work in progress: only the lease keeps it, unti
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -208,8 +208,8 @@ class Snapshotter(Protocol):
     def usage(self, key: str) -> Usage:
         """Return what a snapshot takes up: measured now for an active one, else as at commit."""
 
-    def walk(self) -> list[Info]:
-        """Return all snapshots."""
+    def walk(self) -> Iterator[Info]:
+        """Yield all snapshots; others may write meanwhile."""
 
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned.

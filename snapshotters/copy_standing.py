@@ -96,7 +96,8 @@ class _Walk:
             for name in inherited:
                 yield from self._inherited(place, name, opened, source)
         for name in sorted(here - wanted):
-            yield Discrepancy(path_of(place), name, How.ADDED, "", name in theirs)
+            # What a parent lost is still here: only a whole one can tell.
+            yield Discrepancy(path_of(place), name, How.ADDED, "", self._parents is not None)
 
     def _inherited(
         self, place: _Place, name: bytes, opened: int, source: int
@@ -129,4 +130,5 @@ def _attributes(place: _Place, opened: int, source: int | None) -> Iterator[Disc
     found = attributes_differ(opened, wanted)
     if found:
         detail = "; ".join(found)
-        yield Discrepancy(path_of(place), b"", How.CHANGED, detail, bool(is_inherited))
+        is_implied = own is None or (own.attributes is None and bool(place.depth))
+        yield Discrepancy(path_of(place), b"", How.CHANGED, detail, is_implied)

@@ -19,7 +19,7 @@ import msgspec
 
 from engine.cli.program import COMMANDS, Listed, run
 from engine.kv.environment import Environment
-from engine.kv.schema import COUNTERS, TABLES
+from engine.kv.schema import CLOCKS, COUNTERS, TABLES
 from engine.root import Root
 
 __all__ = ["LAMINA", "Dump", "commands", "dump", "empty_store", "environment", "lamina", "lamina_json"]
@@ -102,7 +102,9 @@ def dump(root: Path) -> Dump:
     """Return what the store at `root` holds; counters, which only ever go up, are left out."""
     with Root(root) as opened:
         tables: dict[str, list[Any]] = {
-            name: _values(opened.meta, name) for name in TABLES if name != COUNTERS.name
+            name: _values(opened.meta, name)
+            for name in TABLES
+            if name not in {COUNTERS.name, CLOCKS.name}
         }
         with opened.blobs.read() as txn, txn.raw.cursor() as cursor:
             tables["extents"] = [(bytes(key), len(value)) for key, value in cursor]

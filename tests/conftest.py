@@ -73,6 +73,13 @@ def children() -> set[int]:
     return found
 
 
+@pytest.fixture
+def all_in_extents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the bytes of small blobs where those of large ones are, so that a test need not be large."""
+    for module in ("ingests", "writer"):
+        monkeypatch.setattr(f"engine.content.{module}.INLINE", -1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _signals() -> Iterator[None]:
     """Take back what `nohup` or a script's `&` ignore: commands that are started here inherit it."""

@@ -32,7 +32,7 @@ from engine.kv.schema import COUNTERS
 __all__ = ["Recorder", "matches", "recorded"]
 
 _SINGULAR = {"lease_items": "pin", "trash": "trash"}
-_DERIVED = {"mentions", "holdings", "touched"}  # written with the records that say the same
+_DERIVED = {"mentions", "holdings", "touched", "clocks"}  # written with others that are shown
 _PLACES = (  # of a store, by what a step calls them; the first that fits counts
     (r"snapshots/[a-z]+/\d+/fs", "tree"),
     (r"snapshots/[a-z]+/\d+/([a-z]+)\.new", "new"),
@@ -43,7 +43,7 @@ _PLACES = (  # of a store, by what a step calls them; the first that fits counts
     (r"trash/[^/]+", "removed"),
     (r"trash", "trash"),
     (r"(meta|blobs)\.lmdb", r"\1"),
-    (r"(meta|blobs)\.lmdb/data\.new", r"\1 copy"),
+    (r"(meta|blobs)\.lmdb/data\.new", "new"),
     (r"(meta|blobs)\.lmdb/data\.mdb", r"\1 data"),
     (r"format.*", "format"),
     (r"reserve", "reserve"),

@@ -3,14 +3,14 @@
 Sync. Every byte is hashed on the way in. All is pinned by the caller's lease.
 """
 
-import time
 from collections.abc import Iterator
 from functools import partial
 
 from engine import labels, limits
 from engine.archive.contents import blob_name, read_small
 from engine.archive.source import Source
-from engine.content.store import BeingWritten, ContentStore
+from engine.content.ingests import BeingWritten
+from engine.content.store import ContentStore
 from engine.content.writer import Writer
 from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
 from engine.fs.room import Room
@@ -19,8 +19,6 @@ from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
 
 __all__ = ["Absent", "Intake", "manifest_labels"]
-
-_POLL_S = 0.05  # another process cannot tell us that it is done
 
 
 class Absent(NotFound):
@@ -137,6 +135,8 @@ class Intake:
         """Write what a writer has not got yet of a file."""
         show = partial(self._report, Step.STORE, item, size)
         show(writer.offset)
+        if writer.offset == size:  # all of it was there, or another namespace shares it
+            return
         for piece in _from_offset(self.source.read(name), writer.offset):
             if growth := self._content.growth(len(piece)):
                 self._room.take(growth)
@@ -153,7 +153,7 @@ class Intake:
                 except BeingWritten as error:
                     waiting = str(error)
                     self._report(Step.WAIT, waiting, size, 0)
-                    time.sleep(_POLL_S)
+                    self._content.wait(ref)
         finally:
             if waiting:
                 self._report(Step.WAIT, waiting, size, size)

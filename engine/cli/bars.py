@@ -19,8 +19,8 @@ from engine.progress import Report, Step, silent
 __all__ = ["progress"]
 
 # Of other steps the item is a digest.
-_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP, Step.COPY, Step.CHECK}
-_COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records"}
+_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP, Step.COPY, Step.CHECK, Step.COUNT}
+_COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records", Step.COUNT: "images"}
 
 
 def _waits() -> Report:

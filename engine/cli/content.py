@@ -12,9 +12,8 @@ from engine.cli.context import Context, action, filter_option, listing
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, age, document, documents, human_bytes, write
 from engine.cli.table import Column, Fault
-from engine.content.store import blob_fields
 from engine.errors import EngineError
-from engine.filters import Filter, matches
+from engine.filters import Filter
 from engine.kv.schema import Blob
 
 __all__ = ["get", "list_blobs", "remove"]
@@ -32,7 +31,7 @@ def list_blobs(context: Context, filters: Sequence[Filter], view: View) -> None:
     with context.reading() as stores:
 
         def blobs() -> Iterator[Blob]:
-            return (blob for blob in stores.content.walk() if matches(filters, blob_fields(blob)))
+            return stores.content.walk(filters)
 
         damaged = [] if filters else stores.content.damaged()
         names = chain((blob.digest for blob in blobs()), (record.name for record in damaged))

@@ -144,7 +144,7 @@ class _Demo:
         engine.stores.images.remove(image.name)
         with _timed() as took:
             gone = await engine.collect()
-        left = engine.stores.content.walk()
+        left = list(engine.stores.content.walk())
         left_snapshots = [s for b in engine.stores.snapshotters() for s in b.walk()]
         if left or left_snapshots:
             raise EngineError(f"{len(left)} blobs and {len(left_snapshots)} snapshots stayed")

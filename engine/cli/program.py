@@ -68,6 +68,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "label": Listed("labelling:label_snapshot", "Show, set and delete labels of a snapshot."),
         "rm": Listed("snapshots:remove", "Remove snapshots that nothing stands on."),
     },
+    "du": Listed("du:du", "Show what takes up space, and what removing an image would free."),
     "leases": {
         "ls": Listed("leases:list_leases", "List the leases."),
         "create": Listed("leases:create", "Make a lease, and print its ID."),
@@ -82,7 +83,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
     },
     "gc": Listed("store:gc", "Remove everything that no image, mount or running work holds."),
     "compact": Listed("store:compact", "Make the store's files as small as what they hold, by copies."),
-    "fsck": Listed("fsck:fsck", "Hold the store against itself and its layers; --repair mends."),
+    "fsck": Listed("fsck:fsck", "Hold the store, or some images, against itself and its layers."),
     "backends": Listed("store:backends", "List the snapshotters, whether they work here, and why not."),
     "demo": Listed("demo:demo", "Do all of it with an image that it makes itself; nothing stays."),
     "completion": Listed("completion:completion", "Print what a shell needs to complete words."),
@@ -188,7 +189,8 @@ def run() -> int:
     try:
         signals.raising()
         logging.getLogger().addHandler(_NOWHERE)  # stderr is for one line, the error
-        logging.getLogger("engine.kv.turn").addHandler(_WAITING)
+        for told in ("engine.kv.turn", "engine.recovery"):
+            logging.getLogger(told).addHandler(_WAITING)
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         if _COMPLETE in os.environ:
             return shell_complete(lamina, {}, "lamina", _COMPLETE, os.environ[_COMPLETE])
@@ -213,7 +215,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Waiting(logging.Handler):
-    """Shows that the store is being waited for: nothing else would tell."""
+    """Shows that the store is being waited for, or is not in order: nothing else would tell."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it."""

@@ -24,7 +24,7 @@ def verify(context: Context, digests: tuple[str, ...], view: View) -> None:
     checked = gone = 0
     with context.reading() as stores, progress(view) as report:
         content = stores.content
-        blobs = [content.info(content.find(digest)) for digest in digests] or content.walk()
+        blobs = [content.info(content.find(digest)) for digest in digests] or list(content.walk())
         for blob in blobs:
             report(Step.VERIFY, blob.digest, blob.size, 0)
             try:

@@ -7,53 +7,37 @@ ingest is not visible as a blob, nor a blob as an ingest.
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, islice
 
 import msgspec
 
 from engine import labels as label_rules
-from engine.content import discard, extents
+from engine.content import discard
+from engine.content.holds import Holds
+from engine.content.ingests import Ingests, Status
+from engine.content.reader import Reader, open_reader, record_of
 from engine.content.writer import Writer
 from engine.errors import (
-    AlreadyExists,
     DataLoss,
     InvalidArgument,
     NotFound,
     Refused,
-    Unavailable,
     printable,
 )
-from engine.failpoints import hit
-from engine.filters import Fields, fields
+from engine.fieldpaths import change_labels
+from engine.filters import Fields, Filter, fields, matches
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import BLOBS, COUNTERS, INGESTS, Blob, Ingest, now
+from engine.kv.schema import BLOBS, INLINE, SMALL, Blob, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.digests import full_name
-from engine.metadata.nodes import INGEST, Node, blob_node
+from engine.metadata.nodes import blob_node
 from engine.oci.digest import Digest, hasher
 from engine.oci.short import LENGTHS, beginnings
 from engine.progress import Report, silent
 
-__all__ = ["BeingWritten", "ContentStore", "Status", "blob_fields"]
-
-
-class BeingWritten(Unavailable):
-    """Someone else has the ingest open, as the message says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """An ingest: its reference, the bytes that are durable, and what is expected of it."""
-
-    ref: str
-    offset: int
-    total: int | None
-    expected: str | None
-    started: int
+__all__ = ["ContentStore", "blob_fields"]
 
 
 def blob_fields(blob: Blob) -> Fields:
@@ -67,6 +51,8 @@ class ContentStore:
     def __init__(self, meta: Environment, blobs: Environment, namespace: str) -> None:
         self._meta = meta
         self._blobs = blobs
+        self._holds = Holds(blobs.path.parent / "readers", readonly=blobs.readonly)
+        self._ingests = Ingests(meta, blobs, self._holds, namespace)
         self._namespace = namespace
 
     def info(self, digest: Digest, *, lease: str = "") -> Blob:
@@ -106,20 +92,21 @@ class ContentStore:
             return list(islice(chain.from_iterable(found), most))
 
     def _get(self, txn: Transaction, digest: Digest) -> Blob:
-        blob = BLOBS.get(txn, self._namespace, digest)
-        if blob is None:
-            raise NotFound(f"no blob {digest}")
-        return blob
+        return record_of(txn, self._namespace, digest)
 
-    def walk(self) -> list[Blob]:
-        """Return the records of all blobs that can be read."""
-        with self._meta.read() as txn:
-            return BLOBS.survey(txn, self._namespace)[0]
+    def walk(self, filters: Sequence[Filter] = ()) -> Iterator[Blob]:
+        """Yield the records of all blobs that match and can be read, by digest.
+
+        Others may write meanwhile: what was there all the time is among them.
+        """
+        for blob in BLOBS.walk(self._meta, self._namespace):
+            if isinstance(blob, Blob) and matches(filters, blob_fields(blob)):
+                yield blob
 
     def damaged(self) -> list[Damaged]:
         """Return the digests whose records cannot be read."""
-        with self._meta.read() as txn:
-            return BLOBS.survey(txn, self._namespace)[1]
+        found = BLOBS.walk(self._meta, self._namespace)
+        return [record for record in found if isinstance(record, Damaged)]
 
     def pin(self, digests: Sequence[Digest], lease: str) -> list[Blob]:
         """Pin blobs in one step and return their records. Raises NotFound, and pins none then."""
@@ -142,10 +129,18 @@ class ContentStore:
 
     def _update(self, txn: Transaction, digest: Digest, labels: Labels) -> Blob:
         blob = self._get(txn, digest)
-        merged = label_rules.merge(blob.labels, labels)
-        blob = msgspec.structs.replace(blob, labels=merged, updated=now())
+        return self._relabel(txn, blob, label_rules.merge(blob.labels, labels))
+
+    def _relabel(self, txn: Transaction, blob: Blob, labels: dict[str, str]) -> Blob:
+        blob = msgspec.structs.replace(blob, labels=labels, updated=now())
         ledger.put(txn, self._namespace, blob)
         return blob
+
+    def update_fields(self, digest: Digest, labels: Labels, paths: Sequence[str] = ()) -> Blob:
+        """Make a blob's labels these, or those of them that field paths name (`change_labels`)."""
+        with self._meta.write() as txn:
+            blob = self._get(txn, digest)
+            return self._relabel(txn, blob, change_labels(blob.labels, labels, paths))
 
     def delete(self, digest: Digest) -> None:
         """Make a blob unreachable; `cleanup` deletes its bytes. Raises NotFound."""
@@ -165,33 +160,31 @@ class ContentStore:
         What `seconds` do not suffice for is left for the next time.
         """
         until = time.monotonic() + seconds
-        discard.empty(self._meta, self._blobs, only, until=until, report=report)
+        discard.empty(self._meta, self._blobs, self._holds, only, until=until, report=report)
+
+    def open(self, digest: Digest) -> Reader:
+        """Open a blob to be read, whoever deletes it meanwhile. Raises NotFound."""
+        return open_reader(self._meta, self._blobs, self._holds, self._namespace, digest)
 
     def read(self, digest: Digest) -> Iterator[bytes]:
-        """Yield a blob's bytes in order. NotFound, also when it is removed meanwhile."""
-        return self._read(self.info(digest))
+        """Yield a blob's bytes in order, whoever deletes it meanwhile. Raises NotFound."""
+        self.info(digest)
+        return self._read(digest)
 
-    def _read(self, blob: Blob) -> Iterator[bytes]:
-        with self._telling_removed(blob):
-            yield from extents.read(self._blobs, blob.number, blob.size)
+    def _read(self, digest: Digest) -> Iterator[bytes]:
+        with self.open(digest) as reader:
+            yield from reader.pieces()
+
+    def small(self, blob: Blob) -> bytes:
+        """Return the bytes of a blob that lie beside its record, nothing if they lie elsewhere."""
+        with self._meta.read() as txn:
+            found = SMALL.get(txn, blob.number) if blob.size <= INLINE else None
+        return found.data if found else b""
 
     def head(self, digest: Digest, count: int) -> bytes:
         """Return the first `count` bytes of a blob, or all; nothing else of it is read. NotFound."""
-        blob = self.info(digest)
-        with self._telling_removed(blob):
-            return extents.head(self._blobs, blob.number, blob.size, count)
-
-    @contextmanager
-    def _telling_removed(self, blob: Blob) -> Iterator[None]:
-        """Make a loss in the block NotFound if the blob is removed by then."""
-        try:
-            yield
-        except DataLoss:
-            with self._meta.read() as txn:
-                found = BLOBS.get(txn, self._namespace, blob.digest)
-            if found is None or found.number != blob.number:
-                raise NotFound(f"blob {blob.digest} was removed while it was read") from None
-            raise
+        with self.open(digest) as reader:
+            return reader.read_at(0, count)
 
     def read_all(self, digest: Digest, limit: int) -> bytes:
         """Return a small blob whole and verified. Raises Refused over `limit` bytes."""
@@ -205,12 +198,15 @@ class ContentStore:
         for piece in self.read(digest):
             running.update(piece)
             yield piece
-        if running.hexdigest() != digest.partition(":")[2]:
-            raise DataLoss(f"blob {digest} is damaged: remove its images, import them again")
+        _check(digest, running.hexdigest())
 
     def verify(self, digest: Digest) -> int:
         """Hash a blob again and return its size; DataLoss if the bytes are not what they were."""
-        return sum(map(len, self.read_verified(digest)))
+        running = hasher(digest)
+        with self.open(digest) as reader:
+            reader.feed(running.update)
+        _check(digest, running.hexdigest())
+        return reader.size
 
     def growth(self, size: int) -> int:
         """Return how much more of the disk `size` bytes would take: what was deleted left some free."""
@@ -219,80 +215,33 @@ class ContentStore:
     def ingest(
         self, ref: str, *, lease: str, expected: Digest | None = None, total: int | None = None
     ) -> Writer:
-        """Open the ingest `ref`, where it stopped if an earlier writer died, and return its writer.
+        """Open the ingest `ref`, where an earlier writer stopped if that was at the same blob.
 
         Raises AlreadyExists (and pins the blob) when `expected` is here already, BeingWritten when
         another writer has the ingest open.
         """
-        if not self._meta.owners.claim(self._namespace, ref):
-            raise BeingWritten(f"this process is writing {expected or ref}")
-        try:
-            with self._meta.write() as txn:
-                found = bool(expected and BLOBS.get(txn, self._namespace, expected))
-                if found:
-                    self._pin(txn, str(expected), lease)
-                else:
-                    record = self._begin(txn, ref, lease, expected, total)
-            if found:
-                raise AlreadyExists(f"blob {expected} is in the store")
-            hit("content.ingest.begun")
-            return Writer(self._meta, self._blobs, self._namespace, record, closed=self._closed)
-        except BaseException:
-            self._closed(ref)
-            raise
+        return self._ingests.open(ref, lease, expected, total)
 
-    def _begin(
-        self,
-        txn: Transaction,
-        ref: str,
-        lease: str,
-        expected: Digest | None,
-        total: int | None,
-    ) -> Ingest:
-        me = self._meta.owners.me
-        old = INGESTS.get(txn, self._namespace, ref)
-        if old and old.owner != me and self._meta.owners.is_alive(old.owner.id):
-            raise BeingWritten(f"{old.owner} is writing {expected or ref}")
-        if old and (old.expected, old.total) == (expected, total):
-            record = msgspec.structs.replace(old, owner=me, lease=lease)
-        else:
-            discard.drop_ingest(txn, self._namespace, ref)
-            record = Ingest(
-                ref=ref,
-                number=COUNTERS.next(txn, "blob"),
-                total=total,
-                expected=expected,
-                owner=me,
-                lease=lease,
-                started=now(),
-            )
-        ledger.put(txn, self._namespace, record)
-        ledger.pin(txn, self._namespace, lease, Node(INGEST, "", ref), made=True)
-        return record
+    def wait(self, ref: str) -> None:
+        """Wait a moment for the writer of an ingest: until it is closed, if it is of this process."""
+        self._ingests.wait(ref)
 
-    def _closed(self, ref: str) -> None:
-        self._meta.owners.release(self._namespace, ref)
+    def status(self, ref: str) -> Status:
+        """Return how far an ingest is. Raises NotFound."""
+        return self._ingests.status(ref)
 
-    def statuses(self) -> list[Status]:
-        """Return how far each ingest is."""
-        with self._meta.read() as txn:
-            records = INGESTS.survey(txn, self._namespace)[0]
-        return [
-            Status(
-                ref=record.ref,
-                offset=extents.stored_bytes(self._blobs, record.number),
-                total=record.total,
-                expected=record.expected,
-                started=record.started,
-            )
-            for record in records
-        ]
+    def statuses(self, filters: Sequence[Filter] = ()) -> list[Status]:
+        """Return how far each ingest is that matches; a filter sees its `ref`."""
+        return self._ingests.statuses(filters)
 
     def abort(self, ref: str) -> None:
         """Drop an ingest and its bytes. Raises NotFound."""
-        with self._meta.write() as txn:
-            if discard.drop_ingest(txn, self._namespace, ref) is None:
-                raise NotFound(f"no ingest {ref}")
+        self._ingests.abort(ref)
 
     def _pin(self, txn: Transaction, digest: str, lease: str) -> None:
         ledger.pin(txn, self._namespace, lease, blob_node(digest))
+
+
+def _check(digest: Digest, found: str) -> None:
+    if found != digest.partition(":")[2]:
+        raise DataLoss(f"blob {digest} is damaged: remove its images, import them again")

@@ -1,61 +1,119 @@
 """One blob on its way in: extents are durable as they fill, the blob exists at commit.
 
 Sync; one thread at a time. Crash order: extents first, then one transaction that replaces the ingest
-record by the blob record. A commit that fails on size or digest discards the ingest, so that a bad
-download is not resumed for ever.
+record by the blob record. A blob that is announced to be small has neither extents nor an ingest
+record, unless its writer is closed before it is committed: its bytes come with its record. One that
+another namespace shares with this one is complete as it is opened, and has no bytes of its own. A commit
+that fails on size or digest discards the ingest, so that a bad download is not resumed for ever.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
 from engine import labels as label_rules
+from engine import limits
 from engine.content import discard, extents
-from engine.errors import DigestMismatch, FailedPrecondition, Refused
+from engine.content.holds import Holds
+from engine.content.reader import Reader
+from engine.content.sharing import share
+from engine.errors import (
+    DigestMismatch,
+    EngineError,
+    FailedPrecondition,
+    InvalidArgument,
+    Refused,
+    Unavailable,
+)
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import BLOBS, EXTENT, INGESTS, Blob, Ingest, now
+from engine.kv.schema import (
+    BLOBS,
+    COUNTERS,
+    EXTENT,
+    INGESTS,
+    INLINE,
+    SMALL,
+    Blob,
+    Ingest,
+    Small,
+    now,
+)
 from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
+from engine.processes import Owner
 
-__all__ = ["BATCH", "Writer"]
+__all__ = ["BATCH", "Writer", "keep_record"]
 
 BATCH = 8 * EXTENT
 """The best size of one write, in bytes: one transaction, and no copy on the way."""
 
 
+def keep_record(txn: Transaction, namespace: str, record: Ingest) -> Ingest:
+    """Write an ingest's record, for as long as its lease lives, without one for a while; return it."""
+    record = _lasting(record)
+    ledger.put(txn, namespace, record)
+    ledger.pin(txn, namespace, record.lease, Node(INGEST, "", record.ref), made=True)
+    return record
+
+
+def _lasting(record: Ingest) -> Ingest:
+    at = now()
+    expires = 0 if record.lease else at + limits.INGEST_LIFE_S * 10**9
+    return msgspec.structs.replace(record, updated=at, expires=expires)
+
+
+class _Aborted(FailedPrecondition):
+    """Someone dropped the ingest meanwhile: its bytes may be deleted already."""
+
+
 class Writer:
-    """Writes an ingest. Closing without commit keeps what is durable for a later resume."""
+    """Writes an ingest. Closing without commit keeps what was written for a later resume."""
 
     def __init__(
         self,
         meta: Environment,
         blobs: Environment,
+        holds: Holds,
         namespace: str,
         record: Ingest,
         closed: Callable[[str], None],
+        borrowed: Reader | None = None,
     ) -> None:
+        """Go on with an ingest; one of number 0 has no record yet, nor bytes if they are `borrowed`."""
         self._meta = meta
         self._blobs = blobs
+        self._holds = holds
         self._namespace = namespace
         self._record = record
         self._on_close = closed
-        self._expected = Digest(record.expected) if record.expected else None
+        self._borrowed = borrowed
+        self._is_open = True
+        self._begin()
+        if record.number:
+            self._resume()
+
+    def _begin(self) -> None:
+        self._expected = Digest(self._record.expected) if self._record.expected else None
         self._hash = hasher(self._expected)
         self._tail = bytearray()
         self._index = 0
-        self._is_open = True
-        self._resume()
+        self._stored = 0  # bytes that are durable
 
     def _resume(self) -> None:
-        whole = extents.stored_bytes(self._blobs, self._record.number) // EXTENT * EXTENT
-        for extent in extents.read(self._blobs, self._record.number, whole):
-            self._hash.update(extent)
-            self._index += 1
+        number = self._record.number
+        self._stored = extents.stored_bytes(self._blobs, number)
+        self._index, rest = divmod(self._stored, EXTENT)
+        extents.feed(self._blobs, number, self._stored, self._hash.update)
+        if rest:
+            with extents.view(self._blobs, number, self._index, self._stored) as last:
+                self._tail += last
 
     @property
     def ref(self) -> str:
@@ -65,22 +123,51 @@ class Writer:
     @property
     def offset(self) -> int:
         """How many bytes have been written, those of an earlier writer among them."""
+        if self._borrowed:
+            return self._borrowed.size
         return self._index * EXTENT + len(self._tail)
 
     @property
     def digest(self) -> Digest:
         """The digest of the bytes written so far."""
+        if self._borrowed:
+            return Digest(self._borrowed.blob.digest)
         return Digest(f"{self._hash.name}:{self._hash.hexdigest()}")
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append `data`. Refused once the blob is longer than announced."""
+        """Append `data`. Refused once the blob is longer than announced.
+
+        A write that fails closes the writer: what is durable is there for the next one.
+        """
         self._check_open()
         total = self._record.total
         if total is not None and self.offset + len(data) > total:
             self.abort()
             raise Refused(f"{self.ref} is longer than the {total} bytes announced for it")
-        self._hash.update(data)
-        view = memoryview(data)
+        try:
+            if self._borrowed and len(data):
+                self._unshare()
+            with self._hashing(data):
+                self._take(memoryview(data))
+        except BaseException:
+            self._let_go()
+            raise
+
+    @contextmanager
+    def _hashing(self, data: bytes | memoryview) -> Iterator[None]:
+        """Hash `data` while the block stores it."""
+        if len(data) < EXTENT:
+            self._hash.update(data)
+            yield
+            return
+        thread = threading.Thread(target=self._hash.update, args=(data,), name="hash", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    def _take(self, view: memoryview) -> None:
         if self._tail:
             room = EXTENT - len(self._tail)
             self._tail += view[:room]
@@ -94,91 +181,215 @@ class Writer:
             self._store(view[start : min(start + BATCH, whole)])
         self._tail += view[whole:]
 
+    def _unshare(self) -> None:
+        """Have bytes of our own: a copy of those that are shared."""
+        assert self._borrowed
+        with self._borrowed as borrowed:
+            self._borrowed = None
+            self._own()
+            for piece in borrowed.pieces():
+                self.write(piece)
+
+    def _own(self) -> None:
+        total = self._record.total
+        if (total is None or total > INLINE) and not self._settle():
+            raise Unavailable(f"another process is writing {self.ref}")
+
     def _store(self, data: memoryview) -> None:
         self._index = extents.append(self._blobs, self._record.number, self._index, data)
+        self._stored = self._index * EXTENT
         hit("content.ingest.written")
 
-    def commit(self, labels: Labels | None = None) -> Blob:
+    def _store_tail(self) -> None:
+        """Make the last bytes durable, in an extent that a later one takes the place of."""
+        if self._stored < self.offset:
+            extents.append(self._blobs, self._record.number, self._index, memoryview(self._tail))
+            self._stored = self.offset
+
+    def truncate(self, size: int = 0) -> None:
+        """Begin again at nothing. InvalidArgument for any other size."""
+        self._check_open()
+        if size:
+            raise InvalidArgument("an ingest can only be cut to nothing, not to some of its bytes")
+        if self._borrowed:
+            self._borrowed.close()
+            self._borrowed = None
+            self._own()
+        if self._stored:
+            self._leave_bytes()
+        self._begin()
+
+    def _leave_bytes(self) -> None:
+        """Go on under another number, so that no byte of before can be met again."""
+        old = self._record.number
+        try:
+            with self._meta.write() as txn:
+                self._check_ours(txn)
+                new = self._renumbered(txn)
+                discard.drop_bytes(txn, old)
+        except _Aborted:
+            self.abort()
+            raise
+        self._record = new
+        self._delete_bytes(old)
+
+    def commit(
+        self, labels: Labels | None = None, *, size: int | None = None, expected: Digest | None = None
+    ) -> Blob:
         """Make the bytes a blob and return its record; that of an earlier equal one if there is.
 
-        Raises DigestMismatch or Refused, and drops the ingest, when digest or size are not as
-        announced, and FailedPrecondition when the ingest was aborted meanwhile.
+        The writer is closed then, whatever comes of it. Raises DigestMismatch or Refused, and drops
+        the ingest, when digest or size are not as announced at the beginning or here, and
+        FailedPrecondition when the ingest was aborted meanwhile.
         """
         self._check_open()
-        label_rules.check(labels or {})
-        size, digest = self.offset, self.digest
-        if self._record.total is not None and size != self._record.total:
+        try:
+            label_rules.check(labels or {})
+            self._check_size(self._record.total)
+            self._check_size(size)
+            self._check_digest(self._expected)
+            self._check_digest(expected)
+            if not self._borrowed and not self._is_small:
+                self._store_tail()
+            hit("content.commit.before")
+            blob = self._publish(expected or self.digest, labels or {})
+            hit("content.commit.after")
+            return blob
+        except _Aborted:
+            self._drop()
+            raise
+        finally:
+            self._let_go()
+
+    @property
+    def _is_small(self) -> bool:
+        return not self._stored and self.offset <= INLINE
+
+    def _check_size(self, size: int | None) -> None:
+        if size is not None and size != self.offset:
             self.abort()
-            raise Refused(f"{self.ref} has {size} bytes, not the {self._record.total} announced")
-        if self._expected and digest != self._expected:
+            raise Refused(f"{self.ref} has {self.offset} bytes, not the {size} announced")
+
+    def _check_digest(self, expected: Digest | None) -> None:
+        if expected is None:
+            return
+        actual = (
+            self.digest if expected.partition(":")[0] == self._hash.name else self._digest_as(expected)
+        )
+        if actual != expected:
             self.abort()
-            raise DigestMismatch(self.ref, self._expected, digest)
-        if self._tail:
-            extents.append(self._blobs, self._record.number, self._index, memoryview(self._tail))
-        hit("content.commit.before")
-        blob = self._publish(digest, size, labels or {})
-        if blob.number != self._record.number:
-            self._delete_bytes()
-        hit("content.commit.after")
-        self.close()
+            raise DigestMismatch(self.ref, expected, actual)
+
+    def _digest_as(self, expected: Digest) -> Digest:
+        """Hash all bytes again, with another algorithm than was announced."""
+        if self._borrowed:
+            self._unshare()
+        again = hasher(expected)
+        whole = self._index * EXTENT
+        extents.feed(self._blobs, self._record.number, whole, again.update)
+        again.update(self._tail)
+        return Digest(f"{again.name}:{again.hexdigest()}")
+
+    def _publish(self, digest: Digest, labels: Labels) -> Blob:
+        """Replace the ingest by a blob, or give its labels to an equal one that came first."""
+        at = now()
+        with self._meta.write() as txn:
+            self._check_ours(txn)
+            blob = BLOBS.get(txn, self._namespace, digest)
+            is_new = blob is None
+            if blob is None:
+                number = self._make(txn)
+                blob = Blob(digest=digest, number=number, size=self.offset, created=at, updated=at)
+            elif self._record.number:
+                discard.drop_ingest(txn, self._namespace, self.ref)
+            merged = label_rules.merge(blob.labels, labels)
+            blob = msgspec.structs.replace(blob, labels=merged, updated=at)
+            ledger.put(txn, self._namespace, blob)
+            ledger.pin(txn, self._namespace, self._record.lease, blob_node(digest), made=is_new)
+        if self._record.number not in {0, blob.number}:
+            self._delete_bytes(self._record.number)
         return blob
 
-    def _publish(self, digest: Digest, size: int, labels: Labels) -> Blob:
-        with self._meta.write() as txn:
-            if self._is_ours(txn):
-                return self._replace(txn, digest, size, labels)
-            # The bytes may be deleted already: a record of them would name nothing.
-            discard.drop_bytes(txn, self._record.number)
-        self._delete_bytes()
-        self.close()
-        raise FailedPrecondition(f"ingest {self.ref} was aborted; start it again")
+    def _make(self, txn: Transaction) -> int:
+        """Make the bytes those of a blob, not of an ingest any more; return their number."""
+        if self._borrowed:
+            return share(txn, self._borrowed)
+        if self._record.number:
+            ingest = Node(INGEST, "", self.ref)
+            ledger.drop(txn, self._namespace, ingest)
+            ledger.unpin(txn, self._namespace, self._record.lease, ingest)
+        number = self._record.number or COUNTERS.next(txn, "blob")
+        if self._is_small:
+            SMALL.put(txn, Small(data=bytes(self._tail)), number)
+        return number
+
+    def _check_ours(self, txn: Transaction) -> None:
+        if self._record.number and not self._is_ours(txn):
+            raise _Aborted(f"ingest {self.ref} was aborted; start it again")
 
     def _is_ours(self, txn: Transaction) -> bool:
         ingest = INGESTS.get(txn, self._namespace, self.ref)
         return ingest is not None and ingest.number == self._record.number
 
-    def _replace(self, txn: Transaction, digest: Digest, size: int, labels: Labels) -> Blob:
-        """Replace the ingest by a blob, or give its labels to an equal one that came first."""
-        at = now()
-        blob = BLOBS.get(txn, self._namespace, digest)
-        made = blob is None
-        if blob is None:
-            blob = Blob(
-                digest=digest,
-                number=self._record.number,
-                size=size,
-                created=at,
-                updated=at,
-                labels=dict(labels),
-            )
-            ingest = Node(INGEST, "", self.ref)
-            ledger.drop(txn, self._namespace, ingest)
-            ledger.unpin(txn, self._namespace, self._record.lease, ingest)
-        else:
-            merged = label_rules.merge(blob.labels, labels)
-            blob = msgspec.structs.replace(blob, labels=merged, updated=at)
-            discard.drop_ingest(txn, self._namespace, self.ref)
-        ledger.put(txn, self._namespace, blob)
-        ledger.pin(txn, self._namespace, self._record.lease, blob_node(digest), made=made)
-        return blob
-
     def abort(self) -> None:
         """Drop the ingest and its bytes, unless someone did and it is another's by now."""
+        try:
+            if self._record.number:
+                self._drop()
+        finally:
+            self._let_go()
+
+    def _drop(self) -> None:
         with self._meta.write() as txn:
             if self._is_ours(txn):
                 discard.drop_ingest(txn, self._namespace, self.ref)
             else:  # what was written since it was dropped
                 discard.drop_bytes(txn, self._record.number)
-        self._delete_bytes()
-        self.close()
+        self._delete_bytes(self._record.number)
 
-    def _delete_bytes(self) -> None:
-        discard.empty(self._meta, self._blobs, [self._record.number])
+    def _delete_bytes(self, number: int) -> None:
+        discard.empty(self._meta, self._blobs, self._holds, [number])
 
     def close(self) -> None:
-        """Let go of the ingest; may be called again."""
+        """Let go of the ingest, and keep what was written for a later resume; may be called again."""
+        if not self._is_open:
+            return
+        try:
+            if not self._borrowed and (self._record.number or self._tail):
+                self._keep()
+        finally:
+            self._let_go()
+
+    def _keep(self) -> None:
+        if not self._record.number and not self._settle():
+            return
+        self._store_tail()
+        with self._meta.write() as txn:
+            is_ours = self._is_ours(txn)
+            if is_ours:
+                idle = msgspec.structs.replace(self._record, owner=Owner())
+                ledger.put(txn, self._namespace, _lasting(idle))
+        if not is_ours:
+            self._drop()
+
+    def _settle(self) -> bool:
+        """Make a record of what is to be resumed, unless another process has one; say whether."""
+        with self._meta.write() as txn:
+            if INGESTS.get(txn, self._namespace, self.ref):
+                return False
+            record = self._renumbered(txn)
+        self._record = record
+        return True
+
+    def _renumbered(self, txn: Transaction) -> Ingest:
+        record = msgspec.structs.replace(self._record, number=COUNTERS.next(txn, "blob"))
+        return keep_record(txn, self._namespace, record)
+
+    def _let_go(self) -> None:
         if self._is_open:
             self._is_open = False
+            if self._borrowed:
+                self._borrowed.close()
             self._on_close(self.ref)
 
     def _check_open(self) -> None:
@@ -194,4 +405,8 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except EngineError:
+            if error is None:  # else that is what is to be told
+                raise

@@ -5,9 +5,9 @@ import os
 
 from engine.fs.kernel import open_beneath
 
-__all__ = ["measure"]
+__all__ = ["BLOCK", "measure"]
 
-_BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
+BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 
 
 def measure(root: int) -> tuple[int, int]:
@@ -29,7 +29,7 @@ def measure(root: int) -> tuple[int, int]:
             continue
         try:
             if path:
-                size += os.fstat(folder).st_blocks * _BLOCK
+                size += os.fstat(folder).st_blocks * BLOCK
                 inodes += 1
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -41,7 +41,7 @@ def measure(root: int) -> tuple[int, int]:
                         if info.st_ino in seen:
                             continue
                         seen.add(info.st_ino)
-                    size += info.st_blocks * _BLOCK
+                    size += info.st_blocks * BLOCK
                     inodes += 1
         finally:
             os.close(folder)

@@ -33,8 +33,11 @@ def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
         named = _named(root, backend.name) if names else set()
         for name in sorted(names):
             if not (name.isdigit() and int(name) in named) and (backend / name).exists():
-                detail = "no record has it"
-                yield _orphan(root, What.FOLDER, backend / name, detail)
+                if backend.name in read.torn:
+                    detail = "no record has it, and it may be a parent that is missing"
+                    yield _orphan(root, What.FOLDER, backend / name, detail, is_sure=False)
+                else:
+                    yield _orphan(root, What.FOLDER, backend / name, "no record has it")
     for path in sorted(root.trash.iterdir()):
         backend_name, _, number = path.name.rpartition("-")
         is_named = number.isdigit() and int(number) in _named(root, backend_name)
@@ -42,10 +45,11 @@ def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
             yield _orphan(root, What.TRASH, path, "no record says that it is to be deleted")
 
 
-def _orphan(root: Root, what: What, path: Path, detail: str) -> Trouble:
+def _orphan(root: Root, what: What, path: Path, detail: str, *, is_sure: bool = True) -> Trouble:
     name = str(path.relative_to(root.path)).encode("utf-8", "surrogateescape")
     shown = name.decode("utf-8", "backslashreplace")
-    return Trouble(Finding(what=what, name=shown, detail=detail), partial(_remove, root, path))
+    finding = Finding(what=what, name=shown, detail=detail)
+    return Trouble(finding, partial(_remove, root, path) if is_sure else None)
 
 
 def _named(root: Root, backend: str) -> set[int]:

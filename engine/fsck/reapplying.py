@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine import failpoints, labels
+from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, FailedPrecondition
 from engine.failpoints import hit
@@ -64,11 +65,13 @@ def apply_again(again: Again, apply: Apply) -> str:
 
 
 def _job(again: Again, key: str) -> ApplyJob:
+    content = ContentStore(again.root.meta, again.root.blobs, again.namespace)
     return ApplyJob(
         root=str(again.root.path),
         number=again.layer.number,
         size=again.layer.size,
         diff_id=again.record.labels[labels.DIFF_ID],
         target=again.place.sink(key),
+        data=content.small(again.layer),
         failpoints=failpoints.terms(),
     )

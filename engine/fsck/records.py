@@ -13,6 +13,7 @@ from typing import Any
 from engine import labels
 from engine.errors import DataLoss, FailedPrecondition
 from engine.fsck.findings import Counts, Finding, Trouble, What
+from engine.kv import keys
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
@@ -90,6 +91,8 @@ class Read:
     """By backend, what snapshots there are, those among it that wait to be deleted."""
     layers: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """By namespace and diff ID the blobs, packed somehow, of the layers of snapshots."""
+    torn: set[str] = field(default_factory=set)
+    """Backends that have snapshots without their parents, whose folders may be there."""
     blob_bytes: int = 0
     is_readable: bool = True
     """Whether every record that names bytes or folders can be: else nobody knows what is an orphan."""
@@ -141,10 +144,14 @@ class _Reading:
     def _take(self, names: list[str], record: object) -> None:
         match record:
             case Blob() | Image() | Ingest() | Lease():
-                self._object(names[0], node_of(record), record)
+                if self._is_named(names, names[0], node_of(record), record):
+                    self._object(names[0], node_of(record), record)
             case Snapshot():
                 backend, namespace = names[:2]
-                self._object(namespace, snapshot_node(backend, record.key), record)
+                node = snapshot_node(backend, record.key)
+                if not self._is_named(names, namespace, node, record):
+                    return
+                self._object(namespace, node, record)
                 self.read.snapshots[backend, namespace, record.key] = record
                 if labels.DIFF_ID in record.labels:
                     self.read.layers[namespace, record.labels[labels.DIFF_ID]] = []
@@ -168,10 +175,18 @@ class _Reading:
             self._tell(What.SNAPSHOT, record.key, detail, **about)
         seen.add(record.id)
 
+    def _is_named(self, names: list[str], namespace: str, node: Node, record: Object) -> bool:
+        """Say whether a record stands under its own name; a long one the key does not tell."""
+        is_long = len(node.key.encode()) > keys.LONGEST
+        if ledger.get(self._txn, namespace, node) == record and (is_long or names[-1] == node.key):
+            return True
+        self.read.is_readable = False
+        detail = f"it is stored under another name, {names[-1]}"
+        self._tell(What.RECORD, node.key, detail, namespace=namespace)
+        return False
+
     def _object(self, namespace: str, node: Node, record: Object) -> None:
         self.read.namespaces.add(namespace)
-        if ledger.get(self._txn, namespace, node) != record:
-            self._tell(What.RECORD, node.key, "it is stored under another name", namespace=namespace)
         for mention in set(mentions(node, record)):
             self._mention(namespace, node, mention)
         if isinstance(record, Blob):
@@ -245,6 +260,7 @@ class _Reading:
             backend, namespace, name = key
             about = {"namespace": namespace, "snapshotter": backend}
             if wrong:
+                self.read.torn.add(backend)
                 self._tell(What.SNAPSHOT, name, wrong, **about)
             elif self._is_in_circle(key, whole):
                 self._tell(What.SNAPSHOT, name, "it stands on itself, in a circle", **about)
@@ -255,7 +271,7 @@ class _Reading:
             return f"it is of no kind that there is: {record.kind!r}"
         parent = self.read.snapshots.get((backend, namespace, record.parent))
         if record.parent and parent is None:
-            return f"its parent {record.parent} is not here"
+            return f"its parent {record.parent} is not here; remove it, then unpack its image again"
         if parent is not None and parent.kind != Kind.COMMITTED:
             return f"its parent {record.parent} is {parent.kind}, not committed"
         return ""

@@ -20,9 +20,10 @@ from engine import limits
 from engine.content import discard
 from engine.errors import Unavailable
 from engine.failpoints import hit
+from engine.gc.clock import look, time_of
 from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import MARKS, TOUCHED, Blob, Mark, Snapshot, now
+from engine.kv.schema import MARKS, TOUCHED, Blob, Clock, Mark, Snapshot, now
 from engine.metadata import ledger, lineage
 from engine.metadata.nodes import BACK, CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
 from engine.progress import Report, Step, silent
@@ -33,7 +34,8 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
-_RELEASE_EVERY = 1 << 12  # records dropped between two calls that give their memory back
+_RELEASE_EVERY = 8  # transactions: what they read counts as memory of the process
+_S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
 
@@ -52,8 +54,23 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     """When the next lease or name expires, in nanoseconds since the epoch."""
     left: list[Leftover] = []
     """Files that could not be deleted yet."""
+    is_halted: bool = False
+    """Whether no blob, snapshot or image could go, as some record cannot be read."""
     errors: list[str] = []
     """What was kept because it, or what holds it, cannot be read or used."""
+
+    def with_more(self, later: "Collected") -> "Collected":
+        """Return what this and a later collection dropped together."""
+        return msgspec.structs.replace(
+            later,
+            blobs=sorted({*self.blobs, *later.blobs}),
+            snapshots=[*self.snapshots, *later.snapshots],
+            ingests=[*self.ingests, *later.ingests],
+            leases=[*self.leases, *later.leases],
+            images=[*self.images, *later.images],
+            blob_bytes=self.blob_bytes + later.blob_bytes,
+            snapshot_bytes=self.snapshot_bytes + later.snapshot_bytes,
+        )
 
 
 def collect(
@@ -66,28 +83,30 @@ def collect(
     """
     if dry_run:
         with meta.read() as txn:
-            found, garbage = survey(meta, txn, places, now())
+            clock = look(txn, note=False)
+            found, garbage = survey(meta, txn, places, time_of(clock))
             tally = _Tally()
             for node in garbage:
                 tally.add(txn, places.namespace, node, ledger.get(txn, places.namespace, node))
-            return tally.result(found)
-    with _marking(meta, places.namespace, report):
+            return tally.result(found, clock)
+    with _marking(meta, places.namespace, report) as clock:
         with meta.read() as txn:
-            found, garbage = survey(meta, txn, places, now())
+            found, garbage = survey(meta, txn, places, time_of(clock))
         found.forget()
         hit("gc.marked")
-        return _sweep(meta, places.namespace, found, garbage, report)
+        tally = _sweep(meta, places.namespace, found, garbage, report)
+    return tally.result(found, clock)
 
 
 # -- the mark ---------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[None]:
-    """Have everyone note what they touch, for the length of a block."""
+def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[Clock]:
+    """Have everyone note what they touch, for the length of a block; give the time."""
     end = time.monotonic() + limits.COLLECT_WAIT_S
     waiting = ""
-    while (busy := _begin(meta, namespace)) is not None:
+    while isinstance(busy := _begin(meta, namespace), str):
         waiting = f"{busy} is collecting"
         if time.monotonic() > end:
             raise Unavailable(
@@ -98,7 +117,7 @@ def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[None
     if waiting:
         report(Step.WAIT, waiting, 1, 1)
     try:
-        yield
+        yield busy
     finally:
         try:
             with meta.write() as txn:
@@ -108,8 +127,8 @@ def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[None
             meta.owners.release("gc", namespace, "")
 
 
-def _begin(meta: Environment, namespace: str) -> str | None:
-    """Begin a mark; return who is at it if somebody is."""
+def _begin(meta: Environment, namespace: str) -> Clock | str:
+    """Begin a mark and return the time, or who is at it if somebody is."""
     if not meta.owners.claim("gc", namespace, ""):
         return "this process"
     try:
@@ -120,10 +139,10 @@ def _begin(meta: Environment, namespace: str) -> str | None:
                 return str(mark.owner)
             TOUCHED.clear(txn, namespace)
             MARKS.put(txn, Mark(owner=meta.owners.me, started=now()), namespace)
+            return look(txn, note=True)
     except BaseException:
         meta.owners.release("gc", namespace, "")
         raise
-    return None
 
 
 # -- the sweep --------------------------------------------------------------------------------------
@@ -131,22 +150,22 @@ def _begin(meta: Environment, namespace: str) -> str | None:
 
 def _sweep(
     meta: Environment, namespace: str, found: Survey, garbage: list[Node], report: Report
-) -> Collected:
+) -> "_Tally":
     left = dict.fromkeys(garbage)
     order = iter(garbage)
     tally = _Tally()
-    total, more = len(garbage), True
+    total, slices, more = len(garbage), 0, True
     while more:
-        before = len(left)
-        report(Step.SWEEP, "records", total, total - before)
+        report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
             if _spare(txn, namespace, left, found.alone):
                 more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
-        if len(left) // _RELEASE_EVERY < before // _RELEASE_EVERY:
+        slices += 1
+        if slices % _RELEASE_EVERY == 0:
             meta.release_pages()
     report(Step.SWEEP, "records", total, total)
-    return tally.result(found)
+    return tally
 
 
 def _spare(txn: Transaction, namespace: str, left: dict[Node, None], alone: Collection[Node]) -> bool:
@@ -233,7 +252,15 @@ class _Tally:
             if all(held.number != record.number for held in others):
                 self._blob_bytes += record.size
 
-    def result(self, found: Survey) -> Collected:
+    def result(self, found: Survey, clock: Clock) -> Collected:
+        expires, errors = found.expires, found.damaged
+        if clock.is_doubted and expires is not None:
+            grace = clock.doubted_until - clock.boottime
+            expires = max(expires, clock.wall + grace)
+            errors = [
+                *errors,
+                f"what expires: the clock was set anew, and is believed in {grace // _S} s",
+            ]
         return Collected(
             blobs=sorted(self._keys[CONTENT]),
             snapshots=self._snapshots,
@@ -242,6 +269,7 @@ class _Tally:
             images=self._keys[IMAGE],
             blob_bytes=self._blob_bytes,
             snapshot_bytes=self._snapshot_bytes,
-            expires=found.expires,
-            errors=found.damaged,
+            expires=expires,
+            is_halted=bool(found.damaged),
+            errors=errors,
         )

@@ -4,7 +4,7 @@ Sync. A collection reads everything once; these look up who mentions an object, 
 What cannot be read holds what it mentions, and so does a condition, whether or not it is met.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping
 from typing import NamedTuple
 
 from engine.content import discard
@@ -49,16 +49,16 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
         return True
     match record:
         case Lease():
-            found = is_live(owners, record, now())
+            found = is_live(owners, record, None)  # until it is collected, expired or not
         case Ingest():
             found = ingest_lives(owners, record, now())
         case Snapshot():
             in_use = record.kind != Kind.COMMITTED and not record.lease
-            found = in_use or is_root(record.labels)
+            found = in_use or is_root(SNAPSHOT, record.labels)
         case Blob():
-            found = is_root(record.labels)
+            found = is_root(CONTENT, record.labels)
         case _:
-            found = record is not None  # an image, until it is collected: expired or not
+            found = record is not None  # an image, as a lease
     return found
 
 
@@ -67,7 +67,9 @@ def _holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
     for mention in ledger.mentioners(txn, namespace, node):
         if mention.how != BACK:
             yield mention.node
-    yield from (mention.node for mention in _mentioning(txn, namespace, node) if mention.how == BACK)
+    for mention in _mentioning(txn, namespace, node):
+        if mention.how == BACK and ledger.exists(txn, namespace, mention.node):
+            yield mention.node
 
 
 def _held(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
@@ -87,22 +89,45 @@ def _mentioning(txn: Transaction, namespace: str, node: Node) -> Collection[Ment
 
 
 def holder(
-    owners: Owners, txn: Transaction, namespace: str, node: Node, *, but: Collection[Node] = ()
+    owners: Owners,
+    txn: Transaction,
+    namespace: str,
+    node: Node,
+    *,
+    but: Collection[Node] = (),
+    known: MutableMapping[Node, Node | None] | None = None,
 ) -> Node | None:
     """Return something that keeps an object: an image, a lease, a snapshot in use, a root or None.
 
-    What is only held by way of nodes in `but` is not held.
+    What is only held by way of nodes in `but` is not held. `known` is what was found out so far, for
+    who asks of several objects with one `but`.
     """
-    pending, seen = [node], {*but}
-    while pending:
-        at = pending.pop()
+    known = {} if known is None else known
+    # One holder after the other, as far up as it goes: a layer of many images is held by the first.
+    ways = [iter((node,))]
+    path: list[Node] = []
+    seen = set(but)
+    while ways:
+        at = next(ways[-1], None)
+        if at is None:
+            ways.pop()
+            del path[-1:]
+            continue
         if at in seen:
             continue
         seen.add(at)
-        if _is_root(owners, txn, namespace, at):
-            return at
-        pending += _holders(txn, namespace, at)
+        found = known[at] if at in known else _itself(owners, txn, namespace, at)
+        path.append(at)
+        if found is not None:
+            known.update(dict.fromkeys(path, found))
+            return found
+        ways.append(iter(()) if at in known else _holders(txn, namespace, at))
+    known.update(dict.fromkeys(seen.difference(but)))
     return None
+
+
+def _itself(owners: Owners, txn: Transaction, namespace: str, node: Node) -> Node | None:
+    return node if _is_root(owners, txn, namespace, node) else None
 
 
 def closure(txn: Transaction, namespace: str, node: Node) -> list[Node]:
@@ -110,17 +135,10 @@ def closure(txn: Transaction, namespace: str, node: Node) -> list[Node]:
     pending, found = [node], dict[Node, None]()
     while pending:
         at = pending.pop()
-        if at not in found and _is_there(txn, namespace, at):
+        if at not in found and ledger.exists(txn, namespace, at):
             found[at] = None
             pending += _held(txn, namespace, at)
     return list(found)
-
-
-def _is_there(txn: Transaction, namespace: str, node: Node) -> bool:
-    try:
-        return ledger.get(txn, namespace, node) is not None
-    except DataLoss:
-        return True
 
 
 def only_held_by(
@@ -162,7 +180,7 @@ def _holds_still(owners: Owners, txn: Transaction, namespace: str, node: Node) -
     """Say whether an object is there, and if it is a lease, holds on."""
     if node.kind == LEASE:
         return _is_root(owners, txn, namespace, node)
-    return _is_there(txn, namespace, node)
+    return ledger.exists(txn, namespace, node)
 
 
 def give_up(meta: Environment, namespace: str, lease: str) -> Dropped:
@@ -202,7 +220,7 @@ def remove_blob(meta: Environment, namespace: str, digest: str) -> int | None:
     """
     node = blob_node(digest)
     with meta.write() as txn:
-        if not _is_there(txn, namespace, node):
+        if not ledger.exists(txn, namespace, node):
             raise NotFound(f"no blob {digest}")
         found = holder(meta.owners, txn, namespace, node)
         if found is not None and found.kind == IMAGE:
@@ -212,6 +230,7 @@ def remove_blob(meta: Environment, namespace: str, digest: str) -> int | None:
             )
         if found is not None:
             raise FailedPrecondition(f"blob {digest} is held by {_told(found)}")
+        ledger.note_deletion(txn, namespace)
         return discard.drop_blob(txn, namespace, digest)
 
 

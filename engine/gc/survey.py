@@ -79,7 +79,8 @@ class Places:
 class Survey:
     """What holds what; `roots` says of each whether it is held alone, without what its labels name."""
 
-    at: int
+    at: int | None
+    """The time; without, as where the clock is doubted, nothing expires, and every condition holds."""
     roots: dict[Node, bool] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     expires: int | None = None
@@ -136,17 +137,20 @@ class Survey:
     def expiry(self, about: labels.Labels) -> bool:
         """Say whether what has these labels has expired, and note when it will."""
         when = times.moment(about.get(labels.GC_EXPIRE, "")) if about else None
-        if when is not None and when > self.at:
-            self.expires = min(when, self.expires or when)
-        return when is not None and when <= self.at
+        if when is None or (self.at is not None and when <= self.at):
+            return when is not None
+        self.expires = min(when, self.expires or when)
+        return False
 
 
-def ingest_lives(owners: Owners, ingest: Ingest, at: int) -> bool:
-    """Say whether an ingest may still go on, whatever lease it has."""
-    return ingest.expires > at or owners.is_alive(ingest.owner.id)
+def ingest_lives(owners: Owners, ingest: Ingest, at: int | None) -> bool:
+    """Say whether an ingest may still go on, whatever lease it has; without a time, it may."""
+    return at is None or ingest.expires > at or owners.is_alive(ingest.owner.id)
 
 
-def survey(meta: Environment, txn: Transaction, places: Places, at: int) -> tuple[Survey, list[Node]]:
+def survey(
+    meta: Environment, txn: Transaction, places: Places, at: int | None
+) -> tuple[Survey, list[Node]]:
     """Return what holds what at the time `at`, and the garbage, holders first."""
     found = Survey(at)
     reader = _Reader(meta, txn, places, found)
@@ -166,6 +170,7 @@ class _Reader:
         self._at = places
         self._found = found
         self._conditions: list[tuple[Node, Node, labels.Labels]] = []
+        self._back: list[tuple[Node, Mention]] = []
         self._used: dict[Node, str] = {}
         self._count = 0
 
@@ -210,9 +215,17 @@ class _Reader:
                     break
         for backend, snapshot in self._snapshots():
             self._snapshot(backend, snapshot)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Note the edges that depend on what else there is."""
+        at = self._found.at
         for node, target, about in self._conditions:
-            if is_met(about, target, self._used.get(target, ""), at):
-                found.note(node, Mention(LABEL, target))
+            if at is None or is_met(about, target, self._used.get(target, ""), at):
+                self._found.note(node, Mention(LABEL, target))
+        for node, mention in self._back:  # what never was keeps nothing
+            if ledger.exists(self._txn, self._at.namespace, mention.node):
+                self._found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
@@ -235,11 +248,13 @@ class _Reader:
             self._found.root(node)
 
     def _note(self, node: Node, record: Object, about: labels.Labels) -> None:
-        if about and is_root(about) and node.kind in {CONTENT, SNAPSHOT}:
+        if about and is_root(node.kind, about):
             self._found.root(node)
         for mention in mentions(node, record):
             if mention.how == CONDITION:
                 self._conditions.append((node, mention.node, about))
+            elif mention.how == BACK:
+                self._back.append((node, mention))
             else:
                 self._found.note(node, mention)
 

@@ -18,7 +18,8 @@ from engine.fs.kernel import release_mapped
 from engine.kv import turn
 from engine.kv.faults import OUTGROWN, mapped
 from engine.kv.gate import Gate
-from engine.kv.opening import HEADROOM, allocate_lock, discard_unfinished, open_file
+from engine.kv.growth import grow
+from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
 from engine.kv.turn import Turn
 from engine.processes import Owners
 
@@ -49,11 +50,13 @@ class Environment:
         tables: Sequence[str] = (),
         readonly: bool = False,
         owners: Owners | None = None,
+        grows_ahead: bool = False,
     ) -> None:
         """Open `path` and its named tables, making what is missing unless `readonly`.
 
         `map_bytes` is address space, not disk: the file grows as it is written. Where so much cannot
-        be had the map is smaller, and grows when it must.
+        be had the map is smaller, and grows when it must. A file that `grows_ahead` is for many small
+        transactions.
         """
         self.readonly = readonly
         self.owners = owners or Owners(path)
@@ -61,6 +64,7 @@ class Environment:
         self._map_bytes = map_bytes
         self._tables = tables
         self._gate = Gate()
+        self._ahead = path / "data.mdb" if grows_ahead else None
         with mapped(path), os_errors(f"store {path}"), ExitStack() as undo:
             self._register(undo)
             allocate_lock(path, readonly=readonly)
@@ -72,7 +76,7 @@ class Environment:
                 self._turn = Turn(path)
                 undo.callback(self._turn.close)
                 with self._turn.taken():
-                    discard_unfinished(path)
+                    make_file(path)
                     self._open()
                 undo.callback(self._close_file)
                 self.check_readers()
@@ -140,6 +144,8 @@ class Environment:
         with mapped(self.path), self._turn.taken():
             if self._mapped_bytes < self._map_bytes and self._room() < HEADROOM:
                 self._map_anew()
+            if self._ahead is not None:
+                grow(self._ahead, self._used(), self.page)
             try:
                 with self._begun(write=True) as txn:
                     yield txn
@@ -166,11 +172,13 @@ class Environment:
                 yield Transaction(raw, self._databases)
 
     def _room(self) -> int:
+        return self._mapped_bytes - self._used()
+
+    def _used(self) -> int:
+        """Return how many bytes of the file LMDB has come to write."""
         with self._gate.inside():
-            if not self._mapped_bytes:
-                return 0
-            last: int = self._env.info()["last_pgno"]
-            return self._mapped_bytes - (last + 1) * self.page
+            last: int = self._env.info()["last_pgno"] if self._mapped_bytes else -1
+            return (last + 1) * self.page
 
     def _map_anew(self) -> None:
         """Map the file as large as it can be now, unless a transaction here does not end.
@@ -188,6 +196,12 @@ class Environment:
         """Free the slots of readers that died: pages that they saw could never be used again."""
         with mapped(self.path), self._gate.inside():
             self._env.reader_check()
+
+    def transactions(self) -> int:
+        """Return how many transactions of all processes have changed something."""
+        with mapped(self.path), self._gate.inside():
+            last: int = self._env.info()["last_txnid"] if self._mapped_bytes else 0
+            return last
 
     def readers(self) -> list[tuple[int, int]]:
         """Return the processes that read, and the transaction whose state each one sees."""

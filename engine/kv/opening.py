@@ -13,13 +13,14 @@ from pathlib import Path
 import lmdb
 
 from engine.errors import NotFound
+from engine.fs.durable import flush
 
 __all__ = [
     "HEADROOM",
     "READERS",
     "UNFINISHED",
     "allocate_lock",
-    "discard_unfinished",
+    "make_file",
     "open_file",
 ]
 
@@ -65,12 +66,25 @@ def _keep_in_place(file: int) -> None:
         fcntl.ioctl(file, _SET_FLAGS, struct.pack("l", struct.unpack("l", flags)[0] | _NOCOW))
 
 
-def discard_unfinished(folder: Path) -> None:
-    """Remove a file that a full disk or a crash cut short before it held anything, and such a copy."""
-    (folder / UNFINISHED).unlink(missing_ok=True)
-    data = folder / "data.mdb"
-    if data.exists() and data.stat().st_size < _PAGES:
-        data.unlink()
+def make_file(folder: Path) -> None:
+    """Make the file in `folder` if there is none; remove what a crash left of it, or of a copy.
+
+    LMDB writes the first two pages and flushes them with the first commit: a power cut before that
+    would leave a file that nothing can open, so it gets its name when they are durable.
+    """
+    new, data = folder / UNFINISHED, folder / "data.mdb"
+    new.unlink(missing_ok=True)
+    if data.exists() and data.stat().st_size >= _PAGES:
+        return
+    lmdb.open(
+        os.fspath(new), subdir=False, lock=False, map_size=_PAGES, mode=0o600, lib_version=0
+    ).close()
+    file = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flush(file)
+    finally:
+        os.close(file)
+    new.replace(data)
 
 
 def open_file(folder: Path, *, map_bytes: int, tables: int, readonly: bool) -> lmdb.Environment:
@@ -96,7 +110,7 @@ def _open(folder: Path, map_bytes: int, tables: int, *, readonly: bool) -> lmdb.
         max_dbs=tables,
         max_readers=READERS,
         mode=0o600,
-        create=not readonly,
+        create=False,
         readonly=readonly,
         lib_version=0,
     )

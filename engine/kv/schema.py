@@ -4,6 +4,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
 
     table         key                        record       written by
     blobs         NS digest                  Blob         metadata.ledger, for content
+    small         number                     Small        content: bytes of small blobs
     ingests       NS ref                     Ingest       metadata.ledger, for content
     images        NS name                    Image        metadata.ledger, for metadata.images
     leases        NS id                      Lease        metadata.ledger, for metadata.leases
@@ -15,14 +16,17 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     marks         NS                         Mark         gc
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts
+    clocks        "last"                     Clock        gc.clock
     trash         kind backend number        Trash        whoever drops the record of bytes
     counters      sequence                   a number     blob numbers, snapshot ids
 
 A token stands for a node (`metadata.nodes`). Under the token of what is mentioned `mentions` has whoever
 mentions it, so that who holds one thing is found without reading all others.
 
-`blobs.lmdb` has one unnamed table: (blob number, extent index), 8 and 4 bytes big-endian, to an
-extent of EXTENT bytes (the last one shorter).
+`small` has the bytes of blobs of up to INLINE bytes, so that one transaction makes such a blob; not of
+all, as what was begun without knowing the size has its bytes where the others have theirs: `blobs.lmdb`
+has one unnamed table, (blob number, extent index), 8 and 4 bytes big-endian, to an extent of EXTENT
+bytes (the last one shorter).
 
 Order on disk. Bytes are durable before the record that names them; a record goes, and a Trash record
 comes, in one transaction before the bytes are deleted; the Trash record goes last. A number is never
@@ -39,23 +43,27 @@ from engine.processes import Owner
 
 __all__ = [
     "BLOBS",
+    "CLOCKS",
     "COUNTERS",
     "EXTENT",
     "FORMAT",
     "HOLDINGS",
     "IMAGES",
     "INGESTS",
+    "INLINE",
     "LEASES",
     "LEASE_ITEMS",
     "MARKS",
     "MENTIONS",
     "MOUNTS",
     "NAMESPACES",
+    "SMALL",
     "SNAPSHOTS",
     "TABLES",
     "TOUCHED",
     "TRASH",
     "Blob",
+    "Clock",
     "Holding",
     "Image",
     "Ingest",
@@ -65,6 +73,7 @@ __all__ = [
     "Mentioned",
     "MountRecord",
     "Namespace",
+    "Small",
     "Snapshot",
     "Touched",
     "Trash",
@@ -78,6 +87,10 @@ EXTENT = 4096 * 256 - 16
 """Bytes of an extent: whole pages less LMDB's page header, so that freed runs fit new ones."""
 
 
+INLINE = 4096 * 4 - 32
+"""Bytes of the largest blob that lies beside its record: whole pages less what heads them."""
+
+
 class Blob(Record, frozen=True):
     """A committed blob. `number` finds its extents; times are nanoseconds since the epoch."""
 
@@ -87,6 +100,12 @@ class Blob(Record, frozen=True):
     created: int
     updated: int
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Small(Record, frozen=True):
+    """The bytes of a small blob."""
+
+    data: bytes
 
 
 class Ingest(Record, frozen=True):
@@ -107,13 +126,14 @@ class Ingest(Record, frozen=True):
 
 
 class Image(Record, frozen=True):
-    """A name for a manifest or an index."""
+    """A name for a manifest or an index; `used` is when something was made of it, within the hour."""
 
     name: str
     target: Descriptor
     created: int
     updated: int
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    used: int = 0
 
 
 class Lease(Record, frozen=True):
@@ -183,6 +203,23 @@ class Mark(Record, frozen=True):
     started: int
 
 
+class Clock(Record, frozen=True):
+    """What the clocks showed at the last collection: in this `boot`, so long after its begin, so late.
+
+    The time of day is doubted until so long after the begin of that boot.
+    """
+
+    boot: str
+    boottime: int
+    wall: int
+    doubted_until: int = 0
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether the time of day is doubted."""
+        return self.boottime < self.doubted_until
+
+
 class Namespace(Record, frozen=True):
     """What is said of a namespace; there is no record of most.
 
@@ -229,6 +266,7 @@ class Trash(Record, frozen=True):
 
 
 BLOBS = Table("blobs", Blob)
+SMALL = Table("small", Small)
 INGESTS = Table("ingests", Ingest)
 IMAGES = Table("images", Image)
 LEASES = Table("leases", Lease)
@@ -239,6 +277,7 @@ HOLDINGS = Table("holdings", Holding)
 TOUCHED = Table("touched", Touched)
 MARKS = Table("marks", Mark)
 NAMESPACES = Table("namespaces", Namespace)
+CLOCKS = Table("clocks", Clock)
 MOUNTS = Table("mounts", MountRecord)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
@@ -247,6 +286,7 @@ TABLES = tuple(
     table.name
     for table in (
         BLOBS,
+        SMALL,
         INGESTS,
         IMAGES,
         LEASES,
@@ -256,6 +296,7 @@ TABLES = tuple(
         HOLDINGS,
         TOUCHED,
         MARKS,
+        CLOCKS,
         NAMESPACES,
         MOUNTS,
         TRASH,

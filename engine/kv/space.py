@@ -27,6 +27,7 @@ from engine.fs.kernel import punch_hole
 from engine.kv import freelist
 from engine.kv.environment import Environment
 from engine.kv.freelist import Meta, Odd, Run
+from engine.progress import Report, Step, silent
 
 __all__ = ["GivenBack", "give_back"]
 
@@ -47,7 +48,7 @@ class GivenBack:
     why: str = ""
 
 
-def give_back(environment: Environment, *, spare: int = 0) -> GivenBack:
+def give_back(environment: Environment, *, spare: int = 0, report: Report = silent) -> GivenBack:
     """Make holes of freed pages until only `spare` bytes of them take space on the disk.
 
     Others write between two slices of it. Raises what a write does.
@@ -61,7 +62,7 @@ def give_back(environment: Environment, *, spare: int = 0) -> GivenBack:
             if giving.is_young:
                 _age(environment)
             while giving.slice(wanted):
-                pass
+                report(Step.SWEEP, "space", wanted, giving.bytes)
         except Odd as odd:
             why = f"the list of free pages is not as expected: {odd}"
             return GivenBack(giving.bytes, f"{why}; `lamina compact` makes the file anew")

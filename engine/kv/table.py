@@ -5,7 +5,6 @@ several tables commit together.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,6 +16,9 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.keys import Part
 
 __all__ = ["Counter", "Damaged", "Record", "Table"]
+
+_PAGE = 1000  # records read in one transaction
+_RELEASE_EVERY = 100  # pages read between two calls that give their memory back
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,43 +84,57 @@ class Table(Generic[R]):
     def survey_each(self, txn: Transaction, *prefix: Part) -> Iterator[R | Damaged]:
         """Yield what `survey` returns; nothing may be written to the table meanwhile."""
         for key, value in self._items(txn, keys.encode(prefix)):
-            try:
-                yield self._decode(value)
-            except DataLoss as error:
-                yield Damaged(keys.names_in(bytes(key))[-1], str(error))
+            yield self._readable(key, value)
 
     def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
         """Yield all records, each with the parts of its key; as `survey_each`."""
         for key, value in self._items(txn, b""):
-            names = keys.names_in(bytes(key))
-            try:
-                yield names, self._decode(value)
-            except DataLoss as error:
-                yield names, Damaged(names[-1], str(error))
+            yield keys.names_in(bytes(key)), self._readable(key, value)
 
-    def batches(self, environment: Environment, size: int = 1000) -> Iterator[list[tuple[list[str], R]]]:
-        """Yield what `entries` does of records that can be read, some from one transaction at a time.
+    def pages(
+        self, environment: Environment, *prefix: Part
+    ) -> Iterator[list[tuple[bytes, R | Damaged]]]:
+        """Yield what `survey_each` does, each with its key, some from one transaction at a time.
 
         So nothing is held up, however long each takes; what comes or goes meanwhile may be there or not.
         """
+        start, number = keys.encode(prefix), 0
         after: bytes | None = b""
         while after is not None:
-            batch: list[tuple[list[str], R]] = []
+            page: list[tuple[bytes, R | Damaged]] = []
             with environment.read() as txn:
                 at, after = after, None
-                for key, value in self._items(txn, b"", at):
-                    with suppress(DataLoss):
-                        batch.append((keys.names_in(bytes(key)), self._decode(value)))
-                    if len(batch) == size:
+                for key, value in self._items(txn, start, at):
+                    page.append((bytes(key), self._readable(bytes(key), value)))
+                    if len(page) == _PAGE:
                         after = bytes(key)
                         break
-            yield batch
+            yield page
+            number += 1
+            if number % _RELEASE_EVERY == 0:
+                environment.release_pages()
+
+    def walk(self, environment: Environment, *prefix: Part) -> Iterator[R | Damaged]:
+        """Yield the records of `pages`."""
+        for page in self.pages(environment, *prefix):
+            yield from (record for _, record in page)
+
+    def batches(self, environment: Environment) -> Iterator[list[tuple[list[str], R]]]:
+        """Yield what `entries` does of records that can be read, as `pages`."""
+        for page in self.pages(environment):
+            yield [
+                (keys.names_in(key), record) for key, record in page if not isinstance(record, Damaged)
+            ]
 
     def count(self, txn: Transaction) -> int:
         """Return how many records there are, readable or not."""
         if self.name not in txn.databases:
             return 0
         return int(txn.raw.stat(txn.databases[self.name])["entries"])
+
+    def numbers(self, txn: Transaction) -> Iterator[int]:
+        """Yield the keys of a table whose keys are numbers, whatever is under them."""
+        return (int.from_bytes(key, "big") for key, _ in self._items(txn, b""))
 
     def names(self, txn: Transaction, *prefix: Part, name: Callable[[R], str]) -> Iterator[str]:
         """Yield the last parts of the keys of `prefix` and one part more.
@@ -178,13 +194,19 @@ class Table(Generic[R]):
         if self.name not in txn.databases:
             return
         size = len(start)
+        first = after + b"\0" if after else start  # no key lies between one and itself with a zero
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
-            found = cursor.set_range(start or after) if start or after else cursor.first()
-            if found and (not after or cursor.key() != after or cursor.next()):
+            if cursor.set_range(first) if first else cursor.first():
                 for key, value in cursor.iternext():
                     if key[:size] != start:
                         return
                     yield key, value
+
+    def _readable(self, key: bytes | memoryview, value: bytes | memoryview) -> R | Damaged:
+        try:
+            return self._decode(value)
+        except DataLoss as error:
+            return Damaged(keys.names_in(bytes(key))[-1], str(error))
 
     def _decode(self, raw: bytes | memoryview) -> R:
         try:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from engine import labels as label_rules
+from engine import limits
 from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Refused
 from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
@@ -47,6 +48,20 @@ class ImageStore:
         """
         with self._meta.read() as txn:
             return self._named(txn, name) or self._of_digest(txn, name)[0]
+
+    def use(self, name: str) -> Image:
+        """Return the image as `get` does, and note that it is used, if that was not noted just now."""
+        image = self.get(name)
+        at = now()
+        if abs(at - image.used) < limits.USE_NOTED_S * 10**9:
+            return image
+        with self._meta.write() as txn:
+            found = IMAGES.get(txn, self._namespace, image.name)
+            if found is None:
+                raise _absent(name)
+            image = msgspec.structs.replace(found, used=at)
+            ledger.put(txn, self._namespace, image)
+            return image
 
     def named(self, name: str) -> Image | None:
         """Return the image of that very name, full or familiar, or None."""
@@ -217,6 +232,7 @@ class ImageStore:
                 if target is not None:
                     self._check_means(txn, full, target)
                 ledger.drop(txn, self._namespace, Node(IMAGE, "", full))
+            ledger.note_deletion(txn, self._namespace)
             return found
 
     def _check_means(self, txn: Transaction, full: str, target: Descriptor) -> None:

@@ -62,10 +62,10 @@ def expiry(lease: Lease) -> int | None:
     return times.moment(lease.labels.get(label_rules.GC_EXPIRE, ""))
 
 
-def is_live(owners: Owners, lease: Lease, at: int) -> bool:
-    """Say whether a lease still holds at the time `at`."""
+def is_live(owners: Owners, lease: Lease, at: int | None) -> bool:
+    """Say whether a lease still holds at the time `at`; without a time, it has not expired."""
     expires = expiry(lease)
-    if expires is not None and expires <= at:
+    if at is not None and expires is not None and expires <= at:
         return False
     return lease.owner is None or owners.is_alive(lease.owner.id)
 
@@ -134,6 +134,7 @@ class LeaseStore:
                 self._check_idle(txn, name)
             for name in names:
                 ledger.drop(txn, self._namespace, Node(LEASE, "", name))
+            ledger.note_deletion(txn, self._namespace)
 
     def _check_idle(self, txn: Transaction, name: str) -> None:
         try:
@@ -172,6 +173,7 @@ class LeaseStore:
             self._get(txn, name)
             for node in nodes:
                 ledger.unpin(txn, self._namespace, name, node)
+            ledger.note_deletion(txn, self._namespace)
 
     def check(self, name: str) -> None:
         """Raise NotFound if there is no such lease, FailedPrecondition if it has ended."""

@@ -18,6 +18,7 @@ from engine.errors import DataLoss, FailedPrecondition
 from engine.kv.environment import Transaction
 from engine.kv.schema import (
     BLOBS,
+    COUNTERS,
     HOLDINGS,
     IMAGES,
     INGESTS,
@@ -55,13 +56,16 @@ from engine.metadata.nodes import (
 
 __all__ = [
     "check_lease",
+    "deletions",
     "drop",
+    "exists",
     "get",
     "has_children",
     "holdings",
     "members",
     "mentioners",
     "mentioning",
+    "note_deletion",
     "pin",
     "put",
     "put_snapshot",
@@ -69,6 +73,8 @@ __all__ = [
     "table_of",
     "unpin",
 ]
+
+_DELETIONS = "deletions of "
 
 _TABLES: dict[str, Table[Any]] = {
     CONTENT: BLOBS,
@@ -92,6 +98,11 @@ def get(txn: Transaction, namespace: str, node: Node) -> Object | None:
     """Return an object's record, None if there is none. Raises DataLoss if it cannot be read."""
     found: Object | None = _TABLES[node.kind].get(txn, *_key(namespace, node))
     return found
+
+
+def exists(txn: Transaction, namespace: str, node: Node) -> bool:
+    """Say whether an object has a record, readable or not."""
+    return _TABLES[node.kind].any(txn, *_key(namespace, node))
 
 
 # -- changes ----------------------------------------------------------------------------------------
@@ -166,6 +177,19 @@ def unpin(txn: Transaction, namespace: str, lease: str, node: Node) -> bool:
     """Take an object out of a lease; say whether it was in it."""
     _unlink(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, node))
     return LEASE_ITEMS.delete(txn, namespace, lease, *node)
+
+
+def note_deletion(txn: Transaction, namespace: str) -> None:
+    """Count that a user deleted something: a collection may find more."""
+    COUNTERS.raise_to(txn, _DELETIONS + namespace, deletions(txn, namespace) + 1)
+
+
+def deletions(txn: Transaction, namespace: str) -> int:
+    """Return how often users have deleted something, since this could be read."""
+    try:
+        return COUNTERS.last(txn, _DELETIONS + namespace)
+    except DataLoss:
+        return 0
 
 
 def check_lease(txn: Transaction, namespace: str, lease: str) -> None:

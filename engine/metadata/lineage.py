@@ -5,13 +5,14 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
 from engine import labels as label_rules
 from engine.errors import (
     AlreadyExists,
+    DataLoss,
     EngineError,
     FailedPrecondition,
     InvalidArgument,
@@ -20,6 +21,7 @@ from engine.errors import (
 from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
+from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.digests import full_name
@@ -80,10 +82,12 @@ class MetaStore:
             raise NotFound(f"no snapshot {key} in {self._backend}")
         return record
 
-    def walk(self) -> list[Snapshot]:
-        """Return all records."""
-        with self._meta.read() as txn:
-            return SNAPSHOTS.scan(txn, self._backend, self._namespace)
+    def walk(self) -> Iterator[Snapshot]:
+        """Yield all records, by key; others may write meanwhile. DataLoss where one can't be read."""
+        for record in SNAPSHOTS.walk(self._meta, self._backend, self._namespace):
+            if isinstance(record, Damaged):
+                raise DataLoss(record.error)
+            yield record
 
     def parents(self, key: str) -> list[Snapshot]:
         """Return what a snapshot stands on, nearest first."""
@@ -224,6 +228,7 @@ class MetaStore:
             if ledger.has_children(txn, self._backend, self._namespace, key):
                 raise FailedPrecondition(f"snapshot {key} has children; remove those first")
             drop(txn, self._backend, self._namespace, record)
+            ledger.note_deletion(txn, self._namespace)
 
     def trash(self) -> list[int]:
         """Return the ids whose folders wait to be deleted."""

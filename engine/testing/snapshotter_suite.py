@@ -208,7 +208,7 @@ class SnapshotterSuite:
             backend.remove(child)
         backend.remove("c")
         backend.cleanup()
-        assert backend.walk() == []
+        assert list(backend.walk()) == []
         backend.prepare("a")  # its key is free again
 
     def check_what_is_mounted_stays_and_only_what_is_asked_is_deleted(self) -> None:

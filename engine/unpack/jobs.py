@@ -29,13 +29,17 @@ LARGEST = 1 << 24  # a frame; a job holds paths and digests, a reply a message
 
 
 class ApplyJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Apply one layer: blob `number` of the store at `root`, `size` packed bytes, to `target`."""
+    """Apply one layer to `target`: blob `number` of the store at `root`, `size` packed bytes.
+
+    The bytes of a small one come along as `data`.
+    """
 
     root: str
     number: int
     size: int
     diff_id: str
     target: Target
+    data: bytes = b""
     failpoints: str = ""
 
 

@@ -227,6 +227,7 @@ class Unpacker:
             size=work.blob.size,
             diff_id=work.layer.diff_id,
             target=work.snapshotter.sink(key),
+            data=self._content.small(work.blob),
             failpoints=failpoints.terms(),
         )
 

@@ -10,7 +10,7 @@ import queue
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -102,11 +102,16 @@ class _Worker:
                 _send(self._out, Progress(read))
 
         return apply_layer(
-            extents.read(self._environment(job.root), job.number, job.size),
+            self._pieces(job),
             job.target,
             diff_id=parse_digest(job.diff_id),
             progress=report,
         )
+
+    def _pieces(self, job: ApplyJob) -> Iterable[bytes]:
+        if job.data:
+            return (job.data,)
+        return extents.read(self._environment(job.root), job.number, job.size)
 
     def _environment(self, root: str) -> Environment:
         if self._blobs is None or self._blobs[0] != root:

@@ -16,7 +16,7 @@ from engine import errors
 from engine.cli import signals
 from engine.cli.ending import Incomplete, end, exit_code
 from engine.cli.signals import Stopped
-from engine.content.store import BeingWritten
+from engine.content.ingests import BeingWritten
 from engine.errors import DigestMismatch, EngineError, NotFound, Refused, Unavailable
 from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member

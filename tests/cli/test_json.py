@@ -162,9 +162,13 @@ def seen(
     (bottom,) = run("snapshots", "tree")
     assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
     run("snapshots", "rm", "web")
+    run("du")
     _name_and_keep(root, image, run)
     run("backends")
     run("compact")
+    next((root / "snapshots").glob("*/*/fs/etc")).chmod(0o700)
+    run("fsck", code=5)
+    run("fsck", "--repair")
     for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)
@@ -220,7 +224,8 @@ def _damage(root: Path, folder: Path, run: Any) -> None:
         ):
             txn.raw.put(keys.encode(name), b"\xc1", db=txn.databases[table])
     (root / "snapshots" / "copy").mkdir(exist_ok=True)
-    for words in ("images", "mounts", "content ls", "snapshots ls", "leases ls", "namespaces ls", "gc"):
+    listings = ("images", "mounts", "content ls", "snapshots ls", "leases ls", "namespaces ls")
+    for words in (*listings, "du", "gc"):
         run(*words.split())
 
 

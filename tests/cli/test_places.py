@@ -33,6 +33,7 @@ _LISTINGS = (
     ("snapshots", "tree"),
     ("snapshots", "usage"),
     ("gc", "--dry-run"),
+    ("fsck",),
     ("backends",),
     ("mounts",),
     ("leases", "ls"),

@@ -96,7 +96,7 @@ def test_a_dying_worker_is_an_ordinary_error(case: Case, root: Path, command: st
 
 
 def test_every_point_is_met_by_a_scenario():
-    # Others are in tests/cli/test_mounts.py, tests/engine/test_compacting.py and tests of fsck.
-    elsewhere = ("mount.", "umount.", "compact.", "fsck.", "snapshot.replace.")
+    # Others are in tests/cli/test_mounts.py, tests/engine/test_compacting.py, and beside this.
+    elsewhere = ("mount.", "umount.", "compact.", "fsck.", "snapshot.replace.", "recover.")
     others = {name for name in failpoints.NAMES if name.startswith(elsewhere)}
     assert {name for _, name, _ in _MAIN + _WORKER} == failpoints.NAMES - others

@@ -1,5 +1,6 @@
 """One LMDB file under pressure: writers that do not end, maps that are too small, a full disk."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -410,6 +411,28 @@ def test_a_file_that_a_full_disk_cut_short_is_begun_again(tmp_path):
         ballast.unlink()
         file = Environment(folder, map_bytes=_ENOUGH)
         file.close()
+
+
+def test_a_file_has_its_name_once_it_can_be_opened(folder, monkeypatch):
+    """LMDB flushes its first two pages with the first commit: a power cut before that leaves zeros."""
+    seen = []
+
+    def watched(file):
+        seen.append((os.readlink(f"/proc/self/fd/{file}"), os.listdir(folder), os.fstat(file).st_size))
+        raise OSError(errno.EIO, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", watched)
+        with pytest.raises(EngineError):
+            Environment(folder, map_bytes=_ENOUGH)
+    ((name, names, size),) = seen
+    assert name == str(folder / "data.new")
+    assert "data.mdb" not in names
+    assert size == 2 * 4096
+    (folder / "data.new").write_bytes(bytes(8192))
+    file = Environment(folder, map_bytes=_ENOUGH)
+    assert sorted(os.listdir(folder)) == ["data.mdb", "lock.mdb", "queue", "writer"]
+    file.close()
 
 
 def test_too_many_open_files_is_a_typed_error(folder):

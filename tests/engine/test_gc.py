@@ -42,7 +42,8 @@ from engine.stores import Stores
 from engine.times import rfc3339
 from tests.engine.image_files import MANIFEST, Files, extents, import_image, records, state
 
-pytestmark = pytest.mark.root  # a snapshot's tree belongs to root
+# A snapshot's tree belongs to root.
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("all_in_extents")]
 
 ROOT = {"containerd.io/gc.root": "2020-01-01T00:00:00Z"}
 CONTENT = "containerd.io/gc.ref.content"
@@ -379,7 +380,7 @@ def test_gc_02_a_deep_chain_goes_in_one_pass(stores):
     store.remove("seed")
     looked_at = count_lookups(stores)
     assert [node.key for node in looked_at.snapshots] == [str(n) for n in reversed(range(depth))]
-    assert not store.walk()
+    assert not list(store.walk())
 
 
 def count_lookups(stores):

@@ -194,7 +194,7 @@ def test_m_19_a_layer_listed_often_is_stored_once(stores, tmp_path):
     files = Files()
     files.name(files.image([HELLO] * 200))
     (image,) = import_image(stores, files.folder(tmp_path / "image"))
-    assert len(stores.content.walk()) == 3
+    assert len(list(stores.content.walk())) == 3
     assert len(set(stores.resolve(image.target).chain)) == 200
 
 

@@ -80,7 +80,7 @@ def left(stores: Stores, name: str) -> list[str]:
     """Return the snapshots and folders beyond the two committed ones, and what is in the trash."""
     folders = sorted((stores.root.snapshots / name).iterdir())
     keys = [info.key for info in stores.snapshotter(name).walk() if info.kind != "committed"]
-    assert len(folders) == len(stores.snapshotter(name).walk())
+    assert len(folders) == len(list(stores.snapshotter(name).walk()))
     return [*keys, *(str(path) for path in stores.root.trash.iterdir())]
 
 

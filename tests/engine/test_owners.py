@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.content.store import BeingWritten
+from engine.content.ingests import BeingWritten
 from engine.kv.schema import EXTENT
 from engine.processes import Owner, Owners
 from tests.processes import kill

@@ -36,7 +36,7 @@ from tests.filesystems import in_memory
 from tests.inline import workers_inline
 from tests.meddling import meddled
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0", "all_in_extents")]
 
 LAYERS = [archive(member("a/x")), archive(member("b")), archive(member("a/.wh.x"))]
 Work = Callable[[Engine], Awaitable[None]]
@@ -247,7 +247,7 @@ def test_an_unpack_on_layers_of_an_image_that_goes(world: World, tmp_path: Path)
         assert list(world.tops("x/more:1")) == ["overlay"], at
         world.stores.images.remove("x/more:1")
         world.collect()
-        assert not world.stores.snapshotter("overlay").walk()
+        assert not list(world.stores.snapshotter("overlay").walk())
         at += 1
     assert at > 8
 
@@ -276,7 +276,7 @@ def test_an_image_that_is_removed_while_it_is_unpacked(
             with suppress(NotFound):
                 world.stores.images.remove(name)
         world.collect()
-        assert not world.stores.snapshotter(backend).walk()
+        assert not list(world.stores.snapshotter(backend).walk())
         at += 1
     # The lease, the name, three documents, what is there, its blobs: from then on.
     assert 5 < begun < 16
@@ -509,8 +509,8 @@ def test_nothing_is_found_between_mark_and_drop(
             else:
                 assert stores.snapshotter("overlay").stat("found").key
         elif drop is not removing:
-            assert not stores.content.walk()
-            assert not stores.snapshotter("overlay").walk()
+            assert not list(stores.content.walk())
+            assert not list(stores.snapshotter("overlay").walk())
 
 
 @pytest.mark.parametrize("hold", [by_lease, by_name, by_snapshot_lease, by_prepare])
@@ -607,7 +607,7 @@ def test_a_root_file_system_of_an_image_that_goes(world: World, tmp_path: Path) 
             world.stores.release("rootfs")
         assert outcome == "done" or not begun, "it failed after it had begun"
         world.collect()
-        assert not world.stores.snapshotter("overlay").walk()
+        assert not list(world.stores.snapshotter("overlay").walk())
         if outcome == "done" and at >= passed:
             break
         at += 1

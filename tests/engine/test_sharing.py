@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from engine.app import open_engine
-from engine.content.store import BeingWritten
+from engine.content.ingests import BeingWritten
 from engine.errors import FailedPrecondition, NotFound, PermissionDenied
 from engine.kv.schema import EXTENT
 from engine.metadata.leases import leased
@@ -40,7 +40,7 @@ def test_two_engines_with_different_namespaces(tmp_path):
             async with open_engine(tmp_path / "root", namespace="two") as two:
                 assert one.stores.root is two.stores.root
                 put(one.stores, b"data")
-                assert two.stores.content.walk() == []
+                assert not list(two.stores.content.walk())
                 put(two.stores, b"data")
             assert len((await one.collect()).blobs) == 1
 
@@ -94,7 +94,7 @@ def test_threads_that_open_and_close_one_root(tmp_path):
     assert not failures
     for number in range(4):
         with open_stores(tmp_path / "root", f"n{number}", HOST) as stores:
-            assert len(stores.content.walk()) == 20
+            assert len(list(stores.content.walk())) == 20
 
 
 def test_a_root_that_took_anothers_place_is_another(tmp_path):
@@ -156,7 +156,7 @@ def test_reading_changes_nothing(tmp_path):
     with open_stores(tmp_path / "root", "default", HOST, readonly=True) as stores:
         assert stores.content.verify(digest) == EXTENT + 1
         assert stores.images.walk() == []
-        assert stores.snapshotter("overlay").walk() == []
+        assert list(stores.snapshotter("overlay").walk()) == []
         assert stores.collect(dry_run=True).blobs == [digest]
         with pytest.raises(PermissionDenied), leased(stores.root.meta, "default"):
             pass

@@ -150,7 +150,7 @@ def test_who_began_a_layer_leaves_before_its_work_has_a_turn(
                 finally:
                     turn.set()  # whoever leaves waits for the work to end
         assert not leases_of(engine)
-        assert len(engine.stores.snapshotter("overlay").walk()) == len(BASE)
+        assert len(list(engine.stores.snapshotter("overlay").walk())) == len(BASE)
 
     run(tmp_path, work)
 
@@ -203,10 +203,10 @@ def test_layers_within_the_bounds_one_by_one_but_not_together(
         with pytest.raises(Refused, match="image has over 50 entries"):
             await engine.unpack(image.name, snapshotter="overlay")
         # Before it is committed, and those that were there before count too.
-        assert len(engine.stores.snapshotter("overlay").walk()) == 2
+        assert len(list(engine.stores.snapshotter("overlay").walk())) == 2
         with pytest.raises(Refused, match="image has over 50 entries"):
             await engine.unpack(image.name, snapshotter="overlay")
-        assert len(engine.stores.snapshotter("overlay").walk()) == 2
+        assert len(list(engine.stores.snapshotter("overlay").walk())) == 2
 
     run(tmp_path, work)
 
@@ -259,7 +259,7 @@ def test_a_report_that_fails_harms_nobody(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay", report=broken))
             nursery.start_soon(lambda: engine.unpack(image.name, snapshotter="overlay"))
-        assert len(engine.stores.snapshotter("overlay").walk()) == len(BASE)
+        assert len(list(engine.stores.snapshotter("overlay").walk())) == len(BASE)
 
     run(tmp_path, work)
 
@@ -327,7 +327,7 @@ def test_cleaning_up_is_bounded_and_goes_on_later(
             await engine.unpack(image.name, snapshotter="overlay")
         (left,) = engine.stores.root.trash.iterdir()
         assert left.name == "overlay-1"
-        assert engine.stores.snapshotter("overlay").walk() == []
+        assert list(engine.stores.snapshotter("overlay").walk()) == []
         await engine.collect()
         assert list(engine.stores.root.trash.iterdir()) == []
 

@@ -51,7 +51,7 @@ _BREF = re.compile(r"containerd\.io/gc\.bref\.(content|image)(?:[./].*)?", re.DO
 _BREF_SNAPSHOT = re.compile(r"containerd\.io/gc\.bref\.snapshot\.([^/]*)(?:/.*)?", re.DOTALL)
 _BREF_ANY = re.compile(r"containerd\.io/gc\.bref\..*", re.DOTALL)
 _COND = re.compile(r"containerd\.io/gc\.cond\.snapshot\.([^/]*)(?:/.*)?", re.DOTALL)
-_USEDAT = re.compile(r"usedat([<>])(\d+)(s|m|h)")
+_USEDAT = re.compile(r"usedat([<>])((?:\d+[smh])+)")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _KINDS = {"content": "content", "image": "images"}
@@ -83,7 +83,7 @@ def _holds(condition: str, used_at: str | None, at: float) -> bool:
     when = _time(used_at)
     if when is None:
         return True
-    length = int(found[2]) * _SECONDS[found[3]]
+    length = sum(int(n) * _SECONDS[unit] for n, unit in re.findall(r"(\d+)(.)", found[2]))
     return at - when < length if found[1] == "<" else at - when > length
 
 
@@ -135,7 +135,9 @@ def _edges(world: World, name: Name, at: float) -> Iterator[Name]:
             if any(_holds(condition, used_at, at) for condition in conditions):
                 yield target
     for other, held in world.items():
-        if any(_back(key, value) == name for key, value in held.labels.items()):
+        if other[0] in {"content", "snapshots", "images"} and any(
+            _back(key, value) == name for key, value in held.labels.items()
+        ):
             yield other
 
 

@@ -219,7 +219,7 @@ def check_failure(backend: Snapshotter, layers: Sequence[bytes], fails: Fails) -
     assert type(caught.value) is fails.kind, repr(caught.value)
     assert re.search(fails.says, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
-    left = backend.walk()
+    left = list(backend.walk())
     assert len(left) == range(len(layers))[fails.layer]
     assert all(info.kind == Kind.COMMITTED for info in left)
 
@@ -227,7 +227,7 @@ def check_failure(backend: Snapshotter, layers: Sequence[bytes], fails: Fails) -
 def check_store(stores: Stores, backend: Snapshotter) -> None:
     """Check that there is one folder for each snapshot, and nothing on its way out."""
     folders = list((stores.root.snapshots / backend.name).iterdir())
-    assert len(folders) == len(backend.walk())
+    assert len(folders) == len(list(backend.walk()))
     assert list(stores.root.trash.iterdir()) == []
 
 
@@ -241,7 +241,7 @@ def run(case: Input, backend_name: str, stores: Stores, world: World) -> None:
         check_failure(backend, layers, outcome)
     else:
         top = apply_stack(backend, layers)
-        assert len(backend.walk()) == len(layers)
+        assert len(list(backend.walk())) == len(layers)
         tree = tree_of(stores, backend_name, top, world.top / "mnt")
         assert {name: shape(entry) for name, entry in tree.items()} == outcome
     assert descriptors() == before, "left descriptors open"

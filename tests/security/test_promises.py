@@ -128,7 +128,7 @@ def test_l_01_to_l_04_nothing_of_an_image_becomes_a_label(tmp_path: Path) -> Non
             # Nor does any of it keep anything.
             stores.images.remove(named.name)
             assert (await engine.collect()).errors == []
-            assert stores.content.walk() == []
+            assert not list(stores.content.walk())
 
     trio.run(main)
 
@@ -190,7 +190,7 @@ def test_messages_escape_what_a_layer_says(stores: Stores) -> None:
             with pytest.raises(EngineError) as caught:
                 apply_stack(stores.snapshotter(name), [archive(*members)])
             check_message(caught.value)
-            assert stores.snapshotter(name).walk() == [], about
+            assert list(stores.snapshotter(name).walk()) == [], about
 
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

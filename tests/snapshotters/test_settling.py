@@ -112,7 +112,7 @@ def test_many_deep_layers_need_few_descriptors(name: str, stores: Stores) -> Non
     backend = stores.snapshotter(name)
     base = commit_chain(backend, [deep(500, f"f{n}") for n in range(30)])
     top = commit_chain(backend, [deep(500, f"g{n}", f".wh.f{n}") for n in range(30)], "more ", base)
-    assert len(backend.walk()) == 60
+    assert len(list(backend.walk())) == 60
     assert (top, backend.stat(top).parent) == ("done more key 29", "done more key 28")
 
 

@@ -74,7 +74,7 @@ def test_without_a_lease_a_snapshot_is_held_by_one_of_its_own_until_it_is_made(
         assert LEASES.scan(txn, "default") == []
         assert LEASE_ITEMS.scan(txn, "default") == []
     stores.collect()  # its lease is gone, and so is what only that held
-    assert backend.walk() == []
+    assert list(backend.walk()) == []
     assert list((stores.root.snapshots / "overlay").iterdir()) == []
 
 

@@ -1,0 +1,274 @@
+"""What a store takes up on the disk, by whom, and what removing an image would free.
+
+Sync. It asks of one object at a time who holds it (`engine.gc.holding`), so that it takes memory for one
+image, whatever the store has. Each image and each batch of records is seen by a transaction of its own:
+what others change meanwhile counts or does not.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from engine.content.extents import stored_bytes
+from engine.errors import DataLoss
+from engine.fs.attributes import folder_descriptor
+from engine.fs.usage import BLOCK, measure
+from engine.gc.holding import closure, holder
+from engine.kv.environment import Transaction
+from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
+from engine.metadata import ledger
+from engine.metadata.nodes import Node, node_of, snapshot_node
+from engine.progress import Report, Step, silent
+from engine.root import Root
+from engine.snapshots import Kind
+
+__all__ = ["Accounts", "ImageUsage", "Overhead", "Share", "StoreUsage"]
+
+_KNOWN = 20_000  # objects of which it is remembered who holds them
+
+
+class Share(msgspec.Struct, frozen=True):
+    """Bytes of blobs, and what snapshots take up."""
+
+    content: int = 0
+    snapshots: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.content + self.snapshots
+
+    def __add__(self, other: "Share") -> "Share":
+        return Share(self.content + other.content, self.snapshots + other.snapshots)
+
+    def __sub__(self, other: "Share") -> "Share":
+        return Share(max(0, self.content - other.content), max(0, self.snapshots - other.snapshots))
+
+
+class ImageUsage(msgspec.Struct, frozen=True):
+    """What an image name keeps: by itself, which removing it would free, and together with others."""
+
+    name: str
+    digest: str
+    exclusive: Share
+    shared: Share
+
+
+class Overhead(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store takes up beyond what it keeps."""
+
+    records: int
+    """Both LMDB files, but for the bytes of blobs and what is free."""
+    free: int
+    """Pages of `blobs.lmdb` that hold nothing, and that new blobs will fill."""
+    files: int
+    """Folders, and small files, the reserve among them."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.records + self.free + self.files
+
+
+class StoreUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """A store's disk, each byte once."""
+
+    images: list[ImageUsage]
+    exclusive: Share
+    """What one image keeps by itself, of all images."""
+    shared: Share
+    """What several images keep, or mounts, leases or labels."""
+    garbage: Share
+    """What nothing holds."""
+    elsewhere: Share
+    """What only other namespaces have."""
+    overhead: Overhead
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        parts = (self.exclusive, self.shared, self.garbage, self.elsewhere, self.overhead)
+        return sum(part.total for part in parts)
+
+
+class Accounts:
+    """The books of one namespace of a root, as they are when they are asked.
+
+    What backends in `kept` have stays, as they cannot be used: no image frees it.
+    """
+
+    def __init__(self, root: Root, namespace: str, kept: Collection[str]) -> None:
+        self._root = root
+        self._namespace = namespace
+        self._kept = kept
+        self._counted: set[Path] = set()  # folders of snapshots that were measured whole
+
+    # -- images -------------------------------------------------------------------------------
+
+    def image(self, image: Image) -> ImageUsage:
+        """Return what a name keeps."""
+        own, node = [Share(), Share()], node_of(image)
+        known: dict[Node, Node | None] = {}
+        with self._root.meta.read() as txn:
+            for part in closure(txn, self._namespace, node):
+                share = self._share(txn, part)
+                if share.total:
+                    own[self._stays(txn, part, but=(node,), known=known)] += share
+        exclusive, shared = own
+        return ImageUsage(image.name, image.target.digest, exclusive, shared)
+
+    def _stays(
+        self, txn: Transaction, node: Node, *, but: Collection[Node], known: dict[Node, Node | None]
+    ) -> bool:
+        """Say whether the bytes of an object stay, whatever only `but` holds."""
+        if node.backend in self._kept or self._is_elsewhere(txn, node):
+            return True
+        owners = self._root.owners
+        return holder(owners, txn, self._namespace, node, but=but, known=known) is not None
+
+    def _is_elsewhere(self, txn: Transaction, node: Node) -> bool:
+        """Say whether another namespace has the same bytes."""
+        held = list(ledger.holdings(txn, node.key)) if not node.backend else []
+        mine = {one.number for one in held if one.namespace == self._namespace}
+        return any(one.number in mine for one in held if one.namespace != self._namespace)
+
+    def _share(self, txn: Transaction, node: Node) -> Share:
+        with suppress(DataLoss):
+            record = ledger.get(txn, self._namespace, node)
+            if isinstance(record, Blob):
+                return Share(content=record.size)
+            if isinstance(record, Snapshot):
+                return Share(snapshots=record.size)
+        return Share()
+
+    # -- all of it ----------------------------------------------------------------------------
+
+    def store(self, images: Sequence[Image], report: Report = silent) -> StoreUsage:
+        """Return what the whole root takes up, and what these images of the namespace do."""
+        rows = []
+        for number, image in enumerate(images):
+            report(Step.COUNT, "images", len(images), number)
+            rows.append(self.image(image))
+        report(Step.COUNT, "images", len(images), len(images))
+        known: dict[Node, Node | None] = {}
+        kept, garbage, elsewhere = Share(), self._dropped(), Share()
+        for namespace, node, share in self._objects():
+            if namespace != self._namespace:
+                elsewhere += share
+                continue
+            with self._root.meta.read() as txn:
+                if self._stays(txn, node, but=(), known=known):
+                    kept += share
+                else:
+                    garbage += share
+            if len(known) > _KNOWN:
+                known.clear()
+        exclusive = sum((row.exclusive for row in rows), Share())
+        return StoreUsage(
+            images=rows,
+            exclusive=exclusive,
+            shared=kept - exclusive,
+            garbage=garbage,
+            elsewhere=elsewhere,
+            overhead=self._overhead((kept + garbage + elsewhere).content),
+        )
+
+    def _namespaces(self) -> list[str]:
+        """Return the namespaces that have anything, this one first."""
+        with self._root.meta.read() as txn:
+            found = {*BLOBS.branches(txn), *INGESTS.branches(txn)}
+            for backend in SNAPSHOTS.branches(txn):
+                found.update(SNAPSHOTS.branches(txn, backend))
+        return [self._namespace, *sorted(found - {self._namespace})]
+
+    def _objects(self) -> Iterator[tuple[str, Node, Share]]:
+        """Yield everything that takes up space, once, in the first namespace that has it."""
+        meta = self._root.meta
+        with meta.read() as txn:
+            backends = list(SNAPSHOTS.branches(txn))
+        namespaces = self._namespaces()
+        for at, namespace in enumerate(namespaces):
+            for blob in BLOBS.walk(meta, namespace):
+                if isinstance(blob, Blob) and not self._is_in(namespaces[:at], blob):
+                    yield namespace, node_of(blob), Share(content=blob.size)
+            for ingest in INGESTS.walk(meta, namespace):
+                if isinstance(ingest, Ingest):
+                    size = stored_bytes(self._root.blobs, ingest.number)
+                    yield namespace, node_of(ingest), Share(content=size)
+            for backend in backends:
+                for record in SNAPSHOTS.walk(meta, backend, namespace):
+                    if isinstance(record, Snapshot):
+                        size = self._size(backend, record)
+                        yield namespace, snapshot_node(backend, record.key), Share(snapshots=size)
+
+    def _is_in(self, namespaces: Sequence[str], blob: Blob) -> bool:
+        if not namespaces:
+            return False
+        with self._root.meta.read() as txn:
+            held = list(ledger.holdings(txn, blob.digest))
+        return any(one.namespace in namespaces and one.number == blob.number for one in held)
+
+    # -- on the disk --------------------------------------------------------------------------
+
+    def _size(self, backend: str, record: Snapshot) -> int:
+        """Return what a snapshot takes up: measured now if it can change."""
+        if record.kind == Kind.COMMITTED:
+            return record.size
+        return self._measured(self._root.snapshots / backend / str(record.id))
+
+    def _measured(self, folder: Path) -> int:
+        self._counted.add(folder)
+        return _taken(folder)
+
+    def _dropped(self) -> Share:
+        """Return what was dropped and is not deleted yet."""
+        content, snapshots = 0, _taken(self._root.trash) - _own(self._root.trash)
+        for trash in TRASH.walk(self._root.meta):
+            if isinstance(trash, Trash) and trash.backend:
+                snapshots += self._measured(self._root.snapshots / trash.backend / str(trash.number))
+            elif isinstance(trash, Trash):
+                content += stored_bytes(self._root.blobs, trash.number)
+        return Share(content, snapshots)
+
+    def _overhead(self, content: int) -> Overhead:
+        root = self._root
+        free = root.blobs.unused()
+        lmdb = (root.meta.path, root.blobs.path)
+        counted = {*lmdb, root.trash, root.snapshots}
+        others = (path for path in root.path.iterdir() if path not in counted)
+        return Overhead(
+            records=max(0, sum(map(_taken, lmdb)) - content - free),
+            free=free,
+            files=_own(root.path) + _own(root.trash) + sum(map(_taken, others)) + self._folders(),
+        )
+
+    def _folders(self) -> int:
+        """Return what the folders that snapshots are in take up, and what lies beside their trees."""
+        size = _own(self._root.snapshots)
+        for backend in self._root.snapshots.iterdir():
+            size += _own(backend)
+            with os.scandir(backend) as entries:
+                for entry in entries:
+                    place = backend / entry.name
+                    if place not in self._counted:
+                        size += _own(place) + sum(map(_own, place.iterdir() if entry.is_dir() else ()))
+        return size
+
+
+def _own(path: Path) -> int:
+    """Return what a file takes up, or a folder without what is in it; 0 if it is gone."""
+    try:
+        return path.lstat().st_blocks * BLOCK
+    except FileNotFoundError:
+        return 0
+
+
+def _taken(path: Path) -> int:
+    """Return what a file takes up, or a folder with all that is in it; 0 if it is gone."""
+    inside = 0
+    with suppress(FileNotFoundError, NotADirectoryError), folder_descriptor(path) as folder:
+        inside, _ = measure(folder)
+    return _own(path) + inside

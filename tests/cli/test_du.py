@@ -1,0 +1,135 @@
+"""`lamina du`: of the disk it says what the disk says, and of images what removing them frees."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine.accounting import ImageUsage, Share
+from engine.cli.du import drawn
+from engine.kv import keys
+from engine.root import Root
+from engine.testing.archives import archive, layout, member
+from tests.command import lamina, lamina_json
+from tests.filesystems import formatted
+
+pytestmark = pytest.mark.root
+
+_BASE = archive(
+    member("etc/", "5", mode=0o755), *(member(f"etc/{n}", data=b"%d" % n * 9000) for n in range(20))
+)
+
+
+def _image(folder: Path, name: str, size: int) -> Path:
+    own = archive(*(member(f"{name}/{n}", data=os.urandom(size)) for n in range(5)))
+    return layout(folder / name, [_BASE, own], tag="1")
+
+
+def _compare(root: Path) -> None:
+    """Hold `lamina du` against `du`."""
+    os.sync()
+    said = subprocess.run(["du", "-sB1", root], capture_output=True, text=True, check=True).stdout
+    usage = lamina_json(root, "du")
+    # A committed layer is known by its size in blocks of 4096 bytes, whatever the file system's are.
+    inodes = sum(1 for _ in (root / "snapshots").rglob("*"))
+    assert abs(usage["total"] - int(said.split()[0])) <= 4096 * inodes, usage
+    parts = (usage[part] for part in ("exclusive", "shared", "garbage", "elsewhere", "overhead"))
+    assert usage["total"] == sum(size for part in parts for size in part.values())
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_the_total_is_what_du_says(tmp_path: Path, kind: str):
+    with formatted(kind, tmp_path / "image", _folder(tmp_path / "disk")) as disk:
+        root, target = disk / "root", _folder(disk / "mnt")
+        for name, size in (("one", 30_000), ("two", 1_500_000)):
+            lamina(root, "import", "--snapshotter", "overlay", _image(tmp_path, name, size))
+        _compare(root)
+        lamina(root, "unpack", "--snapshotter", "copy", "one:1")
+        lamina(root, "mount", "--rw", "--snapshotter", "overlay", "one:1", target, "--name", "web")
+        try:
+            (target / "written").write_bytes(os.urandom(700_000))
+            (target / "etc/1").unlink()
+            os.sync()
+            kept = lamina_json(root, "du")["shared"]["snapshots"]
+            assert kept >= 700_000
+            _compare(root)
+        finally:
+            lamina(root, "umount", target)
+        lamina(root, "image", "rm", "two:1")
+        _compare(root)
+        lamina(root, "gc")
+        assert sum(lamina_json(root, "du")["garbage"].values()) == 0
+        _compare(root)
+        lamina(root, "snapshots", "rm", "web")
+        lamina(root, "image", "rm", "one:1")
+        lamina(root, "gc")
+        _compare(root)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_images_are_ranked_by_what_removing_them_frees(tmp_path: Path):
+    root = tmp_path / "root"
+    for name, size in (("small", 1_000), ("large", 50_000)):
+        lamina(root, "import", "--snapshotter", "overlay", _image(tmp_path, name, size))
+    before = lamina_json(root, "du")
+    large, small = before["images"]
+    assert (large["name"], small["name"]) == ("docker.io/library/large:1", "docker.io/library/small:1")
+    assert large["shared"] == small["shared"] == before["shared"]
+    assert before["garbage"] == {"content": 0, "snapshots": 0}
+    assert lamina(root, "du", "-q").stdout.split() == ["large:1", "small:1"]
+    lamina(root, "image", "rm", "large:1")
+    assert lamina_json(root, "du")["garbage"] == large["exclusive"]
+    gone = lamina_json(root, "gc")
+    assert {"content": gone["blob_bytes"], "snapshots": gone["snapshot_bytes"]} == large["exclusive"]
+    (alone,) = lamina_json(root, "du")["images"]
+    assert alone["shared"] == {"content": 0, "snapshots": 0}
+    lamina(root, "tag", "small:1", "small:2")
+    for row in lamina_json(root, "du")["images"]:
+        assert row["exclusive"] == {"content": 0, "snapshots": 0}  # another name has it too
+        assert row["shared"] == alone["exclusive"]
+
+
+def test_other_namespaces_are_on_the_same_disk(stocked: Path, other_image: Path):
+    lamina(stocked, "--namespace", "team", "import", "--snapshotter", "overlay", other_image)
+    mine, theirs = (lamina_json(stocked, "--namespace", name, "du") for name in ("default", "team"))
+    assert mine["total"] == theirs["total"]
+    assert mine["elsewhere"] == theirs["exclusive"]
+    assert theirs["elsewhere"] == mine["exclusive"]
+    _compare(stocked)
+
+
+def test_an_image_that_cannot_be_read_is_a_row_and_what_is_lost_takes_up_nothing(stocked: Path):
+    digest = lamina_json(stocked, "content", "ls")[0]["digest"]
+    with Root(stocked) as root, root.meta.write() as txn:
+        for table, key in (("images", "bad:1"), ("blobs", digest)):
+            txn.raw.put(keys.encode(("default", key)), b"\xc1", db=txn.databases[table])
+    usage = lamina_json(stocked, "du")
+    assert [row["name"] for row in usage["images"]] == ["docker.io/library/app:1", "bad:1"]
+    assert "cannot be read" in usage["images"][1]["error"]
+    assert "bad:1" in lamina(stocked, "du").stdout
+
+
+def test_du_of_an_empty_store(tmp_path: Path, image: Path):
+    root = tmp_path / "root"
+    lamina(root, "import", "--no-unpack", image)
+    lamina(root, "image", "rm", "app:1")
+    lamina(root, "gc")
+    done = lamina(root, "du")
+    assert done.stderr == "no images\n"
+    assert [line.split()[0] for line in done.stdout.split("\n\n")[-1].splitlines()[1:]][-1] == "all"
+    _compare(root)
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "shared", "bar"),
+    [(100, 100, "█" * 12 + "░" * 12), (200, 0, "█" * 24), (0, 50, "░" * 6), (0, 0, "")],
+)
+def test_bars_show_what_would_go_and_what_would_stay(exclusive: int, shared: int, bar: str):
+    row = ImageUsage("name", "digest", Share(exclusive), Share(snapshots=shared))
+    assert drawn(row, 200) == bar
+    assert not drawn(ImageUsage("name", "digest", Share(), Share()), 0)

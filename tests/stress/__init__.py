@@ -1,0 +1,1 @@
+"""Stress tests: several processes at once on one store."""
