@@ -54,9 +54,9 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
             found = ingest_lives(owners, record, now())
         case Snapshot():
             in_use = record.kind != Kind.COMMITTED and not record.lease
-            found = in_use or is_root(record.labels)
+            found = in_use or is_root(SNAPSHOT, record.labels)
         case Blob():
-            found = is_root(record.labels)
+            found = is_root(CONTENT, record.labels)
         case _:
             found = record is not None  # an image, as a lease
     return found

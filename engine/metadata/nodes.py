@@ -153,13 +153,17 @@ _BASES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def is_root(about: labels.Labels) -> bool:
-    """Say whether labels keep an object by themselves.
+def is_root(kind: str, about: labels.Labels) -> bool:
+    """Say whether labels keep an object of a kind by themselves.
 
-    That is `gc.root`, and a `gc.bref` to what nobody here can say is gone.
+    That is `gc.root` on content and snapshots, and a `gc.bref` to what nobody here can say is gone on
+    those and on images that have expired.
     """
+    if kind not in {CONTENT, SNAPSHOT, IMAGE}:
+        return False
     return any(
-        key.startswith(labels.GC_ROOT) or (key.startswith(labels.GC_BREF) and not _is_back(key))
+        (key.startswith(labels.GC_ROOT) and kind != IMAGE)
+        or (key.startswith(labels.GC_BREF) and not _is_back(key))
         for key in about
         if key.startswith(labels.GC)
     )
