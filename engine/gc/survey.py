@@ -215,12 +215,17 @@ class _Reader:
                     break
         for backend, snapshot in self._snapshots():
             self._snapshot(backend, snapshot)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Note the edges that depend on what else there is."""
+        at = self._found.at
         for node, target, about in self._conditions:
             if at is None or is_met(about, target, self._used.get(target, ""), at):
-                found.note(node, Mention(LABEL, target))
-        for node, mention in self._back:
-            if ledger.exists(self._txn, namespace, mention.node):  # what never was keeps nothing
-                found.note(node, mention)
+                self._found.note(node, Mention(LABEL, target))
+        for node, mention in self._back:  # what never was keeps nothing
+            if ledger.exists(self._txn, self._at.namespace, mention.node):
+                self._found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
@@ -243,7 +248,7 @@ class _Reader:
             self._found.root(node)
 
     def _note(self, node: Node, record: Object, about: labels.Labels) -> None:
-        if about and is_root(about) and node.kind in {CONTENT, SNAPSHOT}:
+        if about and is_root(node.kind, about):
             self._found.root(node)
         for mention in mentions(node, record):
             if mention.how == CONDITION:

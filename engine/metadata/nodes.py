@@ -153,13 +153,17 @@ _BASES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def is_root(about: labels.Labels) -> bool:
-    """Say whether labels keep an object by themselves.
+def is_root(kind: str, about: labels.Labels) -> bool:
+    """Say whether labels keep an object of a kind by themselves.
 
-    That is `gc.root`, and a `gc.bref` to what nobody here can say is gone.
+    That is `gc.root` on content and snapshots, and a `gc.bref` to what nobody here can say is gone on
+    those and on images that have expired.
     """
+    if kind not in {CONTENT, SNAPSHOT, IMAGE}:
+        return False
     return any(
-        key.startswith(labels.GC_ROOT) or (key.startswith(labels.GC_BREF) and not _is_back(key))
+        (key.startswith(labels.GC_ROOT) and kind != IMAGE)
+        or (key.startswith(labels.GC_BREF) and not _is_back(key))
         for key in about
         if key.startswith(labels.GC)
     )
@@ -172,11 +176,11 @@ def _is_back(key: str) -> bool:
     )
 
 
-def is_met(about: labels.Labels, target: Node, used_at: str, at: int) -> bool:
+def is_met(about: labels.Labels, target: Node, used_at: str, at: int | None) -> bool:
     """Say whether a condition of these labels for keeping a snapshot holds at the time `at`.
 
     `used_at` is what the snapshot's own label says, "" if it has none. Several conditions, and several
-    labels, are an OR. One that cannot be understood holds.
+    labels, are an OR. One that cannot be understood holds, and without a time all do.
     """
     for key, value in about.items():
         rest = key.removeprefix(labels.GC_COND_SNAPSHOT)
@@ -184,7 +188,9 @@ def is_met(about: labels.Labels, target: Node, used_at: str, at: int) -> bool:
             continue
         conditions, bar, name = value.partition("|")
         is_it = snapshot_node(rest.partition("/")[0], name if bar else value) == target
-        if is_it and (not bar or any(_holds(one, used_at, at) for one in conditions.split(","))):
+        if is_it and (
+            not bar or at is None or any(_holds(one, used_at, at) for one in conditions.split(","))
+        ):
             return True
     return False
 

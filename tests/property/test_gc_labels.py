@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from engine.gc.collect import collect
+from engine.gc.holding import holder
 from engine.gc.survey import Places
 from engine.kv.environment import Transaction
 from engine.kv.schema import (
@@ -284,14 +285,20 @@ def edges(txn: Transaction) -> list[list[tuple[bytes, bytes]]]:
     return found
 
 
+_GONE = {"containerd.io/gc.expire": _PAST[0], "containerd.io/gc.bref.container": "c"}
+
+
 @given(graph=graphs())
+@example(graph=Graph({_BLOBS[0]: {}}, {}, {_IMAGES[0]: (_BLOBS[0], _GONE)}, {}, {}))
 @settings(max_examples=_GRAPHS)
 def test_gc_01_02_13_19_exactly_the_closure_stays(root, graph):
     with root.meta.write() as txn:
         put(txn, graph, root.owners.me)
     with root.meta.read() as txn:
         world = world_of(txn, _SPACE, _BACKENDS, root.owners.me.id, now())
-    kept = closure(world, now() / 1e9)
+        kept = closure(world, now() / 1e9)
+        for name in kept:
+            assert holder(root.owners, txn, _SPACE, Node(*name)), f"nobody is said to hold {name}"
     event(f"something kept by another: {any(world[name].labels for name in kept)}")
     event(f"something to collect: {kept < world.keys()}")
     gone = run(root)
