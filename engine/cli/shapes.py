@@ -10,13 +10,11 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.accounting import ImageUsage, Overhead, Share, StoreUsage
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
 from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
-from engine.kv.table import Damaged
 from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
@@ -38,7 +36,6 @@ __all__ = [
     "ShownMount",
     "ShownNamespace",
     "ShownSnapshot",
-    "ShownUsage",
     "SnapshotName",
     "backend",
     "blob",
@@ -52,7 +49,6 @@ __all__ = [
     "mount",
     "namespace",
     "snapshot",
-    "usage",
 ]
 
 _REMEMBERED = 1000  # images, in case that one has many names
@@ -200,28 +196,6 @@ class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_bytes: int
     left: Sequence[Leftover]
     errors: list[str]
-
-
-class ShownImageUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image name keeps."""
-
-    name: str
-    digest: str | UnsetType = UNSET
-    exclusive: Share | UnsetType = UNSET
-    shared: Share | UnsetType = UNSET
-    error: str | UnsetType = UNSET
-
-
-class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store takes up on the disk."""
-
-    images: list[ShownImageUsage]
-    exclusive: Share
-    shared: Share
-    garbage: Share
-    elsewhere: Share
-    overhead: Overhead
-    total: int
 
 
 def image(stores: Stores, record: Image) -> ShownImage:
@@ -390,28 +364,6 @@ def collection(collected: Collected, *, dry_run: bool = False) -> ShownCollectio
         snapshot_bytes=collected.snapshot_bytes,
         left=collected.left,
         errors=collected.errors,
-    )
-
-
-def usage(found: StoreUsage, ranked: Sequence[ImageUsage], damaged: Sequence[Damaged]) -> ShownUsage:
-    """Return what a store takes up, its images in an order."""
-    images = [
-        ShownImageUsage(
-            name=row.name,
-            digest=row.digest,
-            exclusive=row.exclusive,
-            shared=row.shared,
-        )
-        for row in ranked
-    ]
-    return ShownUsage(
-        images=[*images, *(ShownImageUsage(name=lost.name, error=lost.error) for lost in damaged)],
-        exclusive=found.exclusive,
-        shared=found.shared,
-        garbage=found.garbage,
-        elsewhere=found.elsewhere,
-        overhead=found.overhead,
-        total=found.total,
     )
 
 
