@@ -31,7 +31,16 @@ from engine.oci.reference import familiar
 from engine.processes import Owners
 from engine.snapshots import Kind
 
-__all__ = ["Dropped", "closure", "give_up", "holder", "only_held_by", "remove_blob"]
+__all__ = [
+    "Dropped",
+    "closure",
+    "give_up",
+    "holder",
+    "holders",
+    "only_held_by",
+    "remove_blob",
+    "stands",
+]
 
 
 class Dropped(NamedTuple):
@@ -41,7 +50,7 @@ class Dropped(NamedTuple):
     blobs: list[int]
 
 
-def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bool:
+def stands(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bool:
     """Say whether an object is kept by itself."""
     try:
         record = ledger.get(txn, namespace, node)
@@ -62,7 +71,7 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
     return found
 
 
-def _holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
+def holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
     """Yield what holds an object by mentioning it, or by being mentioned by it."""
     for mention in ledger.mentioners(txn, namespace, node):
         if mention.how != BACK:
@@ -121,13 +130,13 @@ def holder(
         if found is not None:
             known.update(dict.fromkeys(path, found))
             return found
-        ways.append(iter(()) if at in known else _holders(txn, namespace, at))
+        ways.append(iter(()) if at in known else holders(txn, namespace, at))
     known.update(dict.fromkeys(seen.difference(but)))
     return None
 
 
 def _itself(owners: Owners, txn: Transaction, namespace: str, node: Node) -> Node | None:
-    return node if _is_root(owners, txn, namespace, node) else None
+    return node if stands(owners, txn, namespace, node) else None
 
 
 def closure(txn: Transaction, namespace: str, node: Node) -> list[Node]:
@@ -153,10 +162,10 @@ def only_held_by(
     pending = [
         node
         for node in own.difference(gone)
-        if (_is_root(owners, txn, namespace, node) and not _is_work_of(txn, namespace, node, gone))
+        if (stands(owners, txn, namespace, node) and not _is_work_of(txn, namespace, node, gone))
         or any(
             _holds_still(owners, txn, namespace, one)
-            for one in _holders(txn, namespace, node)
+            for one in holders(txn, namespace, node)
             if one not in ending
         )
     ]
@@ -179,7 +188,7 @@ def _is_work_of(txn: Transaction, namespace: str, node: Node, leases: Collection
 def _holds_still(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bool:
     """Say whether an object is there, and if it is a lease, holds on."""
     if node.kind == LEASE:
-        return _is_root(owners, txn, namespace, node)
+        return stands(owners, txn, namespace, node)
     return ledger.exists(txn, namespace, node)
 
 
