@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -365,7 +365,8 @@ class Stores:
         """Check the whole root, or the images of some names here; with `apply` repair it too."""
         images = [self.images.get(name) for name in names]
         scope = Scope(namespace=self.namespace, images=images) if names else None
-        return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
+        with self._freeing_space() if apply else nullcontext():  # dropping a record takes some too
+            return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""
