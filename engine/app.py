@@ -15,11 +15,13 @@ from pathlib import Path
 import trio
 
 from engine.archive.importer import Wanted
+from engine.collecting import Collect, collecting, collector
 from engine.content.image import ResolvedImage
 from engine.diff.apply import Applied
 from engine.errors import EngineError
 from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
+from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
@@ -46,8 +48,10 @@ class _Over(BaseException):
 class Engine:
     """An open engine; get one from `open_engine`. Its methods may run concurrently."""
 
-    def __init__(self, stores: Stores, workshop: Workshop) -> None:
+    def __init__(self, stores: Stores, workshop: Workshop, collect: Collect | None = None) -> None:
+        """`collect` collects, if that is by a schedule."""
         self.stores = stores
+        self._collect = collect or collector(stores)
         self._shop = workshop
         self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
         self._heir = ""
@@ -174,7 +178,7 @@ class Engine:
 
     async def collect(self) -> Collected:
         """Drop and delete everything that no image, active snapshot or lease holds."""
-        return await trio.to_thread.run_sync(self.stores.collect)
+        return await self._collect()
 
     async def check(
         self,
@@ -246,8 +250,11 @@ async def open_engine(
     namespace: str = "default",
     platform: Platform | None = None,
     create: bool = True,
+    gc: Schedule | None = None,
 ) -> AsyncIterator[Engine]:
     """Open the store at `root`, made if need be, and close it after the block.
+
+    With `gc` it is collected by that schedule, all of it in the background.
 
     Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root,
     and without `create` NotFound where there is none.
@@ -255,8 +262,8 @@ async def open_engine(
     opened = open_stores(Path(root), namespace, platform or host_platform(), create=create)
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
-        async with open_workshop(stores.root) as workshop:
-            yield Engine(stores, workshop)
+        async with open_workshop(stores.root) as workshop, collecting(stores, gc) as collect:
+            yield Engine(stores, workshop, collect)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(opened.__exit__, None, None, None)

@@ -66,3 +66,4 @@ CLOCK_DRIFT_S = (
 )
 CLOCK_GRACE_S = 900  # and nothing expires for so long
 USE_NOTED_S = 3600  # between two notes that an image was used
+POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet

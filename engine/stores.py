@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,14 @@ from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
+from engine.fs.removal import UNFINISHED
 from engine.fsck.checking import Scope, check
 from engine.fsck.findings import Checked, Finding
 from engine.fsck.reapplying import Apply
+from engine.gc.activity import Seen, glance
 from engine.gc.collect import Collected, collect
 from engine.gc.holding import give_up, remove_blob
-from engine.gc.policy import Disk, Enforced, Policy, enforce
+from engine.gc.policy import Disk, Enforced, Policy, asks, enforce
 from engine.gc.survey import Places
 from engine.identifiers import check_identifier
 from engine.kv.schema import Image, MountRecord
@@ -40,7 +42,7 @@ from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise
 from engine.oci.short import the_one
-from engine.progress import Report, silent
+from engine.progress import Report, Step, silent
 from engine.recovery import recover
 from engine.root import Root, open_root
 from engine.snapshots import Kind, Leftover, Snapshotter
@@ -49,6 +51,8 @@ __all__ = ["Removal", "Stores", "host_platform", "open_stores"]
 
 _log = logging.getLogger(__name__)
 
+_CLEAR_S = 0.5  # of deleting folders, at first, between two calls of `report`
+_CLEAR_MOST_S = 8.0  # later: one of 2,000,000 names is listed in less
 _SPARE = 16 << 20  # free bytes that meta.lmdb keeps, so that forgetting needs no disk to spare
 
 
@@ -256,10 +260,13 @@ class Stores:
             seen = _, table = self.mounting.claims.read()
             healed = [snapshot_node(*snapshot) for snapshot in self.mounting.claims.heal(seen)]
             collected = self._collect(dry_run=False, report=report)
-            left = self.cleanup(table)
+            left = self.cleanup(table, report)
         snapshots = [*healed, *collected.snapshots]
         return msgspec.structs.replace(
-            collected, snapshots=snapshots, left=left, errors=[*collected.errors, *self._give_back()]
+            collected,
+            snapshots=snapshots,
+            left=left,
+            errors=[*collected.errors, *self._give_back(report)],
         )
 
     def enforce(self, policy: Policy, *, dry_run: bool = False, report: Report = silent) -> Enforced:
@@ -279,10 +286,18 @@ class Stores:
         free = found.f_bavail * found.f_frsize + self.root.blobs.unused()
         return Disk(found.f_blocks * found.f_frsize, free)
 
-    def _give_back(self) -> Iterator[str]:
+    def glance(self, since: int, before: Seen | None, policy: Policy | None) -> Seen:
+        """Look whether there is something to collect, or for a policy to do (`engine.gc.activity`)."""
+        seen = glance(self.root.meta, self.namespace, since, before)
+        if policy is None:
+            return seen
+        is_pressed = asks(self.root.meta, self.namespace, policy, self.disk(), seen.at)
+        return msgspec.structs.replace(seen, is_pressed=is_pressed)
+
+    def _give_back(self, report: Report) -> Iterator[str]:
         """Give freed pages back to the file system; yield why some stay."""
         for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
-            if why := give_back(environment, spare=spare).why:
+            if why := give_back(environment, spare=spare, report=report).why:
                 yield f"freed space of {environment.path.name}: {why}"
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
@@ -307,14 +322,14 @@ class Stores:
         finally:
             self.root.keep_reserve()
 
-    def cleanup(self, table: MountTable) -> list[Leftover]:
+    def cleanup(self, table: MountTable, report: Report = silent) -> list[Leftover]:
         """Delete the bytes and folders of everything dropped so far; return what resisted."""
         left = [
             leftover
             for snapshotter in self.snapshotters()
-            for leftover in snapshotter.cleanup(table=table)
+            for leftover in _cleared(snapshotter, table, report)
         ]
-        self.content.cleanup()
+        self.content.cleanup(report=report)
         plugins.sweep(self.root)
         return left
 
@@ -350,7 +365,8 @@ class Stores:
         """Check the whole root, or the images of some names here; with `apply` repair it too."""
         images = [self.images.get(name) for name in names]
         scope = Scope(namespace=self.namespace, images=images) if names else None
-        return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
+        with self._freeing_space() if apply else nullcontext():  # dropping a record takes some too
+            return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""
@@ -365,6 +381,17 @@ def _only(found: Sequence[tuple[Snapshotter, str]], text: str) -> tuple[Snapshot
     if not found:
         raise NotFound(f"no snapshot {text}; `lamina snapshots ls` lists them")
     return found[0]
+
+
+def _cleared(snapshotter: Snapshotter, table: MountTable, report: Report) -> list[Leftover]:
+    """Delete all dropped folders of a backend, for some seconds at a time: a large one takes a while."""
+    seconds = _CLEAR_S
+    while True:
+        report(Step.SWEEP, "folders", 0, 0)
+        left = snapshotter.cleanup(table=table, seconds=seconds)
+        if all(leftover.reason != UNFINISHED for leftover in left):
+            return left
+        seconds = min(2 * seconds, _CLEAR_MOST_S)
 
 
 def _tell(left: Sequence[Leftover]) -> None:

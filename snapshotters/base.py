@@ -25,7 +25,7 @@ from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgu
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.durable import flush_names
-from engine.fs.removal import remove_tree
+from engine.fs.removal import Unfinished, remove_tree
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
@@ -328,6 +328,9 @@ class BaseSnapshotter(ABC):
             table = table or MountTable.read()
             try:
                 self._discard(number, trash, table, until)
+            except Unfinished as error:
+                left.append(self._leftover(number, trash, error))
+                break
             except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
                 left.append(self._leftover(number, trash, error))
                 continue

@@ -60,13 +60,21 @@ LAYERS = {
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.importing": 5,
+    "engine.collecting": 5,
     "engine.compacting": 5,
     "engine.app": 5,
     "engine.cli": 6,
     "engine.__main__": 6,
 }
 
-ASYNC = {"engine.app", "engine.importing", "engine.cli.running", "engine.cli.demo"}
+ASYNC = {
+    "engine.app",
+    "engine.collecting",
+    "engine.gc.scheduler",
+    "engine.importing",
+    "engine.cli.running",
+    "engine.cli.demo",
+}
 ASYNC |= {
     f"engine.unpack.{room}"
     for room in ("flights", "lease", "pool", "committer", "unpacker", "workshop", "layer_flight")

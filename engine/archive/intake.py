@@ -135,6 +135,8 @@ class Intake:
         """Write what a writer has not got yet of a file."""
         show = partial(self._report, Step.STORE, item, size)
         show(writer.offset)
+        if writer.offset == size:  # all of it was there, or another namespace shares it
+            return
         for piece in _from_offset(self.source.read(name), writer.offset):
             if growth := self._content.growth(len(piece)):
                 self._room.take(growth)

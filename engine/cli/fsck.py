@@ -4,7 +4,6 @@ import click
 import msgspec
 
 from engine.app import Engine
-from engine.cli import shapes
 from engine.cli.bars import progress
 from engine.cli.completion import image_names
 from engine.cli.context import Context, action
@@ -36,12 +35,12 @@ def fsck(context: Context, names: tuple[str, ...], repair: bool, view: View) -> 
         with context.reading() as stores, progress(view) as report:
             checked = stores.check(names, tell=shown.tell, report=report)
     shown.end()
-    done = shapes.check(checked, repair=repair)
+    done = {"repair": repair, "left": len(checked.left), **msgspec.structs.asdict(checked)}
     _sum_up(view, checked)
     if checked.left:
         more = "" if repair else "; `lamina fsck --repair` mends what can be"
         error = DataLoss(f"{counted(len(checked.left), 'thing')} damaged{more}")
-        raise Incomplete(error, msgspec.structs.asdict(done))
+        raise Incomplete(error, done)
     if view.json:
         document(done)
 

@@ -15,8 +15,9 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import SMALL, TRASH, Blob, Ingest, Trash
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
+from engine.progress import Report, Step, silent
 
-__all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty"]
+__all__ = ["drop_blob", "drop_bytes", "drop_ingest", "empty", "revive"]
 
 _KIND = "blob"
 
@@ -25,6 +26,11 @@ def drop_bytes(txn: Transaction, number: int) -> None:
     """Drop bytes that no record names."""
     if not SMALL.delete(txn, number):
         TRASH.put(txn, Trash(kind=_KIND, backend="", number=number), _KIND, "", number)
+
+
+def revive(txn: Transaction, number: int) -> None:
+    """Take dropped bytes back, which a reader holds and which have a record again."""
+    TRASH.delete(txn, _KIND, "", number)
 
 
 def drop_blob(txn: Transaction, namespace: str, digest: str) -> int | None:
@@ -57,23 +63,28 @@ def empty(
     only: Collection[int] | None = None,
     *,
     until: float = math.inf,
+    report: Report = silent,
 ) -> None:
     """Delete the bytes of everything dropped so far, or of some numbers; what is left stays dropped.
 
     So does what someone reads. `until` is of the monotonic clock.
     """
-    for number in _dropped(meta, only):
-        if holds.is_held(number):
-            continue
-        if not extents.drop(blobs, number, until=until):
-            return
+    numbers = _deletable(meta, holds, only)
+    done = 0
+    for gone in extents.drop(blobs, numbers, until=until):
         hit("trash.emptied")
         with meta.write() as txn:
-            TRASH.delete(txn, _KIND, "", number)
+            for number in gone:
+                TRASH.delete(txn, _KIND, "", number)
+        done += len(gone)
+        report(Step.SWEEP, "bytes", len(numbers), done)
 
 
-def _dropped(meta: Environment, only: Collection[int] | None) -> list[int]:
+def _deletable(meta: Environment, holds: Holds, only: Collection[int] | None) -> list[int]:
+    """Return what is dropped and not held: in that order, as who holds it may take it back."""
     with meta.read() as txn:
         if only is None:
-            return [trash.number for trash in TRASH.survey(txn, _KIND)[0]]
-        return [number for number in only if TRASH.get(txn, _KIND, "", number)]
+            only = [trash.number for trash in TRASH.survey(txn, _KIND)[0]]
+    free = holds.free(only)
+    with meta.read() as txn:
+        return [number for number in free if TRASH.get(txn, _KIND, "", number)]

@@ -7,7 +7,8 @@ Sync; safe from any thread. Knows nothing of digests: the record that names a bl
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 
@@ -21,7 +22,7 @@ _RELEASE_EVERY = 32  # extents read between two calls that give their memory bac
 _PAGE = 4096
 _FED_AT_ONCE = 16  # extents in one transaction, some milliseconds to a hash
 _FED_UNRELEASED = 2048  # extents, 2 GiB: to give memory back takes a twentieth of the time to hash it
-_DROP_AT_ONCE = 64  # extents deleted in one transaction, so that others can write in between
+_DROP_AT_ONCE = 128  # extents, and ends of blobs, in one transaction: others can write in between
 _KEPT_MEMORY = 16 << 20  # what a transaction takes
 
 
@@ -145,22 +146,21 @@ def _last(txn: Transaction, number: int) -> int | None:
     return int.from_bytes(key[8:], "big") if key[:8] == number.to_bytes(8, "big") else None
 
 
-def drop(blobs: Environment, number: int, *, until: float = math.inf) -> bool:
-    """Delete all extents of a blob, in bounded transactions; say whether that was done in time.
+def drop(blobs: Environment, numbers: Sequence[int], *, until: float = math.inf) -> Iterator[list[int]]:
+    """Delete all extents of some blobs, in bounded transactions; yield whose are gone after each.
 
-    `until` is of the monotonic clock.
+    Nothing more is done after `until`, of the monotonic clock.
     """
-    prefix = number.to_bytes(8, "big")
-    left = True
-    while left:
-        if time.monotonic() > until:
-            return False
+    left = deque(numbers)
+    while left and time.monotonic() <= until:
+        gone: list[int] = []
         with blobs.write() as txn, txn.raw.cursor() as cursor:
-            left = cursor.set_range(prefix)
             for _ in range(_DROP_AT_ONCE):
-                left = left and bytes(cursor.key()[:8]) == prefix
+                prefix = left[0].to_bytes(8, "big")
+                if cursor.set_range(prefix) and bytes(cursor.key()[:8]) == prefix:
+                    cursor.delete()
+                else:
+                    gone.append(left.popleft())
                 if not left:
                     break
-                cursor.delete()
-                left = bool(cursor.key())
-    return True
+        yield gone

@@ -9,6 +9,7 @@ that one of the two sees the other.
 import fcntl
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine.errors import os_errors
@@ -40,16 +41,14 @@ class Holds:
                     raise
             return opened
 
-    def is_held(self, number: int) -> bool:
-        """Say whether a process holds the bytes of a number. Only asks: it keeps no reader out."""
+    def free(self, numbers: Iterable[int]) -> list[int]:
+        """Return those of some numbers that no process holds. Only asks: it keeps no reader out."""
         with os_errors(f"file {self._file}"):
             opened = self._open()
             try:
-                found = fcntl.fcntl(opened, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK, number))
+                return [number for number in numbers if not _is_held(opened, number)]
             finally:
                 os.close(opened)
-        kind: int = struct.unpack(_FLOCK, found)[0]
-        return kind != fcntl.F_UNLCK
 
     def _open(self) -> int:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -63,6 +62,12 @@ def release(hold: int) -> None:
     """Let go of what was taken."""
     if hold >= 0:
         os.close(hold)
+
+
+def _is_held(opened: int, number: int) -> bool:
+    found = fcntl.fcntl(opened, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK, number))
+    kind: int = struct.unpack(_FLOCK, found)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def _lock(kind: int, number: int) -> bytes:

@@ -13,6 +13,8 @@ import msgspec
 
 from engine.content import discard, extents
 from engine.content.holds import Holds
+from engine.content.reader import Reader
+from engine.content.sharing import borrow
 from engine.content.writer import Writer, keep_record
 from engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, printable
 from engine.failpoints import hit
@@ -61,12 +63,16 @@ class Ingests:
         if not owners.claim(self._namespace, ref):
             raise BeingWritten(f"this process is writing {expected or ref}")
         try:
-            record = self._unrecorded(ref, lease, expected, total) or self._recorded(
-                ref, lease, expected, total
-            )
+            new = self._new(ref, lease, expected, total)
+            is_new, others_have = self._look(new)
+            borrowed = self._borrow(new) if others_have else None
+            is_small = total is not None and total <= INLINE
+            record = new if borrowed or (is_new and is_small) else self._recorded(new)
             hit("content.ingest.begun")
             return Writer(
-                self._meta, self._blobs, self._holds, self._namespace, record, closed=self._closed
+                *(self._meta, self._blobs, self._holds, self._namespace, record),
+                closed=self._closed,
+                borrowed=borrowed,
             )
         except BaseException:
             self._closed(ref)
@@ -75,19 +81,25 @@ class Ingests:
     def _closed(self, ref: str) -> None:
         self._meta.owners.release(self._namespace, ref)
 
-    def _unrecorded(
-        self, ref: str, lease: str, expected: Digest | None, total: int | None
-    ) -> Ingest | None:
-        """Return the ingest of a blob that is announced to be small, unless anything is there of it."""
-        if total is None or total > INLINE:
-            return None
+    def _look(self, new: Ingest) -> tuple[bool, bool]:
+        """Say whether nothing of a blob is here, and whether it is in another namespace then."""
         with self._meta.read() as txn:
-            if expected and BLOBS.get(txn, self._namespace, expected):
-                return None
-            if INGESTS.get(txn, self._namespace, ref):
-                return None
-            ledger.check_lease(txn, self._namespace, lease)
-        return self._new(ref, lease, expected, total)
+            if new.expected and BLOBS.get(txn, self._namespace, new.expected):
+                return False, False
+            if INGESTS.get(txn, self._namespace, new.ref):
+                return False, False
+            ledger.check_lease(txn, self._namespace, new.lease)
+            return True, bool(new.expected and ledger.holdings(txn, new.expected))
+
+    def _borrow(self, new: Ingest) -> Reader | None:
+        """Open what another namespace shares of a blob, if it is what is announced."""
+        borrowed = borrow(
+            self._meta, self._blobs, self._holds, self._namespace, Digest(str(new.expected))
+        )
+        if borrowed and new.total not in {None, borrowed.size}:
+            borrowed.close()
+            return None
+        return borrowed
 
     def _new(self, ref: str, lease: str, expected: Digest | None, total: int | None) -> Ingest:
         return Ingest(
@@ -100,15 +112,15 @@ class Ingests:
             started=now(),
         )
 
-    def _recorded(self, ref: str, lease: str, expected: Digest | None, total: int | None) -> Ingest:
+    def _recorded(self, new: Ingest) -> Ingest:
         with self._meta.write() as txn:
-            found = bool(expected and BLOBS.get(txn, self._namespace, expected))
+            found = bool(new.expected and BLOBS.get(txn, self._namespace, new.expected))
             if found:
-                ledger.pin(txn, self._namespace, lease, blob_node(str(expected)))
+                ledger.pin(txn, self._namespace, new.lease, blob_node(str(new.expected)))
             else:
-                record = self._join(txn, self._new(ref, lease, expected, total))
+                record = self._join(txn, new)
         if found:
-            raise AlreadyExists(f"blob {expected} is in the store")
+            raise AlreadyExists(f"blob {new.expected} is in the store")
         return record
 
     def _join(self, txn: Transaction, new: Ingest) -> Ingest:

@@ -10,12 +10,42 @@ from types import TracebackType
 from typing import Self
 
 from engine.content import extents
-from engine.content.holds import release
-from engine.errors import FailedPrecondition, InvalidArgument
-from engine.kv.environment import Environment
-from engine.kv.schema import EXTENT, Blob
+from engine.content.holds import Holds, release
+from engine.errors import FailedPrecondition, InvalidArgument, NotFound
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import BLOBS, EXTENT, INLINE, SMALL, Blob
+from engine.oci.digest import Digest
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "open_reader", "record_of"]
+
+
+def record_of(txn: Transaction, namespace: str, digest: str) -> Blob:
+    """Return a blob's record. Raises NotFound."""
+    blob = BLOBS.get(txn, namespace, digest)
+    if blob is None:
+        raise NotFound(f"no blob {digest}")
+    return blob
+
+
+def open_reader(
+    meta: Environment, blobs: Environment, holds: Holds, namespace: str, digest: Digest
+) -> "Reader":
+    """Open a blob. Raises NotFound."""
+    while True:
+        with meta.read() as txn:
+            blob = record_of(txn, namespace, digest)
+            small = SMALL.get(txn, blob.number) if blob.size <= INLINE else None
+        if small is not None:
+            return Reader(blob, blobs, data=small.data)
+        hold = holds.take(blob.number)
+        try:
+            with meta.read() as txn:
+                if record_of(txn, namespace, digest).number == blob.number:
+                    return Reader(blob, blobs, hold)
+        except BaseException:
+            release(hold)
+            raise
+        release(hold)  # it went, and came back, between the look and the hold
 
 
 class Reader:
@@ -28,7 +58,7 @@ class Reader:
         self.blob = blob
         self._blobs = blobs
         self._hold = hold
-        self._data = data
+        self.data = data
         self._is_open = True
 
     @property
@@ -48,8 +78,8 @@ class Reader:
         if size <= 0:
             with memoryview(b"") as nothing:
                 yield nothing
-        elif self._data is not None:
-            with memoryview(self._data)[offset : offset + size] as piece:
+        elif self.data is not None:
+            with memoryview(self.data)[offset : offset + size] as piece:
                 yield piece
         else:
             index, start = divmod(offset, EXTENT)
@@ -74,17 +104,17 @@ class Reader:
     def pieces(self) -> Iterator[bytes]:
         """Yield all bytes in order, an extent at a time."""
         self._check(0, 0)
-        if self._data is None:
+        if self.data is None:
             return extents.read(self._blobs, self.blob.number, self.size)
-        return iter((self._data,) if self._data else ())
+        return iter((self.data,) if self.data else ())
 
     def feed(self, take: Callable[[memoryview], object]) -> None:
         """Call `take` with all bytes in order, as they lie; it must not keep what it is given."""
         self._check(0, 0)
-        if self._data is None:
+        if self.data is None:
             extents.feed(self._blobs, self.blob.number, self.size, take)
         else:
-            take(memoryview(self._data))
+            take(memoryview(self.data))
 
     def _check(self, offset: int, size: int) -> None:
         if not self._is_open:

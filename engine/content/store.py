@@ -13,9 +13,9 @@ import msgspec
 
 from engine import labels as label_rules
 from engine.content import discard
-from engine.content.holds import Holds, release
+from engine.content.holds import Holds
 from engine.content.ingests import Ingests, Status
-from engine.content.reader import Reader
+from engine.content.reader import Reader, open_reader, record_of
 from engine.content.writer import Writer
 from engine.errors import (
     DataLoss,
@@ -35,6 +35,7 @@ from engine.metadata.digests import full_name
 from engine.metadata.nodes import blob_node
 from engine.oci.digest import Digest, hasher
 from engine.oci.short import LENGTHS, beginnings
+from engine.progress import Report, silent
 
 __all__ = ["ContentStore", "blob_fields"]
 
@@ -91,10 +92,7 @@ class ContentStore:
             return list(islice(chain.from_iterable(found), most))
 
     def _get(self, txn: Transaction, digest: Digest) -> Blob:
-        blob = BLOBS.get(txn, self._namespace, digest)
-        if blob is None:
-            raise NotFound(f"no blob {digest}")
-        return blob
+        return record_of(txn, self._namespace, digest)
 
     def walk(self, filters: Sequence[Filter] = ()) -> Iterator[Blob]:
         """Yield the records of all blobs that match and can be read, by digest.
@@ -150,29 +148,23 @@ class ContentStore:
             if discard.drop_blob(txn, self._namespace, digest) is None:
                 raise NotFound(f"no blob {digest}")
 
-    def cleanup(self, only: Collection[int] | None = None, *, seconds: float = math.inf) -> None:
+    def cleanup(
+        self,
+        only: Collection[int] | None = None,
+        *,
+        seconds: float = math.inf,
+        report: Report = silent,
+    ) -> None:
         """Delete the bytes of blobs and ingests that were dropped, or of some of those, by number.
 
         What `seconds` do not suffice for is left for the next time.
         """
-        discard.empty(self._meta, self._blobs, self._holds, only, until=time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        discard.empty(self._meta, self._blobs, self._holds, only, until=until, report=report)
 
     def open(self, digest: Digest) -> Reader:
         """Open a blob to be read, whoever deletes it meanwhile. Raises NotFound."""
-        while True:
-            with self._meta.read() as txn:
-                blob = self._get(txn, digest)
-                small = SMALL.get(txn, blob.number) if blob.size <= INLINE else None
-            if small is not None:
-                return Reader(blob, self._blobs, data=small.data)
-            hold = self._holds.take(blob.number)
-            try:
-                if self.info(digest).number == blob.number:
-                    return Reader(blob, self._blobs, hold)
-            except BaseException:
-                release(hold)
-                raise
-            release(hold)
+        return open_reader(self._meta, self._blobs, self._holds, self._namespace, digest)
 
     def read(self, digest: Digest) -> Iterator[bytes]:
         """Yield a blob's bytes in order, whoever deletes it meanwhile. Raises NotFound."""

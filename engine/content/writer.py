@@ -2,7 +2,8 @@
 
 Sync; one thread at a time. Crash order: extents first, then one transaction that replaces the ingest
 record by the blob record. A blob that is announced to be small has neither extents nor an ingest
-record, unless its writer is closed before it is committed: its bytes come with its record. A commit
+record, unless its writer is closed before it is committed: its bytes come with its record. One that
+another namespace shares with this one is complete as it is opened, and has no bytes of its own. A commit
 that fails on size or digest discards the ingest, so that a bad download is not resumed for ever.
 """
 
@@ -18,12 +19,15 @@ from engine import labels as label_rules
 from engine import limits
 from engine.content import discard, extents
 from engine.content.holds import Holds
+from engine.content.reader import Reader
+from engine.content.sharing import share
 from engine.errors import (
     DigestMismatch,
     EngineError,
     FailedPrecondition,
     InvalidArgument,
     Refused,
+    Unavailable,
 )
 from engine.failpoints import hit
 from engine.kv.environment import Environment, Transaction
@@ -43,6 +47,7 @@ from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
+from engine.processes import Owner
 
 __all__ = ["BATCH", "Writer", "keep_record"]
 
@@ -52,12 +57,16 @@ BATCH = 8 * EXTENT
 
 def keep_record(txn: Transaction, namespace: str, record: Ingest) -> Ingest:
     """Write an ingest's record, for as long as its lease lives, without one for a while; return it."""
-    at = now()
-    expires = 0 if record.lease else at + limits.INGEST_LIFE_S * 10**9
-    record = msgspec.structs.replace(record, updated=at, expires=expires)
+    record = _lasting(record)
     ledger.put(txn, namespace, record)
     ledger.pin(txn, namespace, record.lease, Node(INGEST, "", record.ref), made=True)
     return record
+
+
+def _lasting(record: Ingest) -> Ingest:
+    at = now()
+    expires = 0 if record.lease else at + limits.INGEST_LIFE_S * 10**9
+    return msgspec.structs.replace(record, updated=at, expires=expires)
 
 
 class _Aborted(FailedPrecondition):
@@ -75,14 +84,16 @@ class Writer:
         namespace: str,
         record: Ingest,
         closed: Callable[[str], None],
+        borrowed: Reader | None = None,
     ) -> None:
-        """Go on with an ingest; one of number 0 has no record yet."""
+        """Go on with an ingest; one of number 0 has no record yet, nor bytes if they are `borrowed`."""
         self._meta = meta
         self._blobs = blobs
         self._holds = holds
         self._namespace = namespace
         self._record = record
         self._on_close = closed
+        self._borrowed = borrowed
         self._is_open = True
         self._begin()
         if record.number:
@@ -112,11 +123,15 @@ class Writer:
     @property
     def offset(self) -> int:
         """How many bytes have been written, those of an earlier writer among them."""
+        if self._borrowed:
+            return self._borrowed.size
         return self._index * EXTENT + len(self._tail)
 
     @property
     def digest(self) -> Digest:
         """The digest of the bytes written so far."""
+        if self._borrowed:
+            return Digest(self._borrowed.blob.digest)
         return Digest(f"{self._hash.name}:{self._hash.hexdigest()}")
 
     def write(self, data: bytes | memoryview) -> None:
@@ -130,6 +145,8 @@ class Writer:
             self.abort()
             raise Refused(f"{self.ref} is longer than the {total} bytes announced for it")
         try:
+            if self._borrowed and len(data):
+                self._unshare()
             with self._hashing(data):
                 self._take(memoryview(data))
         except BaseException:
@@ -164,6 +181,20 @@ class Writer:
             self._store(view[start : min(start + BATCH, whole)])
         self._tail += view[whole:]
 
+    def _unshare(self) -> None:
+        """Have bytes of our own: a copy of those that are shared."""
+        assert self._borrowed
+        with self._borrowed as borrowed:
+            self._borrowed = None
+            self._own()
+            for piece in borrowed.pieces():
+                self.write(piece)
+
+    def _own(self) -> None:
+        total = self._record.total
+        if (total is None or total > INLINE) and not self._settle():
+            raise Unavailable(f"another process is writing {self.ref}")
+
     def _store(self, data: memoryview) -> None:
         self._index = extents.append(self._blobs, self._record.number, self._index, data)
         self._stored = self._index * EXTENT
@@ -180,6 +211,10 @@ class Writer:
         self._check_open()
         if size:
             raise InvalidArgument("an ingest can only be cut to nothing, not to some of its bytes")
+        if self._borrowed:
+            self._borrowed.close()
+            self._borrowed = None
+            self._own()
         if self._stored:
             self._leave_bytes()
         self._begin()
@@ -214,7 +249,7 @@ class Writer:
             self._check_size(size)
             self._check_digest(self._expected)
             self._check_digest(expected)
-            if not self._is_small:
+            if not self._borrowed and not self._is_small:
                 self._store_tail()
             hit("content.commit.before")
             blob = self._publish(expected or self.digest, labels or {})
@@ -247,6 +282,8 @@ class Writer:
 
     def _digest_as(self, expected: Digest) -> Digest:
         """Hash all bytes again, with another algorithm than was announced."""
+        if self._borrowed:
+            self._unshare()
         again = hasher(expected)
         whole = self._index * EXTENT
         extents.feed(self._blobs, self._record.number, whole, again.update)
@@ -275,6 +312,8 @@ class Writer:
 
     def _make(self, txn: Transaction) -> int:
         """Make the bytes those of a blob, not of an ingest any more; return their number."""
+        if self._borrowed:
+            return share(txn, self._borrowed)
         if self._record.number:
             ingest = Node(INGEST, "", self.ref)
             ledger.drop(txn, self._namespace, ingest)
@@ -316,7 +355,7 @@ class Writer:
         if not self._is_open:
             return
         try:
-            if self._stored < self.offset:
+            if not self._borrowed and (self._record.number or self._tail):
                 self._keep()
         finally:
             self._let_go()
@@ -325,8 +364,11 @@ class Writer:
         if not self._record.number and not self._settle():
             return
         self._store_tail()
-        with self._meta.read() as txn:
+        with self._meta.write() as txn:
             is_ours = self._is_ours(txn)
+            if is_ours:
+                idle = msgspec.structs.replace(self._record, owner=Owner())
+                ledger.put(txn, self._namespace, _lasting(idle))
         if not is_ours:
             self._drop()
 
@@ -346,6 +388,8 @@ class Writer:
     def _let_go(self) -> None:
         if self._is_open:
             self._is_open = False
+            if self._borrowed:
+                self._borrowed.close()
             self._on_close(self.ref)
 
     def _check_open(self) -> None:

@@ -13,7 +13,9 @@ from contextlib import suppress
 from engine.errors import EngineError
 from engine.fs.kernel import open_beneath
 
-__all__ = ["Unfinished", "remove_entry", "remove_tree"]
+__all__ = ["UNFINISHED", "Unfinished", "remove_entry", "remove_tree"]
+
+UNFINISHED = "not finished yet"
 
 _FAILURES = 1000  # after so many nothing will go: a disk that fails, a file system that is read-only
 
@@ -85,7 +87,7 @@ def _empty(top: int, until: float) -> list[OSError]:
 
 def _check_time(until: float) -> None:
     if time.monotonic() > until:
-        raise Unfinished("not finished yet")
+        raise Unfinished(UNFINISHED)
 
 
 def _hoist(source: int, name: bytes, top: int, number: int) -> None:

@@ -12,7 +12,7 @@ from engine.content.store import ContentStore
 from engine.errors import DataLoss, FailedPrecondition, NotFound, Refused
 from engine.failpoints import hit
 from engine.fsck.findings import Counts, Finding, Trouble, What
-from engine.kv.schema import BLOBS, INGESTS, TRASH, Blob
+from engine.kv.schema import BLOBS, INGESTS, SMALL, TRASH, Blob
 from engine.metadata import ledger
 from engine.metadata.nodes import IMAGE, Node, blob_node
 from engine.oci.digest import hasher, parse_digest
@@ -115,13 +115,25 @@ def _drop(root: Root, blob: Blob, namespaces: Collection[str]) -> str:
 
 def orphaned_bytes(root: Root, known: Collection[int]) -> Iterator[Trouble]:
     """Yield runs of extents that belong to no blob; `known` are the numbers that had one before."""
-    suspects = [number for number in extents.numbers(root.blobs) if number not in known]
+    with root.meta.read() as txn:
+        suspects = {number for number in SMALL.numbers(txn) if number not in known}
+    suspects.update(number for number in extents.numbers(root.blobs) if number not in known)
     named = _named(root) if suspects else set()
-    for number in suspects:
-        if number not in named and (size := extents.stored_bytes(root.blobs, number)):
+    for number in sorted(suspects):
+        if number not in named and (size := _stored(root, number)):
             detail = f"{size} bytes that no record has"
             finding = Finding(what=What.EXTENTS, name=str(number), detail=detail)
             yield Trouble(finding, partial(_remove, root, number))
+
+
+def _stored(root: Root, number: int) -> int:
+    """Return how many bytes there are under a number, in either place."""
+    with root.meta.read() as txn:
+        try:
+            small = SMALL.get(txn, number)
+        except DataLoss:
+            return 1
+    return len(small.data) if small else extents.stored_bytes(root.blobs, number)
 
 
 def _named(root: Root) -> set[int]:
@@ -136,6 +148,9 @@ def _named(root: Root) -> set[int]:
 def _remove(root: Root, number: int) -> str:
     if number in _named(root):
         raise FailedPrecondition("a record has it by now; check once more")
-    extents.drop(root.blobs, number)
+    with root.meta.write() as txn:
+        SMALL.delete(txn, number)
+    for _ in extents.drop(root.blobs, [number]):
+        pass
     hit("fsck.extents.removed")
     return "removed"

@@ -160,6 +160,9 @@ class _Reading:
                 namespace, lease = names[:2]
                 member = Node(record.kind, record.backend, record.key)
                 self._mention(namespace, Node(LEASE, "", lease), Mention(MEMBER, member))
+                if not self._is_there(namespace, Node(LEASE, "", lease)):
+                    detail = f"belongs to lease {lease}, which is not here"
+                    self._tell(What.EDGE, record.key, detail, namespace=namespace, is_damage=False)
             case Trash():
                 self._dead.append(record)
             case MountRecord():

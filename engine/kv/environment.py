@@ -16,7 +16,7 @@ import lmdb
 from engine.errors import FailedPrecondition, PermissionDenied, ResourceExhausted, os_errors
 from engine.fs.kernel import release_mapped
 from engine.kv import turn
-from engine.kv.faults import OUTGROWN, mapped
+from engine.kv.faults import OUTGROWN, is_of_the_disk, mapped
 from engine.kv.gate import Gate
 from engine.kv.growth import grow
 from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
@@ -103,6 +103,7 @@ class Environment:
             env.close()
             raise
         self._env = env
+        self._is_doubtful = False
         self._mapped_bytes: int = env.info()["map_size"]
         self.page: int = env.stat()["psize"]
 
@@ -142,15 +143,22 @@ class Environment:
         if self._turn is None:
             raise PermissionDenied(f"store {self.path}: opened read-only")
         with mapped(self.path), self._turn.taken():
-            if self._mapped_bytes < self._map_bytes and self._room() < HEADROOM:
+            is_tight = self._mapped_bytes < self._map_bytes and self._room() < HEADROOM
+            if is_tight or self._is_doubtful:
                 self._map_anew()
+            if self._is_doubtful:  # someone here does not end his reading
+                raise lmdb.PanicError("MDB_PANIC")
             if self._ahead is not None:
                 grow(self._ahead, self._used(), self.page)
             try:
                 with self._begun(write=True) as txn:
                     yield txn
-            except lmdb.MapFullError as error:
-                if self._mapped_bytes < self._map_bytes:  # it is memory that ran out, not the store
+            except lmdb.Error as error:
+                # Nobody knows what a failed flush has left. Nothing is written on top of that before the
+                # file is opened again, as after a crash.
+                self._is_doubtful = is_of_the_disk(error)
+                is_full = isinstance(error, lmdb.MapFullError)
+                if is_full and self._mapped_bytes < self._map_bytes:  # memory ran out, not the store
                     raise ResourceExhausted(f"store {self.path}: {OUTGROWN}") from error
                 raise
 
@@ -196,6 +204,12 @@ class Environment:
         """Free the slots of readers that died: pages that they saw could never be used again."""
         with mapped(self.path), self._gate.inside():
             self._env.reader_check()
+
+    def transactions(self) -> int:
+        """Return how many transactions of all processes have changed something."""
+        with mapped(self.path), self._gate.inside():
+            last: int = self._env.info()["last_txnid"] if self._mapped_bytes else 0
+            return last
 
     def readers(self) -> list[tuple[int, int]]:
         """Return the processes that read, and the transaction whose state each one sees."""

@@ -75,7 +75,8 @@ def _meta(data: bytes, number: int) -> Meta:
     _expect((magic, version) == (_MAGIC, _VERSION), f"version {version} of LMDB's format")
     # The pad of this tree is where the size of a page is kept (mm_psize).
     page, tree_flags, depth, branches, leaves, overflows, entries, root = _TREE.unpack(tree)
-    _expect(tree_flags & ~0x8000 == _INTEGER_KEYS, "the tree of free pages has other keys")
+    # Its flags are where those of the environment are kept: MDB_NOSUBDIR of a file made as such.
+    _expect(tree_flags & ~0xC000 == _INTEGER_KEYS, "the tree of free pages has other keys")
     _expect(depth <= _DEEPEST and (root == _NONE) == (depth == 0), "a tree without a root")
     return Meta(txnid, page, last, depth, branches + leaves + overflows, entries, root)
 

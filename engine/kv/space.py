@@ -27,6 +27,7 @@ from engine.fs.kernel import punch_hole
 from engine.kv import freelist
 from engine.kv.environment import Environment
 from engine.kv.freelist import Meta, Odd, Run
+from engine.progress import Report, Step, silent
 
 __all__ = ["GivenBack", "give_back"]
 
@@ -36,6 +37,7 @@ _PIECE = 256  # pages of one hole
 _PART = 4096  # pages of the list at one time
 _SLICE_S = 0.008  # of others' time to write
 _TRIES = 8
+_BEYOND = 1 << 40
 _NOTHING = b"nothing"  # a key that is in no table
 
 
@@ -47,7 +49,7 @@ class GivenBack:
     why: str = ""
 
 
-def give_back(environment: Environment, *, spare: int = 0) -> GivenBack:
+def give_back(environment: Environment, *, spare: int = 0, report: Report = silent) -> GivenBack:
     """Make holes of freed pages until only `spare` bytes of them take space on the disk.
 
     Others write between two slices of it. Raises what a write does.
@@ -61,7 +63,7 @@ def give_back(environment: Environment, *, spare: int = 0) -> GivenBack:
             if giving.is_young:
                 _age(environment)
             while giving.slice(wanted):
-                pass
+                report(Step.SWEEP, "space", wanted, giving.bytes)
         except Odd as odd:
             why = f"the list of free pages is not as expected: {odd}"
             return GivenBack(giving.bytes, f"{why}; `lamina compact` makes the file anew")
@@ -143,6 +145,8 @@ class _Giving:
                         if self.bytes >= most or time.monotonic() > until:
                             return self.bytes < most
                 self._at = end
+            # XFS keeps blocks behind the end of a file that grew, gigabytes maybe, while it is open.
+            punch_hole(self._file, os.fstat(self._file).st_size, _BEYOND)
         return False
 
     def _oldest(self, meta: Meta) -> int:

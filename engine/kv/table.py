@@ -132,6 +132,10 @@ class Table(Generic[R]):
             return 0
         return int(txn.raw.stat(txn.databases[self.name])["entries"])
 
+    def numbers(self, txn: Transaction) -> Iterator[int]:
+        """Yield the keys of a table whose keys are numbers, whatever is under them."""
+        return (int.from_bytes(key, "big") for key, _ in self._items(txn, b""))
+
     def names(self, txn: Transaction, *prefix: Part, name: Callable[[R], str]) -> Iterator[str]:
         """Yield the last parts of the keys of `prefix` and one part more.
 

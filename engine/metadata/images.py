@@ -232,6 +232,7 @@ class ImageStore:
                 if target is not None:
                     self._check_means(txn, full, target)
                 ledger.drop(txn, self._namespace, Node(IMAGE, "", full))
+            ledger.note_deletion(txn, self._namespace)
             return found
 
     def _check_means(self, txn: Transaction, full: str, target: Descriptor) -> None:

@@ -26,7 +26,7 @@ from engine.errors import (
 from engine.filters import Fields, Filter
 from engine.identifiers import check_identifier
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import LEASES, Lease, Snapshot, now
+from engine.kv.schema import LEASES, Image, Lease, Snapshot, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import ledger
@@ -57,8 +57,8 @@ def leased(meta: Environment, namespace: str) -> Iterator[str]:
             _log.warning("lease %s stays for now: %s", lease.id, error)
 
 
-def expiry(lease: Lease) -> int | None:
-    """Return when a lease expires, None if never. An expiry that cannot be read is none."""
+def expiry(lease: Lease | Image) -> int | None:
+    """Return when a lease or a name expires, None if never. An expiry that cannot be read is none."""
     return times.moment(lease.labels.get(label_rules.GC_EXPIRE, ""))
 
 
@@ -134,6 +134,7 @@ class LeaseStore:
                 self._check_idle(txn, name)
             for name in names:
                 ledger.drop(txn, self._namespace, Node(LEASE, "", name))
+            ledger.note_deletion(txn, self._namespace)
 
     def _check_idle(self, txn: Transaction, name: str) -> None:
         try:
@@ -172,6 +173,7 @@ class LeaseStore:
             self._get(txn, name)
             for node in nodes:
                 ledger.unpin(txn, self._namespace, name, node)
+            ledger.note_deletion(txn, self._namespace)
 
     def check(self, name: str) -> None:
         """Raise NotFound if there is no such lease, FailedPrecondition if it has ended."""

@@ -18,6 +18,7 @@ from engine.errors import DataLoss, FailedPrecondition
 from engine.kv.environment import Transaction
 from engine.kv.schema import (
     BLOBS,
+    COUNTERS,
     HOLDINGS,
     IMAGES,
     INGESTS,
@@ -55,6 +56,7 @@ from engine.metadata.nodes import (
 
 __all__ = [
     "check_lease",
+    "deletions",
     "drop",
     "exists",
     "get",
@@ -63,6 +65,7 @@ __all__ = [
     "members",
     "mentioners",
     "mentioning",
+    "note_deletion",
     "pin",
     "put",
     "put_snapshot",
@@ -70,6 +73,8 @@ __all__ = [
     "table_of",
     "unpin",
 ]
+
+_DELETIONS = "deletions of "
 
 _TABLES: dict[str, Table[Any]] = {
     CONTENT: BLOBS,
@@ -172,6 +177,19 @@ def unpin(txn: Transaction, namespace: str, lease: str, node: Node) -> bool:
     """Take an object out of a lease; say whether it was in it."""
     _unlink(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, node))
     return LEASE_ITEMS.delete(txn, namespace, lease, *node)
+
+
+def note_deletion(txn: Transaction, namespace: str) -> None:
+    """Count that a user deleted something: a collection may find more."""
+    COUNTERS.raise_to(txn, _DELETIONS + namespace, deletions(txn, namespace) + 1)
+
+
+def deletions(txn: Transaction, namespace: str) -> int:
+    """Return how often users have deleted something, since this could be read."""
+    try:
+        return COUNTERS.last(txn, _DELETIONS + namespace)
+    except DataLoss:
+        return 0
 
 
 def check_lease(txn: Transaction, namespace: str, lease: str) -> None:

@@ -228,6 +228,7 @@ class MetaStore:
             if ledger.has_children(txn, self._backend, self._namespace, key):
                 raise FailedPrecondition(f"snapshot {key} has children; remove those first")
             drop(txn, self._backend, self._namespace, record)
+            ledger.note_deletion(txn, self._namespace)
 
     def trash(self) -> list[int]:
         """Return the ids whose folders wait to be deleted."""

@@ -176,11 +176,11 @@ def _is_back(key: str) -> bool:
     )
 
 
-def is_met(about: labels.Labels, target: Node, used_at: str, at: int) -> bool:
+def is_met(about: labels.Labels, target: Node, used_at: str, at: int | None) -> bool:
     """Say whether a condition of these labels for keeping a snapshot holds at the time `at`.
 
     `used_at` is what the snapshot's own label says, "" if it has none. Several conditions, and several
-    labels, are an OR. One that cannot be understood holds.
+    labels, are an OR. One that cannot be understood holds, and without a time all do.
     """
     for key, value in about.items():
         rest = key.removeprefix(labels.GC_COND_SNAPSHOT)
@@ -188,7 +188,9 @@ def is_met(about: labels.Labels, target: Node, used_at: str, at: int) -> bool:
             continue
         conditions, bar, name = value.partition("|")
         is_it = snapshot_node(rest.partition("/")[0], name if bar else value) == target
-        if is_it and (not bar or any(_holds(one, used_at, at) for one in conditions.split(","))):
+        if is_it and (
+            not bar or at is None or any(_holds(one, used_at, at) for one in conditions.split(","))
+        ):
             return True
     return False
 

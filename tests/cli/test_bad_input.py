@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.kv.schema import FORMAT
 from engine.testing.archives import archive, layout, member
 from tests.cli.bad_images import BAD_IMAGES
 from tests.cli.conftest import BASE
@@ -149,12 +150,13 @@ def test_damaged_bytes_are_told(stocked: Path):
 
 def test_a_store_of_a_later_version_is_left_alone(stocked: Path):
     before = dump(stocked)
-    (stocked / "format").write_text("2\n")
+    (stocked / "format").write_text(f"{FORMAT + 1}\n")
     done = lamina(stocked, "images", code=6)
     assert re.fullmatch(
-        r"lamina: root .* has format 2, this lamina knows 1; upgrade lamina\n", done.stderr
+        rf"lamina: root .* has format {FORMAT + 1}, this lamina knows {FORMAT}; upgrade lamina\n",
+        done.stderr,
     )
-    (stocked / "format").write_text("1\n")
+    (stocked / "format").write_text(f"{FORMAT}\n")
     assert dump(stocked) == before
 
 

@@ -28,9 +28,10 @@ _MAIN = (
     ("unpack", "snapshot.prepare.made", (2,)),
     ("unpack", "snapshot.commit.recorded", (1,)),
     ("unpack", "unpack.anchored", (1,)),
+    ("gc", "gc.marked", (1,)),
     ("gc", "gc.swept", (1,)),
     ("gc", "trash.moved", (1, 3)),
-    ("gc", "trash.emptied", (1, 3)),
+    ("gc", "trash.emptied", (1,)),
     ("gc", "space.punched", (1, 2)),
 )
 # Where a worker dies, which the main process survives to report.

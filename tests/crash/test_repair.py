@@ -1,5 +1,6 @@
 """A repair that dies at any point leaves a store that the next one completes."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tests.support import tree_of
 pytestmark = [pytest.mark.crash, pytest.mark.root]
 
 BASE = archive(member("etc/", "5", mode=0o750), member("etc/passwd", data=b"root\n" * 100))
-TOP = archive(member("etc/hosts", data=b"::1\n"), member("usr/x", data=bytes(100_000)))
+TOP = archive(member("etc/hosts", data=b"::1\n"), member("usr/x", data=os.urandom(100_000)))
 
 
 def change_files(root: Path) -> None:
@@ -32,7 +33,7 @@ def damage_layer(root: Path) -> None:
         layer = stores.resolve(stores.images.get("a:1").target).manifest.layers[-1]
         number = stores.content.info(layer.key).number
         with stores.root.blobs.write() as txn:
-            txn.raw.put(number.to_bytes(8, "big") + bytes(4), b"others")
+            txn.raw.delete(number.to_bytes(8, "big") + bytes(4))
 
 
 def orphan_bytes(root: Path) -> None:

@@ -138,7 +138,10 @@ def test_a_machine_may_have_been_off_for_ten_years(stores, time):
 
 
 def test_ingests_and_conditions_wait_too(stores, time):
-    condition = {"containerd.io/gc.root": "", "containerd.io/gc.cond.snapshot.copy": "usedat<1h|layer"}
+    condition = {
+        "containerd.io/gc.root": "yes",
+        "containerd.io/gc.cond.snapshot.copy": "usedat<1h|layer",
+    }
     with stores.content.ingest("holder", lease="") as writer:
         writer.write(b"holder")
         writer.commit(condition)

@@ -21,9 +21,11 @@ from engine.kv.schema import (
     EXTENT,
     HOLDINGS,
     MENTIONS,
+    SMALL,
     SNAPSHOTS,
     TRASH,
     Blob,
+    Small,
     Snapshot,
     Trash,
 )
@@ -70,7 +72,7 @@ class World:
         return self.stores.check(names, apply=self.apply if repair else None)
 
     def apply(self, job: ApplyJob) -> Applied:
-        packed = extents.read(self.root.blobs, job.number, job.size)
+        packed = [job.data] if job.data else extents.read(self.root.blobs, job.number, job.size)
         return apply_layer(packed, job.target, diff_id=Digest(job.diff_id))
 
     def record(self, layer: int) -> Snapshot:
@@ -120,11 +122,16 @@ def world(
 
 
 def damage_extent(world: World, data: bytes) -> None:
-    key = world.blob(data).number.to_bytes(8, "big") + bytes(4)
-    with world.root.blobs.write() as txn:
-        value = bytearray(txn.raw.get(key))
+    number = world.blob(data).number
+    key = number.to_bytes(8, "big") + bytes(4)
+    with world.root.meta.write() as meta, world.root.blobs.write() as blobs:
+        small = SMALL.get(meta, number)
+        value = bytearray(small.data if small else blobs.raw.get(key))
         value[len(value) // 2] ^= 1
-        txn.raw.put(key, bytes(value))
+        if small:
+            SMALL.put(meta, Small(data=bytes(value)), number)
+        else:
+            blobs.raw.put(key, bytes(value))
 
 
 def drop_extent(world: World, index: int) -> None:
@@ -134,12 +141,17 @@ def drop_extent(world: World, index: int) -> None:
 
 def lengthen(world: World) -> None:
     with world.root.blobs.write() as txn:
-        txn.raw.put(world.blob(TOP).number.to_bytes(8, "big") + (1).to_bytes(4, "big"), b"more")
+        txn.raw.put(world.blob(BIG).number.to_bytes(8, "big") + (3).to_bytes(4, "big"), b"more")
 
 
 def orphan_extents(world: World) -> None:
     with world.root.blobs.write() as txn:
         txn.raw.put((999).to_bytes(8, "big") + bytes(4), b"nobody's")
+
+
+def orphan_small(world: World) -> None:
+    with world.root.meta.write() as txn:
+        SMALL.put(txn, Small(data=b"nobody's"), 999)
 
 
 def flip(world: World) -> None:
@@ -217,6 +229,17 @@ ROWS: dict[str, Row] = {
         lambda w: drop_extent(w, 2), What.BLOB, "bytes of it are missing", "dropped", 1
     ),
     "an extent more": Row(lengthen, What.BLOB, "bytes, not", "dropped", 1),
+    "a flipped byte in a large blob": Row(
+        lambda w: damage_extent(w, BIG), What.BLOB, "its bytes are others", "dropped", 1
+    ),
+    "a small blob that cannot be read": Row(
+        lambda w: w.put_raw("small", b"\xc1", w.blob(TOP).number),
+        What.BLOB,
+        "bytes of it are missing",
+        "dropped",
+        1,
+    ),
+    "small bytes of no record": Row(orphan_small, What.EXTENTS, "8 bytes that no record has", "removed"),
     "bytes of no record": Row(orphan_extents, What.EXTENTS, "8 bytes that no record has", "removed"),
     "a flipped byte in a snapshot": Row(
         flip, What.SNAPSHOT, "/etc/passwd changed (content)", "applied again"

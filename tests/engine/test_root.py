@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import (
@@ -19,8 +20,14 @@ from engine.errors import (
     ResourceExhausted,
 )
 from engine.kv.environment import Environment
-from engine.kv.schema import FORMAT
+from engine.kv.schema import FORMAT, HOLDINGS, LEASE_ITEMS, MENTIONS, Lease
+from engine.metadata import ledger
+from engine.metadata.lineage import MetaStore
 from engine.root import Root, open_blobs, open_root
+from engine.snapshots import Commit, Kind, Usage
+from engine.stores import open_stores
+from tests.conftest import AMD64
+from tests.engine.image_files import records
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -311,3 +318,47 @@ def test_the_collector_may_end_a_forgotten_root_while_another_is_opened(
     thread.start()
     thread.join(10)
     assert done == [tmp_path / "other"]
+
+
+def as_format_1(path):
+    """Make of a store what format 1 was: it knew only the children of snapshots by who is mentioned."""
+    with Root(path) as root, root.meta.write() as txn:
+        MENTIONS.clear(txn)
+        HOLDINGS.clear(txn)
+        for item in LEASE_ITEMS.scan(txn):
+            LEASE_ITEMS.delete(txn, "default", "lease", item.kind, item.backend, item.key)
+            old = msgspec.structs.replace(item, kind=item.kind.replace("snapshots", "snapshot"))
+            LEASE_ITEMS.put(txn, old, "default", "lease", old.kind, old.backend, old.key)
+    (path / "format").write_text("1\n")
+
+
+def test_a_store_of_format_1_is_brought_up(tmp_path):
+    path = tmp_path / "root"
+    with open_stores(path, "default", AMD64) as stores:
+        with stores.root.meta.write() as txn:
+            ledger.put(txn, "default", Lease(id="lease", created=1))
+        with stores.content.ingest("x", lease="lease") as writer:
+            writer.write(b"x")
+            digest = writer.commit({"containerd.io/gc.ref.snapshot.overlay": "top"}).digest
+        for name, parent in (("below", ""), ("top", "below")):
+            store = MetaStore(stores.root.meta, "overlay", "default")
+            store.create("making", Kind.ACTIVE, parent, {}, "lease")
+            store.commit((Commit(name=name, key="making", lease="lease"), Usage(1, 1)))
+        before = records(stores)
+    as_format_1(path)
+    with pytest.raises(FailedPrecondition, match="brings it up"):
+        Root(path, readonly=True)
+    other = os.open(path / "lock", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_SH)
+    with pytest.raises(FailedPrecondition, match="in use"):
+        Root(path)
+    os.close(other)
+    assert (path / "format").read_text() == "1\n"
+    with open_stores(path, "default", AMD64) as stores:
+        assert records(stores) == before
+        assert stores.collect(dry_run=True).snapshots == []
+        with pytest.raises(FailedPrecondition, match="children"):
+            MetaStore(stores.root.meta, "overlay", "default").remove("below")
+        with pytest.raises(FailedPrecondition, match="lease lease"):
+            stores.remove_blob(digest)
+    assert (path / "format").read_text() == f"{FORMAT}\n"
