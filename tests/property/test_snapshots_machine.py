@@ -1,0 +1,163 @@
+"""Records of snapshots against dictionaries: the rows of the contract's error table, and collections."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from engine.metadata.lineage import MetaStore
+from engine.snapshots import Commit, Kind, Usage
+from tests.property.records_machine import BACKEND, RecordsMachine
+
+KEYS = st.sampled_from(["s", "t", "u", "v"])
+PATHS = st.none() | st.lists(st.sampled_from(["labels", "labels.k", "x"]), max_size=2)
+PARENTS = st.sampled_from(["", "", "s", "t", "u"])
+
+
+class SnapshotMachine(RecordsMachine):
+    """Lineages of one backend, some of them work in progress of a lease."""
+
+    @property
+    def store(self) -> MetaStore:
+        return MetaStore(self.root.meta, BACKEND, "default")
+
+    def kind(self, key: str) -> str:
+        return self.model.snapshots[key][0] if key in self.model.snapshots else ""
+
+    @rule()
+    def lend(self) -> None:
+        if "mine" in self.model.leases:
+            self.stores.leases.delete("mine")
+            del self.model.leases["mine"], self.model.members["mine"]
+        else:
+            self.stores.leases.create("mine", life=None)
+            self.model.leases["mine"] = (True, {})
+            self.model.members["mine"] = set()
+
+    @rule(key=KEYS, kind=st.sampled_from([Kind.ACTIVE, Kind.VIEW]), parent=PARENTS, data=st.data())
+    def create(self, key: str, kind: Kind, parent: str, data: Any) -> None:
+        labels, lease = self.labels(data), self.lease(data)
+        expected: type[EngineError] | None = None
+        if key in self.model.snapshots:
+            expected = AlreadyExists
+        elif parent and parent not in self.model.snapshots:
+            expected = NotFound
+        elif parent and self.kind(parent) != "committed":
+            expected = InvalidArgument
+        make = partial(self.store.create, key, kind, parent, labels, lease)
+        if expected:
+            self.fails(expected, make)
+            return
+        record, parents = make()
+        assert (record.key, record.kind, record.parent, record.labels) == (key, kind, parent, labels)
+        assert [one.key for one in parents] == self.below(parent)
+        self.model.snapshots[key] = (str(kind), parent, lease, labels)
+        self.join(lease, ("snapshots", BACKEND, key))
+
+    def below(self, key: str) -> list[str]:
+        found = []
+        while key:
+            found.append(key)
+            key = self.model.snapshots[key][1]
+        return found
+
+    @rule(key=KEYS, name=KEYS, parent=st.none() | PARENTS, data=st.data())
+    def commit(self, key: str, name: str, parent: str | None, data: Any) -> None:
+        labels, lease = self.labels(data), self.lease(data)
+        expected = self.wrong_commit(key, name, parent)
+        step = Commit(name=name, key=key, parent=parent, lease=lease, labels=labels)
+        if expected:
+            self.fails(expected, lambda: self.store.commit((step, Usage(1, 1))))
+            return
+        self.store.commit((step, Usage(1, 1)))
+        event("committed")
+        _, below, _, _ = self.model.snapshots.pop(key)
+        self.model.snapshots[name] = ("committed", below or parent or "", "", labels)
+        self.join(lease, ("snapshots", BACKEND, name))
+
+    def wrong_commit(self, key: str, name: str, parent: str | None) -> type[EngineError] | None:
+        kind, below, _, _ = self.model.snapshots.get(key, ("", "", "", {}))
+        rebases = bool(not below and parent)
+        rows = {
+            NotFound: not kind,
+            FailedPrecondition: kind != "active",
+            AlreadyExists: name in self.model.snapshots,
+            InvalidArgument: bool(below and parent and parent != below),
+        }
+        wrong = next((error for error, is_so in rows.items() if is_so), None)
+        if wrong is None and rebases and self.kind(parent or "") != "committed":
+            return FailedPrecondition if parent in self.model.snapshots else NotFound
+        return wrong
+
+    @precondition(lambda self: self.model.snapshots)
+    @rule(data=st.data())
+    def release(self, data: Any) -> None:
+        key = data.draw(st.sampled_from(sorted(self.model.snapshots)))
+        self.store.release(key)
+        kind, parent, _, labels = self.model.snapshots[key]
+        self.model.snapshots[key] = (kind, parent, "", labels)
+
+    @rule(
+        key=KEYS,
+        data=st.data(),
+        paths=st.none() | st.lists(st.sampled_from(["labels", "labels.k", "x"])),
+    )
+    def update(self, key: str, data: Any, paths: Sequence[str] | None) -> None:
+        wanted = self.labels(data)
+        expected: type[EngineError] | None = None
+        if key not in self.model.snapshots:
+            expected = NotFound
+        elif paths and "x" in paths:
+            expected = InvalidArgument
+        if expected:
+            self.fails(expected, lambda: self.store.update(key, wanted, paths))
+            return
+        record = self.store.update(key, wanted, paths)
+        kind, parent, lease, labels = self.model.snapshots[key]
+        if paths is None:
+            labels = labels | wanted
+        for path in ["labels"] if paths is not None and not paths else paths or []:
+            if path == "labels":
+                labels = dict(wanted)
+            else:
+                labels = {k: v for k, v in (labels | {"k": wanted.get("k", "")}).items() if v}
+        assert record.labels == labels
+        self.model.snapshots[key] = (kind, parent, lease, labels)
+
+    @rule(key=KEYS)
+    def remove(self, key: str) -> None:
+        """GC-03: a parent outlives what stands on it."""
+        expected: type[EngineError] | None = None if key in self.model.snapshots else NotFound
+        if any(parent == key for _, parent, _, _ in self.model.snapshots.values()):
+            expected = FailedPrecondition
+        if expected:
+            self.fails(expected, lambda: self.store.remove(key))
+            return
+        self.store.remove(key)
+        del self.model.snapshots[key]
+
+    @rule(key=KEYS, data=st.data())
+    def find(self, key: str, data: Any) -> None:
+        """GC-11: what is found joins the lease in the step that finds it."""
+        lease = self.lease(data)
+        try:
+            record = self.store.get(key, lease=lease)
+        except NotFound:
+            assert key not in self.model.snapshots
+            return
+        assert record.kind == self.kind(key)
+        self.join(lease, ("snapshots", BACKEND, key))
+
+
+TestSnapshots = SnapshotMachine.TestCase
+TestSnapshots.settings = settings(settings.default, stateful_step_count=30)
