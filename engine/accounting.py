@@ -18,8 +18,9 @@ from engine.fs.attributes import folder_descriptor
 from engine.fs.usage import BLOCK, measure
 from engine.gc.holding import closure, holder
 from engine.kv.environment import Transaction
-from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
+from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash, now
 from engine.metadata import ledger
+from engine.metadata.leases import expiry
 from engine.metadata.nodes import Node, node_of, snapshot_node
 from engine.progress import Report, Step, silent
 from engine.root import Root
@@ -104,21 +105,26 @@ class Accounts:
         self._root = root
         self._namespace = namespace
         self._kept = kept
+        self._at = now()
         self._counted: set[Path] = set()  # folders of snapshots that were measured whole
 
     # -- images -------------------------------------------------------------------------------
 
     def image(self, image: Image) -> ImageUsage:
         """Return what a name keeps."""
-        own, node = [Share(), Share()], node_of(image)
+        alone, together, node = Share(), Share(), node_of(image)
         known: dict[Node, Node | None] = {}
         with self._root.meta.read() as txn:
             for part in closure(txn, self._namespace, node):
                 share = self._share(txn, part)
-                if share.total:
-                    own[self._stays(txn, part, but=(node,), known=known)] += share
-        exclusive, shared = own
-        return ImageUsage(image.name, image.target.digest, exclusive, shared)
+                if share.total and self._stays(txn, part, but=(node,), known=known):
+                    together += share
+                else:
+                    alone += share
+        expires = expiry(image)
+        if expires is not None and expires <= self._at:
+            alone = Share()  # which is garbage by now
+        return ImageUsage(image.name, image.target.digest, alone, together)
 
     def _stays(
         self, txn: Transaction, node: Node, *, but: Collection[Node], known: dict[Node, Node | None]
@@ -127,7 +133,8 @@ class Accounts:
         if node.backend in self._kept or self._is_elsewhere(txn, node):
             return True
         owners = self._root.owners
-        return holder(owners, txn, self._namespace, node, but=but, known=known) is not None
+        found = holder(owners, txn, self._namespace, node, but=but, at=self._at, known=known)
+        return found is not None
 
     def _is_elsewhere(self, txn: Transaction, node: Node) -> bool:
         """Say whether another namespace has the same bytes."""

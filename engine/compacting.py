@@ -15,7 +15,7 @@ from engine.root import Root
 
 __all__ = ["Compacted", "compact_store"]
 
-_WORTH = 1 << 20  # bytes that a copy has to save
+_WORTH = 4 << 20  # bytes that a copy has to save
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,7 +309,7 @@ def _locked(root: Path, *, alone: bool = False, make: int = 0) -> int:
 def open_blobs(root: Path) -> Iterator[Environment]:
     """Open only the bytes of blobs, to read them, for the length of a block: for a worker process."""
     with os_errors(f"root {root}"):
-        file = _locked(root)
+        file = _locked(root, make=os.O_CREAT)
     try:
         blobs = Environment(root / BLOBS_FILE, map_bytes=_BLOBS_MAP, readonly=True)
         try:

@@ -6,8 +6,8 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -301,17 +301,17 @@ class Stores:
                 yield f"freed space of {environment.path.name}: {why}"
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
-        working, broken = self._used()
-        places = Places(
-            namespace=self.namespace,
-            backends=[snapshotter.name for snapshotter in working],
-            kept=broken,
-            vanished=self.mounting.claims.stale() if dry_run else (),
-        )
+        places = self.places(vanished=self.mounting.claims.stale() if dry_run else ())
         collected = collect(self.root.meta, places, dry_run=dry_run, report=report)
-        reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
+        reasons = [f"snapshots of {name} stay: {why}" for name, why in self.broken.items()]
         reasons += [f"mount {record.name}: {record.error}" for record in self.mounting.damaged()]
         return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
+
+    def places(self, vanished: Collection[tuple[str, str]] = ()) -> Places:
+        """Return where a collection looks; `vanished` are the snapshots of mounts that are gone."""
+        working, broken = self._used()
+        names = [snapshotter.name for snapshotter in working]
+        return Places(namespace=self.namespace, backends=names, kept=broken, vanished=vanished)
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:
@@ -365,7 +365,8 @@ class Stores:
         """Check the whole root, or the images of some names here; with `apply` repair it too."""
         images = [self.images.get(name) for name in names]
         scope = Scope(namespace=self.namespace, images=images) if names else None
-        return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
+        with self._freeing_space() if apply else nullcontext():  # dropping a record takes some too
+            return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:
         """Let go of the backends; the root is the caller's to close."""

@@ -43,7 +43,7 @@ _PLACES = (  # of a store, by what a step calls them; the first that fits counts
     (r"trash/[^/]+", "removed"),
     (r"trash", "trash"),
     (r"(meta|blobs)\.lmdb", r"\1"),
-    (r"(meta|blobs)\.lmdb/data\.new", "new"),
+    (r"(meta|blobs)\.lmdb/(data\.new|making/data\.mdb)", "new"),
     (r"(meta|blobs)\.lmdb/data\.mdb", r"\1 data"),
     (r"format.*", "format"),
     (r"reserve", "reserve"),

@@ -6,9 +6,10 @@ Sync.
 from collections.abc import Sequence
 
 import click
+import msgspec
+from msgspec import UNSET, UnsetType
 
-from engine.accounting import Accounts, ImageUsage, StoreUsage
-from engine.cli import shapes
+from engine.accounting import Accounts, ImageUsage, Overhead, Share, StoreUsage
 from engine.cli.bars import progress
 from engine.cli.context import Context, listing
 from engine.cli.output import View, document, human_bytes, write
@@ -31,6 +32,28 @@ _WIDE = 24  # of the longest bar
 _FULL, _LIGHT = "█", "░"
 
 
+class ShownImageUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image name keeps."""
+
+    name: str
+    digest: str | UnsetType = UNSET
+    exclusive: Share | UnsetType = UNSET
+    shared: Share | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store takes up on the disk."""
+
+    images: list[ShownImageUsage]
+    exclusive: Share
+    shared: Share
+    garbage: Share
+    elsewhere: Share
+    overhead: Overhead
+    total: int
+
+
 @click.command("du")
 @listing
 @click.pass_obj
@@ -42,11 +65,33 @@ def du(context: Context, view: View) -> None:
         damaged = stores.images.damaged()
     ranked = sorted(usage.images, key=lambda row: (-row.exclusive.total, -row.shared.total, row.name))
     if view.json:
-        document(shapes.usage(usage, ranked, damaged))
+        document(_shape(usage, ranked, damaged))
     elif view.quiet:
         write(familiar(row.name) for row in ranked)
     else:
         _print(view, usage, ranked, damaged)
+
+
+def _shape(found: StoreUsage, ranked: Sequence[ImageUsage], damaged: Sequence[Damaged]) -> ShownUsage:
+    """Return what a store takes up, its images in an order."""
+    images = [
+        ShownImageUsage(
+            name=row.name,
+            digest=row.digest,
+            exclusive=row.exclusive,
+            shared=row.shared,
+        )
+        for row in ranked
+    ]
+    return ShownUsage(
+        images=[*images, *(ShownImageUsage(name=lost.name, error=lost.error) for lost in damaged)],
+        exclusive=found.exclusive,
+        shared=found.shared,
+        garbage=found.garbage,
+        elsewhere=found.elsewhere,
+        overhead=found.overhead,
+        total=found.total,
+    )
 
 
 def _print(

@@ -4,17 +4,18 @@ import click
 import msgspec
 
 from engine.app import Engine
-from engine.cli import shapes
 from engine.cli.bars import progress
 from engine.cli.completion import image_names
 from engine.cli.context import Context, action
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, counted, document, human_bytes, write
 from engine.cli.running import run
-from engine.errors import DataLoss
+from engine.errors import DataLoss, printable
 from engine.fsck.findings import Checked, Finding
 
 __all__ = ["fsck"]
+
+_LONGEST = 20_000  # of a line: three names, each in folders over folders
 
 
 @click.command("fsck")
@@ -36,12 +37,12 @@ def fsck(context: Context, names: tuple[str, ...], repair: bool, view: View) -> 
         with context.reading() as stores, progress(view) as report:
             checked = stores.check(names, tell=shown.tell, report=report)
     shown.end()
-    done = shapes.check(checked, repair=repair)
+    done = {"repair": repair, "left": len(checked.left), **msgspec.structs.asdict(checked)}
     _sum_up(view, checked)
     if checked.left:
         more = "" if repair else "; `lamina fsck --repair` mends what can be"
         error = DataLoss(f"{counted(len(checked.left), 'thing')} damaged{more}")
-        raise Incomplete(error, msgspec.structs.asdict(done))
+        raise Incomplete(error, done)
     if view.json:
         document(done)
 
@@ -65,7 +66,7 @@ def _line(finding: Finding) -> str:
     name = " ".join(filter(None, (finding.snapshotter, finding.name)))
     kind = "damaged" if finding.is_left else "repaired" if finding.done else "note"
     came = f"; {finding.done}" if finding.done else f"; waits: {finding.waits}" if finding.waits else ""
-    return f"{kind}  {finding.what} {name}: {finding.detail}{came}"
+    return printable(f"{kind}  {finding.what} {name}: {finding.detail}{came}", _LONGEST)
 
 
 def _sum_up(view: View, checked: Checked) -> None:

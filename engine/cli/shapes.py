@@ -10,20 +10,15 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.accounting import ImageUsage, Overhead, Share, StoreUsage
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
-from engine.diff.compare import Difference
 from engine.errors import EngineError, NotFound
-from engine.fsck.findings import Checked, Counts
-from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
-from engine.kv.table import Damaged
 from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
-from engine.snapshots import Info, Leftover, Snapshotter, Usage
+from engine.snapshots import Info, Snapshotter, Usage
 from engine.stores import Stores
 from engine.times import rfc3339
 
@@ -33,21 +28,15 @@ __all__ = [
     "LeaseDetails",
     "ShownBackend",
     "ShownBlob",
-    "ShownCheck",
-    "ShownCollection",
     "ShownCompaction",
-    "ShownFinding",
     "ShownImage",
     "ShownLease",
     "ShownMount",
     "ShownNamespace",
     "ShownSnapshot",
-    "ShownUsage",
     "SnapshotName",
     "backend",
     "blob",
-    "check",
-    "collection",
     "compaction",
     "details",
     "image",
@@ -57,7 +46,6 @@ __all__ = [
     "mount",
     "namespace",
     "snapshot",
-    "usage",
 ]
 
 _REMEMBERED = 1000  # images, in case that one has many names
@@ -190,66 +178,6 @@ class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     disk_before: int
     disk: int
-
-
-class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection removed, or would remove."""
-
-    dry_run: bool
-    blobs: list[str]
-    snapshots: list[SnapshotName]
-    ingests: list[str]
-    leases: list[str]
-    images: list[str]
-    blob_bytes: int
-    snapshot_bytes: int
-    left: Sequence[Leftover]
-    errors: list[str]
-
-
-class ShownImageUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image name keeps."""
-
-    name: str
-    digest: str | UnsetType = UNSET
-    exclusive: Share | UnsetType = UNSET
-    shared: Share | UnsetType = UNSET
-    error: str | UnsetType = UNSET
-
-
-class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store takes up on the disk."""
-
-    images: list[ShownImageUsage]
-    exclusive: Share
-    shared: Share
-    garbage: Share
-    elsewhere: Share
-    overhead: Overhead
-    total: int
-
-
-class ShownFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a check found."""
-
-    what: str
-    name: str
-    namespace: str
-    snapshotter: str
-    detail: str
-    is_damage: bool
-    differences: Sequence[Difference]
-    done: str
-    waits: str
-
-
-class ShownCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a check."""
-
-    repair: bool
-    findings: list[ShownFinding]
-    left: int
-    counts: Counts
 
 
 def image(stores: Stores, record: Image) -> ShownImage:
@@ -405,44 +333,6 @@ def namespace(record: Namespace) -> ShownNamespace:
     )
 
 
-def collection(collected: Collected, *, dry_run: bool = False) -> ShownCollection:
-    """Return what a collection did."""
-    return ShownCollection(
-        dry_run=dry_run,
-        blobs=collected.blobs,
-        snapshots=[SnapshotName(snapshotter=n.backend, key=n.key) for n in collected.snapshots],
-        ingests=collected.ingests,
-        leases=collected.leases,
-        images=collected.images,
-        blob_bytes=collected.blob_bytes,
-        snapshot_bytes=collected.snapshot_bytes,
-        left=collected.left,
-        errors=collected.errors,
-    )
-
-
-def usage(found: StoreUsage, ranked: Sequence[ImageUsage], damaged: Sequence[Damaged]) -> ShownUsage:
-    """Return what a store takes up, its images in an order."""
-    images = [
-        ShownImageUsage(
-            name=row.name,
-            digest=row.digest,
-            exclusive=row.exclusive,
-            shared=row.shared,
-        )
-        for row in ranked
-    ]
-    return ShownUsage(
-        images=[*images, *(ShownImageUsage(name=lost.name, error=lost.error) for lost in damaged)],
-        exclusive=found.exclusive,
-        shared=found.shared,
-        garbage=found.garbage,
-        elsewhere=found.elsewhere,
-        overhead=found.overhead,
-        total=found.total,
-    )
-
-
 def compaction(file: Compacted) -> ShownCompaction:
     """Return what became of a file."""
     return ShownCompaction(
@@ -452,9 +342,3 @@ def compaction(file: Compacted) -> ShownCompaction:
         disk_before=file.disk_before,
         disk=file.disk_after,
     )
-
-
-def check(checked: Checked, *, repair: bool) -> ShownCheck:
-    """Return what came of a check."""
-    findings = [ShownFinding(**msgspec.structs.asdict(finding)) for finding in checked.findings]
-    return ShownCheck(repair=repair, findings=findings, left=len(checked.left), counts=checked.counts)

@@ -14,7 +14,7 @@ from engine.gc.survey import ingest_lives
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import Blob, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger, lineage
-from engine.metadata.leases import is_live
+from engine.metadata.leases import expiry, is_live
 from engine.metadata.nodes import (
     BACK,
     CONTENT,
@@ -31,7 +31,16 @@ from engine.oci.reference import familiar
 from engine.processes import Owners
 from engine.snapshots import Kind
 
-__all__ = ["Dropped", "closure", "give_up", "holder", "only_held_by", "remove_blob"]
+__all__ = [
+    "Dropped",
+    "closure",
+    "give_up",
+    "holder",
+    "holders",
+    "only_held_by",
+    "remove_blob",
+    "stands",
+]
 
 
 class Dropped(NamedTuple):
@@ -41,15 +50,15 @@ class Dropped(NamedTuple):
     blobs: list[int]
 
 
-def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bool:
-    """Say whether an object is kept by itself."""
+def stands(owners: Owners, txn: Transaction, namespace: str, node: Node, at: int | None = None) -> bool:
+    """Say whether an object is kept by itself; `at` a time, or until it is collected."""
     try:
         record = ledger.get(txn, namespace, node)
     except DataLoss:
         return True
     match record:
         case Lease():
-            found = is_live(owners, record, None)  # until it is collected, expired or not
+            found = is_live(owners, record, at)
         case Ingest():
             found = ingest_lives(owners, record, now())
         case Snapshot():
@@ -58,11 +67,12 @@ def _is_root(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bo
         case Blob():
             found = is_root(CONTENT, record.labels)
         case _:
-            found = record is not None  # an image, as a lease
+            expires = expiry(record) if at and record else None
+            found = record is not None and (expires is None or expires > (at or 0))
     return found
 
 
-def _holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
+def holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
     """Yield what holds an object by mentioning it, or by being mentioned by it."""
     for mention in ledger.mentioners(txn, namespace, node):
         if mention.how != BACK:
@@ -95,12 +105,14 @@ def holder(
     node: Node,
     *,
     but: Collection[Node] = (),
+    at: int | None = None,
     known: MutableMapping[Node, Node | None] | None = None,
 ) -> Node | None:
     """Return something that keeps an object: an image, a lease, a snapshot in use, a root or None.
 
-    What is only held by way of nodes in `but` is not held. `known` is what was found out so far, for
-    who asks of several objects with one `but`.
+    What is only held by way of nodes in `but` is not held, nor, with a time `at`, by what has expired:
+    without one that holds until it is collected. `known` is what was found out so far, for who asks of
+    several objects the same.
     """
     known = {} if known is None else known
     # One holder after the other, as far up as it goes: a layer of many images is held by the first.
@@ -108,26 +120,24 @@ def holder(
     path: list[Node] = []
     seen = set(but)
     while ways:
-        at = next(ways[-1], None)
-        if at is None:
+        one = next(ways[-1], None)
+        if one is None:
             ways.pop()
             del path[-1:]
             continue
-        if at in seen:
+        if one in seen:
             continue
-        seen.add(at)
-        found = known[at] if at in known else _itself(owners, txn, namespace, at)
-        path.append(at)
+        seen.add(one)
+        path.append(one)
+        found = known.get(one)
+        if one not in known and stands(owners, txn, namespace, one, at):
+            found = one
         if found is not None:
             known.update(dict.fromkeys(path, found))
             return found
-        ways.append(iter(()) if at in known else _holders(txn, namespace, at))
+        ways.append(iter(()) if one in known else holders(txn, namespace, one))
     known.update(dict.fromkeys(seen.difference(but)))
     return None
-
-
-def _itself(owners: Owners, txn: Transaction, namespace: str, node: Node) -> Node | None:
-    return node if _is_root(owners, txn, namespace, node) else None
 
 
 def closure(txn: Transaction, namespace: str, node: Node) -> list[Node]:
@@ -153,10 +163,10 @@ def only_held_by(
     pending = [
         node
         for node in own.difference(gone)
-        if (_is_root(owners, txn, namespace, node) and not _is_work_of(txn, namespace, node, gone))
+        if (stands(owners, txn, namespace, node) and not _is_work_of(txn, namespace, node, gone))
         or any(
             _holds_still(owners, txn, namespace, one)
-            for one in _holders(txn, namespace, node)
+            for one in holders(txn, namespace, node)
             if one not in ending
         )
     ]
@@ -179,7 +189,7 @@ def _is_work_of(txn: Transaction, namespace: str, node: Node, leases: Collection
 def _holds_still(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bool:
     """Say whether an object is there, and if it is a lease, holds on."""
     if node.kind == LEASE:
-        return _is_root(owners, txn, namespace, node)
+        return stands(owners, txn, namespace, node)
     return ledger.exists(txn, namespace, node)
 
 

@@ -28,7 +28,7 @@ __all__ = [
     "Disk",
     "Enforced",
     "Policy",
-    "Removable",
+    "Unpinned",
     "asks",
     "choose",
     "enforce",
@@ -76,7 +76,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Removable:
+class Unpinned:
     """An image with all its names, and when it last came or was used."""
 
     names: Sequence[str]
@@ -102,20 +102,20 @@ class Enforced(msgspec.Struct, frozen=True, kw_only=True):
     after: float
 
 
-def _candidates(meta: Environment, namespace: str) -> list[Removable]:
+def _all_unpinned(meta: Environment, namespace: str) -> list[Unpinned]:
     """Return the images of a namespace that are not pinned, the least recently used first."""
     with meta.read() as txn:
         images = IMAGES.survey(txn, namespace)[0]
     together: defaultdict[str, list[Image]] = defaultdict(list)
     for image in images:
         together[image.target.digest].append(image)
-    found = [_candidate(same) for same in together.values() if not any(map(_is_pinned, same))]
+    found = [_unpinned(same) for same in together.values() if not any(map(_is_pinned, same))]
     return sorted(found, key=lambda candidate: (candidate.used, candidate.names))
 
 
-def _candidate(images: Collection[Image]) -> Removable:
+def _unpinned(images: Collection[Image]) -> Unpinned:
     used = max(max(image.created, image.updated, image.used) for image in images)
-    return Removable([image.name for image in images], used)
+    return Unpinned([image.name for image in images], used)
 
 
 def _is_pinned(image: Image) -> bool:
@@ -128,7 +128,7 @@ def asks(meta: Environment, namespace: str, policy: Policy, disk: Disk, at: int)
         return True
     if policy.max_age is None:
         return False
-    return any(at - one.used > policy.max_age for one in _candidates(meta, namespace)[:1])
+    return any(at - one.used > policy.max_age for one in _all_unpinned(meta, namespace)[:1])
 
 
 def choose(
@@ -141,7 +141,7 @@ def choose(
     """Yield what to remove at the time `at`: what outlived its age, and what frees `wanted` bytes."""
     freed = 0
     gone: set[Node] = set()
-    for candidate in _candidates(meta, namespace):
+    for candidate in _all_unpinned(meta, namespace):
         age = at - candidate.used
         is_old = policy.max_age is not None and age > policy.max_age
         if age < policy.min_age or not (is_old or freed < wanted):
@@ -157,7 +157,7 @@ def choose(
 
 
 def _ending(
-    meta: Environment, txn: Transaction, namespace: str, candidate: Removable, gone: Collection[Node]
+    meta: Environment, txn: Transaction, namespace: str, candidate: Unpinned, gone: Collection[Node]
 ) -> set[Node]:
     """Return what ends with an image, after what is gone; nothing if it is in use or has ended."""
     images = [Node(IMAGE, "", name) for name in candidate.names]
@@ -234,7 +234,7 @@ def _remove(meta: Environment, namespace: str, chosen: Chosen) -> bool:
         images = [IMAGES.get(txn, namespace, name) for name in chosen.names]
         there = [image for image in images if image is not None and not _is_pinned(image)]
         nodes = {node for image in there for node in closure(txn, namespace, node_of(image))}
-        if len(there) < len(images) or _candidate(there).used != chosen.used:
+        if len(there) < len(images) or _unpinned(there).used != chosen.used:
             return False
         if _is_in_use(txn, namespace, nodes):
             return False

@@ -16,7 +16,8 @@ import lmdb
 from engine.errors import FailedPrecondition, PermissionDenied, ResourceExhausted, os_errors
 from engine.fs.kernel import release_mapped
 from engine.kv import turn
-from engine.kv.faults import OUTGROWN, mapped
+from engine.kv.faults import OUTGROWN, is_of_the_disk, mapped
+from engine.kv.freelist import pages_of_tree
 from engine.kv.gate import Gate
 from engine.kv.growth import grow
 from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
@@ -103,6 +104,7 @@ class Environment:
             env.close()
             raise
         self._env = env
+        self._is_doubtful = False
         self._mapped_bytes: int = env.info()["map_size"]
         self.page: int = env.stat()["psize"]
 
@@ -142,15 +144,22 @@ class Environment:
         if self._turn is None:
             raise PermissionDenied(f"store {self.path}: opened read-only")
         with mapped(self.path), self._turn.taken():
-            if self._mapped_bytes < self._map_bytes and self._room() < HEADROOM:
+            is_tight = self._mapped_bytes < self._map_bytes and self._room() < HEADROOM
+            if is_tight or self._is_doubtful:
                 self._map_anew()
+            if self._is_doubtful:  # someone here does not end his reading
+                raise lmdb.PanicError("MDB_PANIC")
             if self._ahead is not None:
                 grow(self._ahead, self._used(), self.page)
             try:
                 with self._begun(write=True) as txn:
                     yield txn
-            except lmdb.MapFullError as error:
-                if self._mapped_bytes < self._map_bytes:  # it is memory that ran out, not the store
+            except lmdb.Error as error:
+                # Nobody knows what a failed flush has left. Nothing is written on top of that before the
+                # file is opened again, as after a crash.
+                self._is_doubtful = is_of_the_disk(error)
+                is_full = isinstance(error, lmdb.MapFullError)
+                if is_full and self._mapped_bytes < self._map_bytes:  # memory ran out, not the store
                     raise ResourceExhausted(f"store {self.path}: {OUTGROWN}") from error
                 raise
 
@@ -212,10 +221,12 @@ class Environment:
 
     def used_pages(self, txn: Transaction) -> int:
         """Return how many pages hold records in the state that `txn` sees."""
-        found = [txn.raw.stat(), *(txn.raw.stat(table) for table in txn.databases.values())]
-        return sum(
-            int(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"]) for tree in found
-        )
+        names = txn.raw.stat()
+        used: int = names["branch_pages"] + names["leaf_pages"] + names["overflow_pages"]
+        if self._tables:  # those of another version too: what is under a name is its tree
+            with txn.raw.cursor() as cursor:
+                used += sum(pages_of_tree(bytes(tree)) for _, tree in cursor)
+        return used
 
     def unused(self) -> int:
         """Return how many bytes that the file takes up on the disk hold nothing: deletions left them."""

@@ -21,7 +21,7 @@ from engine.errors import (
     from_os_error,
 )
 
-__all__ = ["OUTGROWN", "mapped"]
+__all__ = ["OUTGROWN", "is_of_the_disk", "mapped"]
 
 _ROOM = 32 << 20  # bytes free below which a failed write means that the disk is full
 
@@ -61,7 +61,7 @@ def _from_lmdb(path: Path, error: lmdb.Error) -> EngineError:
         if isinstance(error, foreign):
             return kind(f"{doing}: {advice}")
     # py-lmdb turns errno values into plain lmdb.Error texts: "path: No space left on device".
-    if isinstance(error, lmdb.DiskError | lmdb.PanicError) or _is(error, errno.EIO):
+    if is_of_the_disk(error):
         # LMDB calls a short write an I/O error; it is mostly that of a full file system. After one of a
         # meta page nothing can be written until the file is opened again: each attempt is a panic.
         disk = os.statvfs(path)
@@ -79,6 +79,11 @@ def _from_lmdb(path: Path, error: lmdb.Error) -> EngineError:
         if _is(error, number):
             return from_os_error(OSError(number, os.strerror(number)), doing)
     return EngineError(f"{doing}: {error}")
+
+
+def is_of_the_disk(error: lmdb.Error) -> bool:
+    """Say whether a write failed so that nobody knows what of it is durable."""
+    return isinstance(error, lmdb.DiskError | lmdb.PanicError) or _is(error, errno.EIO)
 
 
 def _is(error: lmdb.Error, number: int) -> bool:

@@ -6,6 +6,7 @@ Sync.
 import errno
 import fcntl
 import os
+import shutil
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -72,19 +73,22 @@ def make_file(folder: Path) -> None:
     LMDB writes the first two pages and flushes them with the first commit: a power cut before that
     would leave a file that nothing can open, so it gets its name when they are durable.
     """
-    new, data = folder / UNFINISHED, folder / "data.mdb"
-    new.unlink(missing_ok=True)
+    data = folder / "data.mdb"
+    (folder / UNFINISHED).unlink(missing_ok=True)
     if data.exists() and data.stat().st_size >= _PAGES:
         return
-    lmdb.open(
-        os.fspath(new), subdir=False, lock=False, map_size=_PAGES, mode=0o600, lib_version=0
-    ).close()
-    file = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    # In a folder of its own: LMDB notes in the file if it is opened by its name (MDB_NOSUBDIR).
+    making = folder / "making"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o700)
+    lmdb.open(os.fspath(making), lock=False, map_size=_PAGES, mode=0o600, lib_version=0).close()
+    file = os.open(making / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
     try:
         flush(file)
     finally:
         os.close(file)
-    new.replace(data)
+    (making / "data.mdb").replace(data)
+    making.rmdir()
 
 
 def open_file(folder: Path, *, map_bytes: int, tables: int, readonly: bool) -> lmdb.Environment:

@@ -37,6 +37,7 @@ _PIECE = 256  # pages of one hole
 _PART = 4096  # pages of the list at one time
 _SLICE_S = 0.008  # of others' time to write
 _TRIES = 8
+_BEYOND = 1 << 40
 _NOTHING = b"nothing"  # a key that is in no table
 
 
@@ -144,6 +145,8 @@ class _Giving:
                         if self.bytes >= most or time.monotonic() > until:
                             return self.bytes < most
                 self._at = end
+            # XFS keeps blocks behind the end of a file that grew, gigabytes maybe, while it is open.
+            punch_hole(self._file, os.fstat(self._file).st_size, _BEYOND)
         return False
 
     def _oldest(self, meta: Meta) -> int:

@@ -26,7 +26,7 @@ from engine.errors import (
 from engine.filters import Fields, Filter
 from engine.identifiers import check_identifier
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import LEASES, Lease, Snapshot, now
+from engine.kv.schema import LEASES, Image, Lease, Snapshot, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import ledger
@@ -57,8 +57,8 @@ def leased(meta: Environment, namespace: str) -> Iterator[str]:
             _log.warning("lease %s stays for now: %s", lease.id, error)
 
 
-def expiry(lease: Lease) -> int | None:
-    """Return when a lease expires, None if never. An expiry that cannot be read is none."""
+def expiry(lease: Lease | Image) -> int | None:
+    """Return when a lease or a name expires, None if never. An expiry that cannot be read is none."""
     return times.moment(lease.labels.get(label_rules.GC_EXPIRE, ""))
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.diff.apply import apply_layer
+from engine.diff.compare import compare_layer
 from engine.errors import (
     AlreadyExists,
     EngineError,
@@ -76,16 +77,23 @@ class SnapshotterSuite:
 
     def _layer(self, name: str, parent: str, *members: bytes) -> None:
         """Commit a layer that is applied directly, rebased where the backend can."""
+        self._applied(f"new {name}", parent, *members)
+        self._backend.commit(Commit(name=name, key=f"new {name}", parent=parent or None))
+
+    def _applied(self, key: str, parent: str, *members: bytes) -> None:
         data = archive(*members)
-        rebase = self._backend.capabilities.rebase
-        self._backend.prepare(f"new {name}", "" if rebase else parent)
+        self._backend.prepare(key, "" if self._backend.capabilities.rebase else parent)
         mask = os.umask(0)
         try:
-            target = self._backend.sink(f"new {name}")
-            apply_layer([data], target, diff_id=digest_of(data))
+            apply_layer([data], self._backend.sink(key), diff_id=digest_of(data))
         finally:
             os.umask(mask)
-        self._backend.commit(Commit(name=name, key=f"new {name}", parent=parent or None))
+
+    def _differing(self, name: str, *members: bytes) -> list[str]:
+        """Return the paths at which a committed snapshot differs from a layer."""
+        data = archive(*members)
+        came = compare_layer([data], self._backend.comparing(name), diff_id=digest_of(data))
+        return [difference.path for difference in came.differences]
 
     def _contents(self, name: str) -> Mapping[bytes, str]:
         """Return names and hashes of a committed snapshot's tree."""
@@ -373,6 +381,40 @@ class SnapshotterSuite:
         self._backend.commit(*steps)
         assert set(self._contents("n2")) == {b"a", b"a/e", b"b", b"b/c", b"b/d"}
         assert set(self._contents("n1")) == {b"b", b"b/c", b"b/d"}
+
+    def check_comparing(self) -> None:
+        """A snapshot is held against its layer, and against another."""
+        self._base()
+        members = [member("folder/new", data=b"new"), member("folder/.wh.file")]
+        self._layer("upper", "base", *members)
+        assert self._differing("upper", *members) == []
+        assert "folder/new" in self._differing("upper", member("folder/new", data=b"old"), members[1])
+        assert "folder/more" in self._differing("upper", *members, member("folder/more"))
+        for name in ("base", "upper"):
+            assert self._backend.measure(name).inodes == self._backend.usage(name).inodes
+        self._backend.prepare("active", "upper")
+        with raises(FailedPrecondition):
+            self._backend.comparing("active")
+        with raises(NotFound):
+            self._backend.comparing("absent")
+
+    def check_replace(self) -> None:
+        """A layer that was applied again takes the place of what stands below others."""
+        backend = self._backend
+        self._layer("base", "", member("a", data=b"a"))
+        self._layer("middle", "base", member("b", data=b"b"), member("d/", "5", mode=0o700))
+        self._layer("upper", "middle", member("d/c", data=b"c"))
+        backend.update("middle", {"label": "stays"})
+        before = self._contents("upper")
+        self._applied("again", "base", member("b", data=b"b"), member("d/", "5", mode=0o700))
+        assert backend.replace(Commit(name="middle", key="again")) == []
+        info = backend.stat("middle")
+        assert (info.kind, info.parent, info.labels) == (Kind.COMMITTED, "base", {"label": "stays"})
+        assert self._contents("upper") == before
+        assert self._differing("middle", member("b", data=b"b"), member("d/", "5", mode=0o700)) == []
+        with raises(NotFound):
+            backend.stat("again")
+        assert backend.cleanup() == []
 
     def check_many_layers(self) -> None:
         """A chain whose mount options are over a page, or as long as the backend takes."""

@@ -426,10 +426,10 @@ def test_a_file_has_its_name_once_it_can_be_opened(folder, monkeypatch):
         with pytest.raises(EngineError):
             Environment(folder, map_bytes=_ENOUGH)
     ((name, names, size),) = seen
-    assert name == str(folder / "data.new")
+    assert name == str(folder / "making" / "data.mdb")
     assert "data.mdb" not in names
     assert size == 2 * 4096
-    (folder / "data.new").write_bytes(bytes(8192))
+    (folder / "making" / "data.mdb").write_bytes(bytes(8192))
     file = Environment(folder, map_bytes=_ENOUGH)
     assert sorted(os.listdir(folder)) == ["data.mdb", "lock.mdb", "queue", "writer"]
     file.close()
