@@ -16,7 +16,7 @@ from engine.cli.table import Column
 from engine.errors import EngineError
 from engine.explaining import MOUNT
 from engine.gc.collect import Collected
-from engine.gc.explain import Explained, Holder, Kept
+from engine.gc.explain import Explained, Keeper, Kept
 from engine.gc.policy import Enforced
 from engine.metadata.nodes import CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node
 from engine.oci.reference import familiar
@@ -244,5 +244,5 @@ def tell_kept(view: View, found: Sequence[Kept]) -> None:
         write([f"{told(kept.node)}: kept by {' -> '.join(way)}"])
 
 
-def _with_reason(holder: Holder, name: str) -> str:
+def _with_reason(holder: Keeper, name: str) -> str:
     return f"{name} ({holder.why})" if holder.why else name
