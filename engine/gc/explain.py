@@ -7,6 +7,7 @@ all of it, some 200 bytes for each object. For one object its holders are looked
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 
 from engine import labels, times
 from engine.gc.clock import look, time_of
@@ -26,8 +27,11 @@ from engine.metadata.nodes import (
     is_root,
     snapshot_node,
 )
+from engine.oci.mediatypes import INDEXES
 
-__all__ = ["Explained", "Garbage", "Hold", "Keeper", "Kept", "explain", "explain_node"]
+__all__ = ["Explained", "Garbage", "Hold", "Keeper", "Kept", "Link", "explain", "explain_node"]
+
+_ROLES = {"config": "config", "l": "layer", "m": "manifest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +69,20 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """An object on the way to another: `role` says what it is to the one above, as far as that tells."""
+
+    node: Node
+    role: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """One object, and the way to it from what keeps it, both included; none for garbage."""
 
     node: Node
     holder: Keeper | None
-    chain: list[Node]
+    chain: list[Link]
 
 
 def explain(meta: Environment, places: Places) -> Explained:
@@ -167,7 +179,20 @@ def explain_node(meta: Environment, namespace: str, node: Node) -> Kept:
     with meta.read() as txn:
         way = _way(meta, txn, namespace, node)
         holder = Keeper(way[0], _why(ledger.get(txn, namespace, way[0]))) if way else None
-    return Kept(node, holder, way)
+        above = (ledger.get(txn, namespace, one) for one in way)
+        roles = ("", *starmap(_role, zip(above, way[1:], strict=False)))
+    return Kept(node, holder, [Link(one, role) for one, role in zip(way, roles, strict=False)])
+
+
+def _role(above: object, node: Node) -> str:
+    """Say what a blob is to what names it: containerd's label keys tell, and an image's media type."""
+    if isinstance(above, Image):
+        return "index" if above.target.media_type in INDEXES else "manifest"
+    if not isinstance(above, Blob) or node.kind != CONTENT:
+        return ""
+    keys = (key for key, value in above.labels.items() if value == node.key)
+    parts = (key.removeprefix(f"{labels.GC_REF_CONTENT}.").partition(".")[0] for key in keys)
+    return next((_ROLES[part] for part in parts if part in _ROLES), "")
 
 
 def _way(meta: Environment, txn: Transaction, namespace: str, node: Node) -> list[Node]:

@@ -50,7 +50,8 @@ def test_the_way_to_an_object(root, target):
     layer = image["chain_ids"][0]  # of one layer that is not packed: a blob and a snapshot
     blob, snapshot = lamina(root, "gc", "--explain", layer).stdout.splitlines()
     assert blob.startswith(f"blob {layer}: kept by image ")
-    assert blob.endswith(f" -> blob {layer}")
+    assert blob.endswith(f" -> layer {layer}")
+    assert " -> manifest sha256:" in blob
     top = image["chain_ids"][1]
     way = f"mount web (mounted at {target}) -> snapshot overlay {top} -> snapshot overlay {layer}"
     assert snapshot == f"snapshot overlay {layer}: kept by {way}"

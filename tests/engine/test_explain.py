@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine.errors import NotFound
 from engine.explaining import explain_named, explain_store
-from engine.gc.explain import Keeper, explain, explain_node
+from engine.gc.explain import Keeper, Link, explain, explain_node
 from engine.gc.survey import Places
 from engine.kv.schema import BLOBS, IMAGES, LEASES, Blob, Image, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger
@@ -131,7 +131,8 @@ def test_the_way_to_one_object(stores):
     write(stores, image("one", "manifest"))
     kept = explain_node(stores.root.meta, "default", blob_node(digest("layer")))
     way = [Node(IMAGE, "", "one"), blob_node(digest("manifest")), blob_node(digest("layer"))]
-    assert (kept.holder, kept.chain) == (Keeper(way[0], ""), way)
+    assert (kept.holder, [link.node for link in kept.chain]) == (Keeper(way[0], ""), way)
+    assert [link.role for link in kept.chain] == ["", "manifest", ""]
     loose = explain_node(stores.root.meta, "default", blob_node(digest("loose")))
     assert (loose.holder, loose.chain) == (None, [])
 
@@ -141,7 +142,7 @@ def test_the_shortest_way_is_told_and_circles_end(stores):
     assert not explain_node(stores.root.meta, "default", blob_node(digest("a"))).chain
     write(stores, blob("top", 1, "b"), image("far", "top"), image("near", "b"))
     kept = explain_node(stores.root.meta, "default", blob_node(digest("b")))
-    assert kept.chain == [Node(IMAGE, "", "near"), blob_node(digest("b"))]
+    assert kept.chain == [Link(Node(IMAGE, "", "near")), Link(blob_node(digest("b")), "manifest")]
 
 
 @pytest.mark.root
