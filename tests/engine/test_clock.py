@@ -5,6 +5,7 @@ import pytest
 from engine.gc import clock as clocks
 from engine.gc.collect import collect
 from engine.gc.survey import Places
+from engine.kv import keys
 from engine.kv.schema import CLOCKS, Clock, Ingest, Lease
 from engine.metadata import ledger
 from engine.metadata.nodes import LEASE, Node
@@ -164,6 +165,16 @@ def test_ingests_and_conditions_wait_too(stores, time):
     collected = collect(stores.root.meta, places)
     assert collected.ingests == ["idle"]
     assert collected.snapshots == [Node("snapshots", "copy", "layer")]
+
+
+def test_a_note_that_cannot_be_read_is_a_reason_to_doubt(stores, time):
+    lease_until(stores, "x", START.wall - HOUR)
+    with stores.root.meta.write() as txn:
+        txn.raw.put(keys.encode(["last"]), b"?", db=txn.databases["clocks"])
+    assert collect(stores.root.meta, PLACES).errors
+    assert leases(stores) == {"x"}
+    time.passes(900)
+    assert collect(stores.root.meta, PLACES).leases == ["x"]
 
 
 def test_a_dry_run_notes_nothing(stores, time):
