@@ -6,7 +6,7 @@ Sync; safe from any thread. The command line uses it without an event loop, `eng
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -301,17 +301,17 @@ class Stores:
                 yield f"freed space of {environment.path.name}: {why}"
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
-        working, broken = self._used()
-        places = Places(
-            namespace=self.namespace,
-            backends=[snapshotter.name for snapshotter in working],
-            kept=broken,
-            vanished=self.mounting.claims.stale() if dry_run else (),
-        )
+        places = self.places(vanished=self.mounting.claims.stale() if dry_run else ())
         collected = collect(self.root.meta, places, dry_run=dry_run, report=report)
-        reasons = [f"snapshots of {name} stay: {why}" for name, why in broken.items()]
+        reasons = [f"snapshots of {name} stay: {why}" for name, why in self.broken.items()]
         reasons += [f"mount {record.name}: {record.error}" for record in self.mounting.damaged()]
         return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
+
+    def places(self, vanished: Collection[tuple[str, str]] = ()) -> Places:
+        """Return where a collection looks; `vanished` are the snapshots of mounts that are gone."""
+        working, broken = self._used()
+        names = [snapshotter.name for snapshotter in working]
+        return Places(namespace=self.namespace, backends=names, kept=broken, vanished=vanished)
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:

@@ -158,9 +158,8 @@ class FolderComparison:
         if folder is None or info is None or not stat.S_ISREG(info.st_mode):
             running = hashlib.sha256()
             how, detail = self._how(folder, name, info, entry)
-            if entry.parts is None:
-                for piece in payload():
-                    running.update(piece)
+            for piece in payload() if entry.size else ():
+                running.update(piece)
             self._troubles[parent, name] = _Trouble(how, detail, entry, running.hexdigest())
             return
         self._note_links(parent, name, info)
@@ -280,10 +279,10 @@ class FolderComparison:
         content = first.trouble.content if first.trouble else ""
         if entry is not None:
             found += entry_differs(here, name, info, entry)
-        if not found and stat.S_ISREG(info.st_mode) and content:
+        if not found and entry is not None and content:
             file = open_file(here, name)
             try:
-                if content_of(file) != content:
+                if content_of(file, entry) != content:
                     found.append("content")
             finally:
                 os.close(file)

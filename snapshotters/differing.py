@@ -160,51 +160,42 @@ def _is_possible(opened: int, key: bytes) -> bool:
 def content_differs(file: int, entry: Entry, pieces: Iterable[memoryview]) -> str:
     """Hold an open file against the content that comes in pieces.
 
-    Return "" if they are equal, else the sha256 of the content, so that it can be looked for elsewhere.
+    Return "" if they are equal, else what `content_of` returns of the content, to look for it elsewhere.
     """
-    if entry.parts is not None:
-        return _sparse_differs(file, entry, iter(pieces))
     running = None
-    at = 0
-    for piece in pieces:
-        if running is None and os.pread(file, len(piece), at) != bytes(piece):
+    behind, end = 0, 0  # bytes of the content, and where in the file its last piece ended
+    is_equal = os.fstat(file).st_size == entry.size
+    for at, piece in _placed(entry, iter(pieces)):
+        is_equal = is_equal and _is_hole(file, end, at)
+        is_equal = is_equal and os.pread(file, len(piece), at) == bytes(piece)
+        if not is_equal and running is None:
             running = hashlib.sha256()
-            _add(running, file, at)
+            _add(running, file, entry, behind)
         if running is not None:
             running.update(piece)
-        at += len(piece)
-    if running is None and os.fstat(file).st_size == entry.size:
-        return ""
-    if running is None:
+        behind += len(piece)
+        end = at + len(piece)
+    is_equal = is_equal and _is_hole(file, end, entry.size)
+    if not is_equal and running is None:
         running = hashlib.sha256()
-        _add(running, file, at)
-    return running.hexdigest()
+        _add(running, file, entry, behind)
+    return running.hexdigest() if running else ""
 
 
-def _sparse_differs(file: int, entry: Entry, pieces: Iterator[memoryview]) -> str:
-    assert entry.parts is not None
-    running = hashlib.sha256()  # a sparse file is rare, and its holes cost no reading
-    is_equal, at = os.fstat(file).st_size == entry.size, 0
-    for offset, piece in placed(entry.parts, pieces):
-        is_equal = is_equal and _is_hole(file, at, offset)
-        _add_zeros(running, offset - at)
-        is_equal = is_equal and os.pread(file, len(piece), offset) == bytes(piece)
-        running.update(piece)
-        at = offset + len(piece)
-    is_equal = is_equal and _is_hole(file, at, entry.size)
-    _add_zeros(running, entry.size - at)
-    return "" if is_equal else running.hexdigest()
+def _placed(entry: Entry, pieces: Iterator[memoryview]) -> Iterator[tuple[int, memoryview]]:
+    if entry.parts is not None:
+        yield from placed(entry.parts, pieces)
+        return
+    at = 0
+    for piece in pieces:
+        yield at, piece
+        at += len(piece)
 
 
 def _is_hole(file: int, at: int, end: int) -> bool:
-    """Say whether a file has nothing but zeros from `at` to `end`."""
+    """Say whether a file has nothing but zeros from `at` to `end`, a hole or not."""
     while at < end:
-        try:
-            at = os.lseek(file, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
-                return True
-            raise
+        at = min(_next_data(file, at), end)
         if at < end:
             data = os.pread(file, min(_AT_ONCE, end - at), at)
             if data.strip(b"\0"):
@@ -213,26 +204,46 @@ def _is_hole(file: int, at: int, end: int) -> bool:
     return True
 
 
-def _add_zeros(running: "hashlib._Hash", count: int) -> None:
-    zeros = bytes(min(count, _AT_ONCE))
-    while count > 0:
-        running.update(zeros[:count])
-        count -= len(zeros)
+def _next_data(file: int, at: int) -> int:
+    """Return where a file's next data is, its size if there is none."""
+    try:
+        return os.lseek(file, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.fstat(file).st_size
 
 
-def _add(running: "hashlib._Hash", file: int, count: int) -> None:
-    """Add the first `count` bytes of an open file."""
+def content_of(file: int, entry: Entry) -> str:
+    """Return the sha256 of what an open file has where an entry has data, "" if it has more.
+
+    The file has the size of the entry.
+    """
     at = 0
-    while at < count and (data := os.pread(file, min(_AT_ONCE, count - at), at)):
-        running.update(data)
-        at += len(data)
-
-
-def content_of(file: int) -> str:
-    """Return the sha256 of an open file."""
+    for start, length in _parts(entry):
+        if not _is_hole(file, at, start):
+            return ""
+        at = start + length
+    if not _is_hole(file, at, entry.size):
+        return ""
     running = hashlib.sha256()
-    _add(running, file, os.fstat(file).st_size)
+    _add(running, file, entry, entry.size)
     return running.hexdigest()
+
+
+def _parts(entry: Entry) -> Iterator[tuple[int, int]]:
+    parts = (0, entry.size) if entry.parts is None else entry.parts
+    return zip(parts[::2], parts[1::2], strict=True)
+
+
+def _add(running: "hashlib._Hash", file: int, entry: Entry, count: int) -> None:
+    """Add the first `count` bytes of what a file has where an entry has data."""
+    for start, length in _parts(entry):
+        end = start + min(length, count)
+        while start < end and (data := os.pread(file, min(_AT_ONCE, end - start), start)):
+            running.update(data)
+            start += len(data)
+            count -= len(data)
 
 
 # -- against the same entry of another tree ---------------------------------------------------
@@ -284,8 +295,10 @@ def _are_equal(mine: int, theirs: int) -> bool:
     if os.fstat(mine).st_size != size:
         return False
     while at < size:
+        # A file may be said to be of terabytes, and have none.
+        at = min(_next_data(mine, at), _next_data(theirs, at))
         wanted = os.pread(theirs, _AT_ONCE, at)
-        if not wanted or os.pread(mine, len(wanted), at) != wanted:
+        if os.pread(mine, _AT_ONCE, at) != wanted:
             return False
-        at += len(wanted)
+        at += len(wanted) or size
     return True

@@ -61,6 +61,7 @@ LAYERS = {
     "engine.accounting": 5,
     "engine.importing": 5,
     "engine.collecting": 5,
+    "engine.explaining": 5,
     "engine.compacting": 5,
     "engine.app": 5,
     "engine.cli": 6,

@@ -10,10 +10,12 @@ from engine.cli.context import Context, action
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, counted, document, human_bytes, write
 from engine.cli.running import run
-from engine.errors import DataLoss
+from engine.errors import DataLoss, printable
 from engine.fsck.findings import Checked, Finding
 
 __all__ = ["fsck"]
+
+_LONGEST = 20_000  # of a line: three names, each in folders over folders
 
 
 @click.command("fsck")
@@ -64,7 +66,7 @@ def _line(finding: Finding) -> str:
     name = " ".join(filter(None, (finding.snapshotter, finding.name)))
     kind = "damaged" if finding.is_left else "repaired" if finding.done else "note"
     came = f"; {finding.done}" if finding.done else f"; waits: {finding.waits}" if finding.waits else ""
-    return f"{kind}  {finding.what} {name}: {finding.detail}{came}"
+    return printable(f"{kind}  {finding.what} {name}: {finding.detail}{came}", _LONGEST)
 
 
 def _sum_up(view: View, checked: Checked) -> None:

@@ -81,7 +81,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "label": Listed("labelling:label_namespace", "Show, set and delete labels of a namespace."),
         "rm": Listed("namespaces:remove", "Remove namespaces that have nothing in them any more."),
     },
-    "gc": Listed("store:gc", "Remove everything that no image, mount or running work holds."),
+    "gc": Listed("collecting:gc", "Remove everything that no image, mount or running work holds."),
     "compact": Listed("store:compact", "Make the store's files as small as what they hold, by copies."),
     "fsck": Listed("fsck:fsck", "Hold the store, or some images, against itself and its layers."),
     "backends": Listed("store:backends", "List the snapshotters, whether they work here, and why not."),

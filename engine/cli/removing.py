@@ -2,12 +2,11 @@
 
 import click
 
-from engine.cli import shapes
 from engine.cli.bars import progress
+from engine.cli.collection import collection, conclude
 from engine.cli.completion import image_names
 from engine.cli.context import Context, action
 from engine.cli.output import View, document
-from engine.cli.store import conclude
 
 __all__ = ["remove"]
 
@@ -27,4 +26,4 @@ def remove(context: Context, names: tuple[str, ...], collect: bool, view: View) 
             return
         with progress(view) as report:
             collected = stores.collect(report=report)
-    conclude(view, collected, {"removed": removed, "collected": shapes.collection(collected)})
+    conclude(view, collected, {"removed": removed, "collected": collection(collected)})

@@ -13,13 +13,12 @@ from msgspec import UNSET, UnsetType
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
-from engine.gc.collect import Collected
 from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
 from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
-from engine.snapshots import Info, Leftover, Snapshotter, Usage
+from engine.snapshots import Info, Snapshotter, Usage
 from engine.stores import Stores
 from engine.times import rfc3339
 
@@ -29,7 +28,6 @@ __all__ = [
     "LeaseDetails",
     "ShownBackend",
     "ShownBlob",
-    "ShownCollection",
     "ShownCompaction",
     "ShownImage",
     "ShownLease",
@@ -39,7 +37,6 @@ __all__ = [
     "SnapshotName",
     "backend",
     "blob",
-    "collection",
     "compaction",
     "details",
     "image",
@@ -181,21 +178,6 @@ class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     disk_before: int
     disk: int
-
-
-class ShownCollection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection removed, or would remove."""
-
-    dry_run: bool
-    blobs: list[str]
-    snapshots: list[SnapshotName]
-    ingests: list[str]
-    leases: list[str]
-    images: list[str]
-    blob_bytes: int
-    snapshot_bytes: int
-    left: Sequence[Leftover]
-    errors: list[str]
 
 
 def image(stores: Stores, record: Image) -> ShownImage:
@@ -348,22 +330,6 @@ def namespace(record: Namespace) -> ShownNamespace:
         created=rfc3339(record.created) if record.created else UNSET,
         updated=rfc3339(record.updated) if record.updated else UNSET,
         labels=record.labels,
-    )
-
-
-def collection(collected: Collected, *, dry_run: bool = False) -> ShownCollection:
-    """Return what a collection did."""
-    return ShownCollection(
-        dry_run=dry_run,
-        blobs=collected.blobs,
-        snapshots=[SnapshotName(snapshotter=n.backend, key=n.key) for n in collected.snapshots],
-        ingests=collected.ingests,
-        leases=collected.leases,
-        images=collected.images,
-        blob_bytes=collected.blob_bytes,
-        snapshot_bytes=collected.snapshot_bytes,
-        left=collected.left,
-        errors=collected.errors,
     )
 
 

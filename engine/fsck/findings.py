@@ -14,8 +14,6 @@ __all__ = ["Checked", "Counts", "Finding", "Mend", "Trouble", "What"]
 class What(StrEnum):
     """What a finding is about."""
 
-    STORE = "store"
-    """An LMDB file as such."""
     RECORD = "record"
     EDGE = "edge"
     COUNTER = "counter"

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine import labels
 from engine.errors import DataLoss, FailedPrecondition
-from engine.fsck.findings import Counts, Finding, Trouble, What
+from engine.fsck.findings import Counts, Finding, Mend, Trouble, What
 from engine.kv import keys
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
@@ -83,7 +83,6 @@ class Read:
     """What the records say, as far as others have to know, and what is wrong with them."""
 
     troubles: list[Trouble] = field(default_factory=list)
-    namespaces: set[str] = field(default_factory=set)
     numbers: dict[int, str] = field(default_factory=dict)
     """Numbers of bytes: the digest of a blob, "" of what is on its way in or out."""
     snapshots: dict[SnapshotKey, Snapshot] = field(default_factory=dict)
@@ -115,7 +114,9 @@ class _Reading:
         self._dead: list[Trash] = []
         self._mentions = 0
         self._holdings = 0
-        self._derived_wrong: list[str] = []
+        self._is_whole = True  # as long as every record can be read
+        self._not_noted = 0
+        self._first_not_noted = ""
 
     def run(self) -> None:
         for table in _TABLES:
@@ -130,12 +131,29 @@ class _Reading:
         self._counters()
         self._check_derived()
 
-    def _tell(self, what: What, name: str, detail: str, **more: object) -> None:
-        mend = more.pop("mend", None)
-        finding = Finding(what=what, name=name, detail=detail, **more)  # type: ignore[arg-type]
-        self.read.troubles.append(Trouble(finding, mend))  # type: ignore[arg-type]
+    def _tell(
+        self,
+        what: What,
+        name: str,
+        detail: str,
+        *,
+        namespace: str = "",
+        snapshotter: str = "",
+        is_damage: bool = True,
+        mend: Mend | None = None,
+    ) -> None:
+        finding = Finding(
+            what=what,
+            name=name,
+            namespace=namespace,
+            snapshotter=snapshotter,
+            detail=detail,
+            is_damage=is_damage,
+        )
+        self.read.troubles.append(Trouble(finding, mend))
 
     def _unreadable(self, table: str, names: list[str], record: Damaged) -> None:
+        self._is_whole = False
         if table in {BLOBS.name, INGESTS.name, SNAPSHOTS.name, TRASH.name}:
             self.read.is_readable = False
         place = 1 if table == SNAPSHOTS.name else 0
@@ -154,7 +172,7 @@ class _Reading:
                 self._object(namespace, node, record)
                 self.read.snapshots[backend, namespace, record.key] = record
                 if labels.DIFF_ID in record.labels:
-                    self.read.layers[namespace, record.labels[labels.DIFF_ID]] = []
+                    self.read.layers.setdefault((namespace, record.labels[labels.DIFF_ID]), [])
                 self._number(self.read.ids[backend], record, backend, namespace)
             case LeaseItem():
                 namespace, lease = names[:2]
@@ -166,7 +184,6 @@ class _Reading:
             case Trash():
                 self._dead.append(record)
             case MountRecord():
-                self.read.namespaces.add(names[0])
                 if SNAPSHOTS.get(self._txn, record.backend, names[0], record.key) is None:
                     detail = "its snapshot is gone; `lamina gc` clears it"
                     self._tell(What.MOUNT, record.key, detail, namespace=names[0], is_damage=False)
@@ -174,8 +191,7 @@ class _Reading:
     def _number(self, seen: set[int], record: Snapshot, backend: str, namespace: str) -> None:
         if record.id in seen:
             detail = f"another snapshot has its folder {record.id} too"
-            about = {"namespace": namespace, "snapshotter": backend}
-            self._tell(What.SNAPSHOT, record.key, detail, **about)
+            self._tell(What.SNAPSHOT, record.key, detail, namespace=namespace, snapshotter=backend)
         seen.add(record.id)
 
     def _is_named(self, names: list[str], namespace: str, node: Node, record: Object) -> bool:
@@ -183,13 +199,12 @@ class _Reading:
         is_long = len(node.key.encode()) > keys.LONGEST
         if ledger.get(self._txn, namespace, node) == record and (is_long or names[-1] == node.key):
             return True
-        self.read.is_readable = False
+        self.read.is_readable = self._is_whole = False
         detail = f"it is stored under another name, {names[-1]}"
         self._tell(What.RECORD, node.key, detail, namespace=namespace)
         return False
 
     def _object(self, namespace: str, node: Node, record: Object) -> None:
-        self.read.namespaces.add(namespace)
         for mention in set(mentions(node, record)):
             self._mention(namespace, node, mention)
         if isinstance(record, Blob):
@@ -219,7 +234,7 @@ class _Reading:
         except DataLoss:
             found = None
         if found is None or Node(found.kind, found.backend, found.key) != node:
-            self._derived_wrong.append(f"that {node.key} names {mention.node.key}")
+            self._miss(f"that {node.key} names {mention.node.key}")
         if mention.how not in {PARENT, TARGET} and not self._is_there(namespace, mention.node):
             detail = f"names {mention.node.key}, which is not here"
             self._tell(What.EDGE, node.key, detail, namespace=namespace, is_damage=False)
@@ -239,7 +254,11 @@ class _Reading:
         except DataLoss:
             found = None
         if found is None or (found.namespace, found.number) != (namespace, blob.number):
-            self._derived_wrong.append(f"whose the bytes of {blob.digest} are")
+            self._miss(f"whose the bytes of {blob.digest} are")
+
+    def _miss(self, what: str, count: int = 1) -> None:
+        self._first_not_noted = self._first_not_noted or what
+        self._not_noted += count
 
     def _check_derived(self) -> None:
         """See that what follows from the records is there, and nothing else."""
@@ -247,12 +266,14 @@ class _Reading:
             (MENTIONS.name, MENTIONS.count(self._txn), self._mentions),
             (HOLDINGS.name, HOLDINGS.count(self._txn), self._holdings),
         ):
-            if count > wanted and self.read.is_readable:
-                self._derived_wrong.append(f"{count - wanted} {name} that no record has")
-        if self._derived_wrong:
-            first, more = self._derived_wrong[0], len(self._derived_wrong) - 1
-            detail = f"it is not noted right {first}" + (f", and {more} more" if more else "")
-            self._tell(What.EDGE, "mentions", detail, mend=partial(_rebuild, self._meta))
+            if count > wanted and self._is_whole:
+                self._miss(f"{count - wanted} {name} that no record has", count - wanted)
+        if self._not_noted:
+            detail = f"it is not noted right {self._first_not_noted}"
+            detail += f", and {self._not_noted - 1} more" if self._not_noted > 1 else ""
+            # What a record that cannot be read names is noted nowhere else.
+            mend = partial(_rebuild, self._meta) if self._is_whole else None
+            self._tell(What.EDGE, "mentions", detail, mend=mend)
 
     # -- lineage, trash, counters ---------------------------------------------------------------
 
@@ -261,12 +282,12 @@ class _Reading:
         for key, record in self.read.snapshots.items():
             wrong = self._wrong_with(key, record)
             backend, namespace, name = key
-            about = {"namespace": namespace, "snapshotter": backend}
             if wrong:
                 self.read.torn.add(backend)
-                self._tell(What.SNAPSHOT, name, wrong, **about)
             elif self._is_in_circle(key, whole):
-                self._tell(What.SNAPSHOT, name, "it stands on itself, in a circle", **about)
+                wrong = "it stands on itself, in a circle"
+            if wrong:
+                self._tell(What.SNAPSHOT, name, wrong, namespace=namespace, snapshotter=backend)
 
     def _wrong_with(self, key: SnapshotKey, record: Snapshot) -> str:
         backend, namespace, _ = key

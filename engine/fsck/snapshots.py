@@ -68,7 +68,8 @@ class Snapshots:
                     trouble = self._trouble(place, key, is_unsure=is_unsure)
                     if trouble is not None:
                         yield trouble
-                        is_unsure = is_unsure or not self._is_mended(key)
+                        is_damaged = trouble.finding.is_damage and not self._is_mended(key)
+                        is_unsure = is_unsure or is_damaged
                 pending += [(child, is_unsure) for child in children[key]]
 
     def _is_mended(self, key: SnapshotKey) -> bool:
@@ -92,7 +93,8 @@ class Snapshots:
         except NotFound:  # itself, or what it stands on
             trouble = None
         # Whoever removes one takes the record first: then what was seen is no damage.
-        return trouble if self._again(key) == record else None
+        again = self._again(key)
+        return trouble if again is not None and again.id == record.id else None
 
     def _layer(self, key: SnapshotKey, record: Snapshot) -> Blob | None:
         """Return the blob of a snapshot's layer, None where it is not here or not right."""

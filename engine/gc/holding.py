@@ -31,7 +31,16 @@ from engine.oci.reference import familiar
 from engine.processes import Owners
 from engine.snapshots import Kind
 
-__all__ = ["Dropped", "closure", "give_up", "holder", "only_held_by", "remove_blob"]
+__all__ = [
+    "Dropped",
+    "closure",
+    "give_up",
+    "holder",
+    "holders",
+    "only_held_by",
+    "remove_blob",
+    "stands",
+]
 
 
 class Dropped(NamedTuple):
@@ -41,9 +50,7 @@ class Dropped(NamedTuple):
     blobs: list[int]
 
 
-def _is_root(
-    owners: Owners, txn: Transaction, namespace: str, node: Node, at: int | None = None
-) -> bool:
+def stands(owners: Owners, txn: Transaction, namespace: str, node: Node, at: int | None = None) -> bool:
     """Say whether an object is kept by itself; `at` a time, or until it is collected."""
     try:
         record = ledger.get(txn, namespace, node)
@@ -65,7 +72,7 @@ def _is_root(
     return found
 
 
-def _holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
+def holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
     """Yield what holds an object by mentioning it, or by being mentioned by it."""
     for mention in ledger.mentioners(txn, namespace, node):
         if mention.how != BACK:
@@ -123,12 +130,12 @@ def holder(
         seen.add(one)
         path.append(one)
         found = known.get(one)
-        if one not in known and _is_root(owners, txn, namespace, one, at):
+        if one not in known and stands(owners, txn, namespace, one, at):
             found = one
         if found is not None:
             known.update(dict.fromkeys(path, found))
             return found
-        ways.append(iter(()) if one in known else _holders(txn, namespace, one))
+        ways.append(iter(()) if one in known else holders(txn, namespace, one))
     known.update(dict.fromkeys(seen.difference(but)))
     return None
 
@@ -156,10 +163,10 @@ def only_held_by(
     pending = [
         node
         for node in own.difference(gone)
-        if (_is_root(owners, txn, namespace, node) and not _is_work_of(txn, namespace, node, gone))
+        if (stands(owners, txn, namespace, node) and not _is_work_of(txn, namespace, node, gone))
         or any(
             _holds_still(owners, txn, namespace, one)
-            for one in _holders(txn, namespace, node)
+            for one in holders(txn, namespace, node)
             if one not in ending
         )
     ]
@@ -182,7 +189,7 @@ def _is_work_of(txn: Transaction, namespace: str, node: Node, leases: Collection
 def _holds_still(owners: Owners, txn: Transaction, namespace: str, node: Node) -> bool:
     """Say whether an object is there, and if it is a lease, holds on."""
     if node.kind == LEASE:
-        return _is_root(owners, txn, namespace, node)
+        return stands(owners, txn, namespace, node)
     return ledger.exists(txn, namespace, node)
 
 

@@ -101,7 +101,7 @@ class Survey:
         """Return the nodes that are kept with all that they hold; note those that are kept alone."""
         whole = reachable((node for node, alone in self.roots.items() if not alone), self.references)
         flat = (node for node, alone in self.roots.items() if alone)
-        self.alone = reachable(flat, self._below) - whole
+        self.alone = reachable(flat, self.below) - whole
         return whole
 
     def in_order(self, garbage: list[Node]) -> list[Node]:
@@ -113,7 +113,8 @@ class Survey:
         order = holders_first(garbage, self.references)
         return children_first(order, lambda node: children.get(node, ()))
 
-    def _below(self, node: Node) -> tuple[Node, ...]:
+    def below(self, node: Node) -> tuple[Node, ...]:
+        """Return what a node holds as a member of a flat lease."""
         return (self._made_of[node],) if node in self._made_of else ()
 
     def forget(self) -> None:

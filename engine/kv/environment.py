@@ -17,6 +17,7 @@ from engine.errors import FailedPrecondition, PermissionDenied, ResourceExhauste
 from engine.fs.kernel import release_mapped
 from engine.kv import turn
 from engine.kv.faults import OUTGROWN, is_of_the_disk, mapped
+from engine.kv.freelist import pages_of_tree
 from engine.kv.gate import Gate
 from engine.kv.growth import grow
 from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
@@ -220,10 +221,12 @@ class Environment:
 
     def used_pages(self, txn: Transaction) -> int:
         """Return how many pages hold records in the state that `txn` sees."""
-        found = [txn.raw.stat(), *(txn.raw.stat(table) for table in txn.databases.values())]
-        return sum(
-            int(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"]) for tree in found
-        )
+        names = txn.raw.stat()
+        used: int = names["branch_pages"] + names["leaf_pages"] + names["overflow_pages"]
+        if self._tables:  # those of another version too: what is under a name is its tree
+            with txn.raw.cursor() as cursor:
+                used += sum(pages_of_tree(bytes(tree)) for _, tree in cursor)
+        return used
 
     def unused(self) -> int:
         """Return how many bytes that the file takes up on the disk hold nothing: deletions left them."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-__all__ = ["Freed", "Meta", "Odd", "Run", "merged", "newest", "records", "runs"]
+__all__ = ["Freed", "Meta", "Odd", "Run", "merged", "newest", "pages_of_tree", "records", "runs"]
 
 Pages = Callable[[int, int], bytes]
 """Returns so many pages of a file, from a number on."""
@@ -79,6 +79,12 @@ def _meta(data: bytes, number: int) -> Meta:
     _expect(tree_flags & ~0xC000 == _INTEGER_KEYS, "the tree of free pages has other keys")
     _expect(depth <= _DEEPEST and (root == _NONE) == (depth == 0), "a tree without a root")
     return Meta(txnid, page, last, depth, branches + leaves + overflows, entries, root)
+
+
+def pages_of_tree(tree: bytes) -> int:
+    """Return how many pages a table takes up, by what stands under its name."""
+    _, _, _, branches, leaves, overflows, _, _ = _TREE.unpack(tree)
+    return int(branches + leaves + overflows)
 
 
 def records(read: Pages, meta: Meta, since: int = 0) -> Iterator[Freed]:

@@ -1,12 +1,16 @@
 """Keys and tables: what is written is found, under its own key and no other."""
 
+import errno
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import DataLoss
 from engine.kv import keys
+from engine.kv.growth import grow
 from engine.kv.schema import COUNTERS, IMAGES, LEASES, Lease
+from engine.kv.table import Damaged
 from engine.root import Root
 
 _TEXT = st.text(max_size=200).filter(lambda text: len(text.encode()) < 600)
@@ -117,3 +121,56 @@ def test_a_damaged_record_is_another_one_or_is_told(at, value, tmp_path_factory)
         with root.meta.read() as txn:
             found, damaged = LEASES.survey(txn, "ns")
             assert len(found) + len(damaged) == 1
+
+
+def test_a_walk_is_of_short_transactions(tmp_path, monkeypatch):
+    """Nobody is held up between two batches; what is there all the time is there once."""
+    monkeypatch.setattr("engine.kv.table._PAGE", 3)
+    with Root(tmp_path / "root") as root:
+        with root.meta.write() as txn:
+            for name in map(str, range(10)):
+                LEASES.put(txn, lease(name), "a", name)
+                LEASES.put(txn, lease(f"of b {name}"), "b", name)
+            txn.raw.put(keys.encode(["a", "6"]), b"\xff", db=txn.databases["leases"])
+        found = []
+        for record in LEASES.walk(root.meta, "a"):
+            found.append(record.name if isinstance(record, Damaged) else record.id)
+            assert not root.meta.readers()
+            if found[-1] == "4":
+                with root.meta.write() as txn:
+                    for gone in "358":  # read, of the batch that is being read, and to be read
+                        LEASES.delete(txn, "a", gone)
+                    LEASES.put(txn, lease("late"), "a", "66")
+        assert found == ["0", "1", "2", "3", "4", "5", "6", "7", "9", "late"]
+        assert list(LEASES.walk(root.meta, "c")) == []
+
+
+def test_records_have_room_ahead_of_them(tmp_path):
+    """What small transactions write is there already, so that flushing it writes no journal."""
+    with Root(tmp_path / "root") as root:
+        file = tmp_path / "root" / "meta.lmdb" / "data.mdb"
+        sizes = set()
+        for number in range(300):
+            with root.meta.write() as txn:
+                LEASES.put(txn, Lease(id="x" * 8000, created=1), "a", str(number))
+            sizes.add(file.stat().st_size)
+        assert 2 <= len(sizes) <= 6
+    with Root(tmp_path / "root") as root, root.meta.read() as txn:
+        assert len(LEASES.scan(txn, "a")) == 300
+
+
+@pytest.mark.parametrize("failure", ["pwrite", "open"])
+def test_a_file_that_cannot_grow_ahead_is_no_error(tmp_path, monkeypatch, failure):
+    def fail(*_args, **_options):
+        raise OSError(errno.ENOSPC, "")
+
+    file = tmp_path / "file"
+    file.write_bytes(bytes(4096))
+    monkeypatch.setattr(f"engine.kv.growth.os.{failure}", fail)
+    grow(file, 4096, 4096)
+    monkeypatch.undo()
+    assert file.stat().st_size == 4096
+    grow(file, 8192, 4096)  # LMDB has come further than the file
+    assert file.stat().st_size == 8192 + (1 << 20)
+    grow(file, 8192, 4096)
+    assert file.stat().st_size == 8192 + (1 << 20)

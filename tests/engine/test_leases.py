@@ -1,7 +1,6 @@
 """Leases that callers make: what they hold, when they end, and who may end them."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from engine.errors import (
     NotSupported,
 )
 from engine.filters import parse_all
-from engine.kv import keys, schema
+from engine.kv import keys
 from engine.kv.schema import LEASES
 from engine.metadata.leases import LeaseStore, expiry, leased
 from engine.metadata.resources import Resource
@@ -26,30 +25,19 @@ from engine.oci.documents import Descriptor
 from engine.stores import Stores
 from engine.times import rfc3339
 from engine.unpack.workshop import open_workshop
+from tests.clocks import HOUR, HandClock, clock_by_hand
 from tests.conftest import AMD64
 from tests.engine.image_files import HELLO, MANIFEST, WORLD, Files, records
 from tests.processes import kill, ready
 
-HOUR = 3600 * 10**9
 EXPIRE = "containerd.io/gc.expire"
 ABSENT = Resource("content", digest_of(b"absent"))
 
 
-@dataclass
-class Clock:
-    """The time that everything goes by, moved by hand."""
-
-    at: int = 500_000 * HOUR
-
-    def time_ns(self) -> int:
-        return self.at
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(schema, "time", found)
-    return found
+def clock() -> Iterator[HandClock]:
+    with clock_by_hand() as found:
+        yield found
 
 
 def put(stores: Stores, data: bytes) -> Resource:
@@ -67,7 +55,7 @@ def kept(stores: Stores) -> set[str]:
 # -- records ----------------------------------------------------------------------------------
 
 
-def test_a_lease_is_made_found_and_removed(stores: Stores, clock: Clock) -> None:
+def test_a_lease_is_made_found_and_removed(stores: Stores, clock: HandClock) -> None:
     lease = stores.leases.create("mine", labels={"a": "b"})
     assert (lease.id, lease.created, lease.owner) == ("mine", clock.at, None)
     assert lease.labels == {EXPIRE: rfc3339(clock.at + 24 * HOUR), "a": "b"}
@@ -81,7 +69,7 @@ def test_a_lease_is_made_found_and_removed(stores: Stores, clock: Clock) -> None
         stores.leases.get("mine")
 
 
-def test_a_lease_lives_as_long_as_is_said(stores: Stores, clock: Clock) -> None:
+def test_a_lease_lives_as_long_as_is_said(stores: Stores, clock: HandClock) -> None:
     assert expiry(stores.leases.create("forever", life=None)) is None
     assert expiry(stores.leases.create("hour", life=HOUR)) == clock.at + HOUR
     labelled = stores.leases.create("labelled", life=HOUR, labels={EXPIRE: rfc3339(7)})
@@ -146,7 +134,7 @@ def test_gc_05_what_a_lease_holds_stays_until_it_is_removed(stores: Stores) -> N
     assert not records(stores)["lease_items"]
 
 
-def test_gc_05_what_a_lease_holds_stays_until_it_expires(stores: Stores, clock: Clock) -> None:
+def test_gc_05_what_a_lease_holds_stays_until_it_expires(stores: Stores, clock: HandClock) -> None:
     held = put(stores, b"1")
     lease = stores.leases.create("mine", life=HOUR)
     stores.leases.add("mine", held)
@@ -363,7 +351,7 @@ def test_of_several_images_the_good_join_the_lease(stores: Stores, tmp_path: Pat
 
 @pytest.mark.root
 def test_work_for_a_lease_that_is_none_does_not_begin(
-    stores: Stores, tmp_path: Path, clock: Clock
+    stores: Stores, tmp_path: Path, clock: HandClock
 ) -> None:
     source = image(tmp_path / "image", HELLO)
     stores.leases.create("ended", life=HOUR)

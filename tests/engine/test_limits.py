@@ -17,6 +17,8 @@ BOUNDS = {
     "INDEX_DEPTH": (8, "indexes in indexes; tools write 2"),
     "INDEXES": (1000, "each is read and parsed once: seconds"),
     "INDEX_ENTRIES": (10_000, "platforms times tags of one archive"),
+    "DIFFERENCES": (1000, "of a snapshot that lost all its files nobody wants to see each"),
+    "RECOVERY_S": (5.0, "who opens a store wants to work; the rest is a collection's"),
     "LAYERS": (500, "overlayfs mounts no more (OVL_MAX_STACK)"),
     "REFERENCE": (255, "the longest name that registries take"),
     "ARCHIVE_ENTRIES": (100_000, "a `docker save` of a thousand images has 30,000"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lmdb import verify
 
-from engine.kv import freelist, space
+from engine.kv import copying, freelist, space
 from engine.kv.environment import Environment
 from engine.kv.freelist import Meta, Odd
 from engine.kv.space import GivenBack, give_back
@@ -104,6 +104,28 @@ def test_every_page_is_in_use_or_free_once(folder: Path, seed: int) -> None:
                 used = file.used_pages(txn) + meta.pages + 2
             assert len(set(found)) == len(found)
             assert used + len(found) == meta.last + 1
+    file.close()
+    assert_sound(folder)
+
+
+def test_tables_of_another_version_are_in_use_too(folder: Path) -> None:
+    file = Environment(folder, map_bytes=_MAP, tables=("a", "b", "gone"))
+    with file.write() as txn:
+        for name in txn.databases:
+            for number in range(60):
+                txn.raw.put(b"%d" % number, bytes(100_000), db=txn.databases[name])
+    with file.write() as txn:
+        txn.raw.drop(txn.databases["a"], delete=False)
+    file.close()
+    file = Environment(folder, map_bytes=_MAP, tables=("a", "b"))
+    assert give_back(file).bytes > 5 << 20
+    assert give_back(file) == GivenBack()
+    copying.compact(file, lambda _done: None)
+    file.close()
+    file = Environment(folder, map_bytes=_MAP, tables=("a", "b", "gone"))
+    with file.read() as txn:
+        for name, count in (("a", 0), ("b", 60), ("gone", 60)):
+            assert txn.raw.stat(txn.databases[name])["entries"] == count
     file.close()
     assert_sound(folder)
 

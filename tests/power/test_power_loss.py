@@ -43,7 +43,15 @@ def test_the_workload_does_some_of_everything(recorded: Recorded) -> None:
     # What LMDB trusts a disk to write whole, each within one sector (`disk`).
     assert {(event.start % 4096, len(event.data)) for event in heads} == {(32, 120)}
     reached = [{table for table, rows in state.items() if rows} for state in recorded.states["m"]]
-    assert set.union(*reached) >= {"blobs", "ingests", "images", "leases", "lease_items", "trash"}
+    assert set.union(*reached) >= {
+        "blobs",
+        "ingests",
+        "images",
+        "leases",
+        "lease_items",
+        "trash",
+        "small",
+    }
     assert len(recorded.states["m"]) > 40
     assert len(recorded.states["b"]) > 15
 

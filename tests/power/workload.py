@@ -90,7 +90,7 @@ def _work(stores: Stores, folder: Path, source: random.Random) -> None:
     (named,) = import_image(stores, image, name=name)
     stores.images.put_all({"example.org/other:1": named.target})
     with leased(stores.root.meta, "default") as lease:
-        sizes = [10, 3000, 50_000]
+        sizes = [10, 3000, 30_000, 100_000]
         blobs = [_put(stores, source.randbytes(source.choice(sizes)), lease) for _ in range(6)]
         for blob in blobs[:3]:
             stores.content.update(blob, {"containerd.io/gc.root": "yes", "of": "a label" * 20})

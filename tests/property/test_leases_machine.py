@@ -15,7 +15,8 @@ from engine.metadata.nodes import LEASE, Node
 from engine.metadata.resources import Resource
 from engine.processes import Owner
 from engine.times import rfc3339
-from tests.property.records_machine import BLOBS, EXPIRE, FLAT, HOUR, RecordsMachine, digest
+from tests.clocks import HOUR
+from tests.property.records_machine import BLOBS, EXPIRE, FLAT, RecordsMachine, digest
 
 IDS = st.sampled_from(["a", "ab", "b"])
 REFS = st.sampled_from(["r", "s"])

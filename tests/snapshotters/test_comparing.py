@@ -378,20 +378,88 @@ def test_hard_links_that_outlive_their_target(stores: Stores, name: str, path: s
     assert differences()
 
 
-SPARSE = archive(member("s", data=b"1\n2\n"), member("plain", data=bytes(9000) + b"end"))
+PLAIN = archive(member("plain", data=bytes(9000) + b"end"))
 
 
-def test_zeros_may_be_a_hole_or_not(stack: Stack, stores: Stores) -> None:
-    key = apply_stack(stack.backend, [SPARSE])
-    number = max(int(path.name) for path in stack.trees[0].parents[1].iterdir())
-    file = stack.trees[0].parents[1] / str(number) / TREE / "plain"
+def in_one(stack: Stack, layer: bytes, name: str) -> tuple[Path, Callable[[], list[str]]]:
+    """Apply a layer by itself; return a file of it, and what tells of differences."""
+    key = apply_stack(stack.backend, [layer])
+    folder = stack.trees[0].parents[1]
+    newest = max(int(path.name) for path in folder.iterdir())
+
+    def differences() -> list[str]:
+        came = compare_layer([layer], stack.backend.comparing(key), diff_id=digest_of(layer))
+        return [f"{d.path} {d.how} {d.detail}" for d in came.differences]
+
+    return folder / str(newest) / TREE / name, differences
+
+
+def test_zeros_may_be_a_hole_or_not(stack: Stack) -> None:
+    file, differences = in_one(stack, PLAIN, "plain")
     with file.open("r+b") as opened:
         os.truncate(opened.fileno(), 0)
         opened.seek(9000)
         opened.write(b"end")
     os.utime(file, ns=(0, 1_600_000_000 * 10**9))
-    came = compare_layer([SPARSE], stack.backend.comparing(key), diff_id=digest_of(SPARSE))
+    assert differences() == []
+
+
+_TERABYTE = 1 << 40
+_SPARSE = [(4096, b"first"), (_TERABYTE - 4, b"last")]
+
+
+def sparse(name: str) -> bytes:
+    """Return a file of a terabyte with nine bytes, as GNU tar packs it (form 0.1)."""
+    numbers = ",".join(f"{offset},{len(data)}" for offset, data in _SPARSE)
+    pax = {
+        b"GNU.sparse.major": b"0",
+        b"GNU.sparse.minor": b"1",
+        b"GNU.sparse.name": name.encode(),
+        b"GNU.sparse.size": str(_TERABYTE).encode(),
+        b"GNU.sparse.numblocks": b"2",
+        b"GNU.sparse.map": numbers.encode(),
+    }
+    return member("GNUSparseFile.0/x", data=b"".join(data for _, data in _SPARSE), pax=pax)
+
+
+def test_holes_cost_nothing(stack: Stack) -> None:
+    """Neither does looking for a sparse file that a hard link took elsewhere."""
+    layer = archive(sparse("s"), member("kept", "1", link="s"), member("s", data=b"second"))
+    file, differences = in_one(stack, layer, "kept")
+    assert file.stat().st_size == _TERABYTE
+    assert differences() == []
+    for at in (0, 4096, _TERABYTE // 2, _TERABYTE - 1):
+        info = file.stat()
+        with file.open("r+b") as opened:
+            opened.seek(at)
+            old = opened.read(1)
+            opened.seek(at)
+            opened.write(b"!")
+        os.utime(file, ns=(0, info.st_mtime_ns))
+        assert differences(), at
+        with file.open("r+b") as opened:
+            opened.seek(at)
+            opened.write(old)
+        os.utime(file, ns=(0, info.st_mtime_ns))
+        assert differences() == [], at
+
+
+def test_a_copy_of_a_file_of_holes_costs_nothing(stores: Stores) -> None:
+    layers = [archive(sparse("s")), archive(member("other"))]
+    backend = stores.snapshotter("copy")
+    key = apply_stack(backend, layers)
+    came = compare_layer([layers[1]], backend.comparing(key), diff_id=digest_of(layers[1]))
     assert list(came.differences) == []
+    folder = stores.root.snapshots / "copy"
+    newest = max(int(path.name) for path in folder.iterdir())
+    file = folder / str(newest) / TREE / "s"
+    info = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(_TERABYTE // 3)
+        opened.write(b"!")
+    os.utime(file, ns=(0, info.st_mtime_ns))
+    came = compare_layer([layers[1]], backend.comparing(key), diff_id=digest_of(layers[1]))
+    assert [(d.path, d.detail) for d in came.differences] == [("s", "content")]
 
 
 # -- what is on disk leads nowhere ---------------------------------------------------------------

@@ -1,0 +1,191 @@
+"""Says what a collection would take, and of what stays who holds it.
+
+Sync. For the whole namespace everything is read, with what each object takes up: that needs memory for
+all of it, some 200 bytes for each object. For one object its holders are looked up, and theirs.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from engine import labels, times
+from engine.gc.clock import look, time_of
+from engine.gc.holding import holders, stands
+from engine.gc.mark import reachable
+from engine.gc.survey import Places, Survey, survey
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import BLOBS, LEASE_ITEMS, SNAPSHOTS, Blob, Image, Ingest, Lease, Snapshot
+from engine.metadata import ledger
+from engine.metadata.nodes import (
+    CONTENT,
+    IMAGE,
+    LEASE,
+    SNAPSHOT,
+    Node,
+    blob_node,
+    is_root,
+    snapshot_node,
+)
+
+__all__ = ["Explained", "Garbage", "Held", "Holder", "Kept", "explain", "explain_node"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What keeps objects by itself, and why it does; nothing is said of an image without an end."""
+
+    node: Node
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How many blobs and snapshots something keeps, the bytes that only it does, and those others do."""
+
+    holder: Holder
+    objects: int
+    alone: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """An object that nothing keeps, and its bytes."""
+
+    node: Node
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """All garbage, holders first, and all that keeps anything, who alone keeps most first."""
+
+    garbage: list[Garbage]
+    held: list[Held]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One object, and the way to it from what keeps it, both included; none for garbage."""
+
+    node: Node
+    holder: Holder | None
+    chain: list[Node]
+
+
+def explain(meta: Environment, places: Places) -> Explained:
+    """Explain a whole namespace."""
+    with meta.read() as txn:
+        found, garbage = survey(meta, txn, places, time_of(look(txn, note=False)))
+        sizes = dict(_sizes(txn, places))
+        roots = [*_leases(txn, places, found), *_others(meta, txn, places, found)]
+        counts = Counter(node for _, kept in roots for node in kept() if node in sizes)
+        held = [_told(holder, kept(), sizes, counts) for holder, kept in roots]
+    held.sort(key=lambda one: (-one.alone, -one.shared, one.holder.node))
+    return Explained([Garbage(node, sizes.get(node, 0)) for node in garbage], held)
+
+
+_Kept = Callable[[], Collection[Node]]
+
+
+def _told(
+    holder: Holder, kept: Iterable[Node], sizes: Mapping[Node, int], counts: Counter[Node]
+) -> Held:
+    alone = shared = objects = 0
+    for node in kept:
+        if node in sizes:
+            objects += 1
+            if counts[node] == 1:
+                alone += sizes[node]
+            else:
+                shared += sizes[node]
+    return Held(holder, objects, alone, shared)
+
+
+def _sizes(txn: Transaction, places: Places) -> Iterator[tuple[Node, int]]:
+    for blob in BLOBS.survey_each(txn, places.namespace):
+        if isinstance(blob, Blob):
+            yield blob_node(blob.digest), blob.size
+    for backend in (*places.backends, *places.kept):
+        for record in SNAPSHOTS.survey_each(txn, backend, places.namespace):
+            if isinstance(record, Snapshot):
+                yield snapshot_node(backend, record.key), record.size
+
+
+def _leases(txn: Transaction, places: Places, found: Survey) -> Iterator[tuple[Holder, _Kept]]:
+    """Yield the live leases, each with what finds all that it keeps."""
+    for node in found.roots:
+        if node.kind == LEASE:
+            record = ledger.get(txn, places.namespace, node)
+            assert isinstance(record, Lease)
+            items = LEASE_ITEMS.survey(txn, places.namespace, node.key)[0]
+            members = [node, *(Node(item.kind, item.backend, item.key) for item in items)]
+            edges = found.below if labels.GC_FLAT in record.labels else found.references
+            yield Holder(node, _why(record)), _reaching(members, edges)
+
+
+def _others(
+    meta: Environment, txn: Transaction, places: Places, found: Survey
+) -> Iterator[tuple[Holder, _Kept]]:
+    """Yield what else keeps anything: what is a root only as a member of a lease does not."""
+    for node in found.roots:
+        if node.kind == LEASE:
+            continue
+        record = ledger.get(txn, places.namespace, node)  # it could be read just now
+        if node.kind == SNAPSHOT and node.backend in places.kept:
+            yield Holder(node, f"{node.backend} cannot be used"), _reaching([node], found.references)
+        elif isinstance(record, Image) and _is_over(found, record):
+            continue
+        elif stands(meta.owners, txn, places.namespace, node):
+            yield Holder(node, _why(record)), _reaching([node], found.references)
+
+
+def _is_over(found: Survey, image: Image) -> bool:
+    return found.expiry(image.labels) and not is_root(IMAGE, image.labels)
+
+
+def _reaching(nodes: Iterable[Node], edges: Callable[[Node], Iterable[Node]]) -> _Kept:
+    return lambda: reachable(nodes, edges)
+
+
+def _why(record: object) -> str:
+    """Say why an object is kept by itself, as far as its kind does not."""
+    if isinstance(record, Lease | Image):
+        owner = record.owner if isinstance(record, Lease) else None
+        end = times.moment(record.labels.get(labels.GC_EXPIRE, ""))
+        told = (str(owner) if owner else "", f"expires {times.rfc3339(end)}" if end else "")
+        return ", ".join(filter(None, told))
+    kind = CONTENT if isinstance(record, Blob) else SNAPSHOT
+    if isinstance(record, Blob | Snapshot):
+        found = (f"label {key}" for key in record.labels if is_root(kind, {key: ""}))
+        return next(found, "in use")
+    return "being written" if isinstance(record, Ingest) else ""
+
+
+def explain_node(meta: Environment, namespace: str, node: Node) -> Kept:
+    """Explain one object."""
+    with meta.read() as txn:
+        way = _way(meta, txn, namespace, node)
+        holder = Holder(way[0], _why(ledger.get(txn, namespace, way[0]))) if way else None
+    return Kept(node, holder, way)
+
+
+def _way(meta: Environment, txn: Transaction, namespace: str, node: Node) -> list[Node]:
+    """Return a shortest way to an object from something that keeps it, both included; or nothing."""
+    pending = deque([node])
+    below: dict[Node, Node | None] = {node: None}
+    while pending:
+        at = pending.popleft()
+        if stands(meta.owners, txn, namespace, at):
+            return list(_followed(below, at))
+        for above in holders(txn, namespace, at):
+            if above not in below:
+                below[above] = at
+                pending.append(above)
+    return []
+
+
+def _followed(below: Mapping[Node, Node | None], node: Node | None) -> Iterator[Node]:
+    while node is not None:
+        yield node
+        node = below[node]
