@@ -607,7 +607,7 @@ def test_holders_come_first_but_where_they_go_round(edges):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_operation_at_any_moment(root, name):
+def test_p1_p3_gc_01_03_04_05_07_one_operation_at_any_moment(root, name):
     case = CASES[name]
     alone, steps = run(root, case, [])
     assert alone.deleted or name in {"named", "condition"}
@@ -618,7 +618,7 @@ def test_one_operation_at_any_moment(root, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_operations_at_any_moments(root, name):
+def test_p1_p3_gc_01_03_04_05_18_two_operations_at_any_moments(root, name):
     case = CASES[name]
     _, steps = run(root, case, [])
     moments = combinations_with_replacement(range(steps + 1), 2)
