@@ -182,7 +182,9 @@ class _Expected:
 def check(folder: Path, root: Path, notes: list[list[Note]]) -> None:
     """Check that what was acknowledged is there, and that a store is whole and can be emptied."""
     with open_stores(root, "default", AMD64) as stores:
-        stores.collect()
+        collected = stores.collect()
+        assert not collected.errors, collected.errors
+        assert not collected.left, collected.left
         for log in notes:
             expected = _Expected()
             for note in log:
