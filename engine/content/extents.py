@@ -5,11 +5,10 @@ Sync; safe from any thread. Knows nothing of digests: the record that names a bl
 """
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 
 from engine.errors import DataLoss
@@ -19,7 +18,6 @@ from engine.kv.schema import EXTENT
 __all__ = ["append", "drop", "feed", "numbers", "read", "stored_bytes", "view"]
 
 _RELEASE_EVERY = 32  # extents read between two calls that give their memory back
-_PAGE = 4096
 _FED_AT_ONCE = 16  # extents in one transaction, some milliseconds to a hash
 _FED_UNRELEASED = 2048  # extents, 2 GiB: to give memory back takes a twentieth of the time to hash it
 _DROP_AT_ONCE = 128  # extents, and ends of blobs, in one transaction: others can write in between
@@ -74,31 +72,11 @@ def feed(blobs: Environment, number: int, size: int, take: Callable[[memoryview]
     count = -(-size // EXTENT)
     for start in range(0, count, _FED_AT_ONCE):
         with blobs.read() as txn:
-            indexes = range(start, min(start + _FED_AT_ONCE, count))
-            found = [_extent(txn, number, index, size) for index in indexes]
-            with _mapped_ahead(found):
-                for extent in found:
+            for index in range(start, min(start + _FED_AT_ONCE, count)):
+                with _extent(txn, number, index, size) as extent:
                     take(extent)
-                    extent.release()
         if start % _FED_UNRELEASED == _FED_UNRELEASED - _FED_AT_ONCE:
             blobs.release_pages()
-
-
-@contextmanager
-def _mapped_ahead(found: list[memoryview]) -> Iterator[None]:
-    """Touch the pages of extents while the block takes the first: page faults are 5 % of a hash."""
-
-    def touch() -> None:
-        for extent in found[1:]:
-            with suppress(ValueError):  # the block was faster
-                extent[::_PAGE].tobytes()
-
-    thread = threading.Thread(target=touch, name="touch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Holds:
         It is -1 where there is no file and none can be made: nobody deletes anything there.
         """
         with os_errors(f"file {self._file}"):
-            opened = self._open()
+            opened = self._open(0 if self._readonly else os.O_CREAT)
             if opened >= 0:
                 try:
                     fcntl.fcntl(opened, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK, number))
@@ -44,16 +44,15 @@ class Holds:
     def free(self, numbers: Iterable[int]) -> list[int]:
         """Return those of some numbers that no process holds. Only asks: it keeps no reader out."""
         with os_errors(f"file {self._file}"):
-            opened = self._open()
+            opened = self._open(0)
             try:
-                return [number for number in numbers if not _is_held(opened, number)]
+                return [number for number in numbers if opened < 0 or not _is_held(opened, number)]
             finally:
-                os.close(opened)
+                release(opened)
 
-    def _open(self) -> int:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    def _open(self, more: int) -> int:
         try:
-            return os.open(self._file, flags if self._readonly else flags | os.O_CREAT, 0o600)
+            return os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | more, 0o600)
         except FileNotFoundError:
             return -1
 

@@ -54,7 +54,7 @@ def leases(stores):
         return {record.id for record in ledger.table_of(LEASE).scan(txn, "default")}
 
 
-def test_what_expires_on_a_clock_that_runs(stores, time):
+def test_p11_what_expires_on_a_clock_that_runs(stores, time):
     lease_until(stores, "x", START.wall + HOUR)
     collected = collect(stores.root.meta, PLACES)
     assert (leases(stores), collected.expires) == ({"x"}, START.wall + HOUR)
@@ -65,7 +65,7 @@ def test_what_expires_on_a_clock_that_runs(stores, time):
 
 
 @pytest.mark.parametrize("jump", [TEN_YEARS, HOUR, 61 * S])
-def test_a_jump_ahead_deletes_nothing_for_a_quarter_of_an_hour(stores, time, jump):
+def test_gc_17_a_jump_ahead_deletes_nothing_for_a_quarter_of_an_hour(stores, time, jump):
     lease_until(stores, "x", START.wall + 30 * S)
     collect(stores.root.meta, PLACES)
     time.passes(10, jump)
@@ -95,7 +95,7 @@ def test_a_jump_ahead_that_is_taken_back_has_harmed_nothing(stores, time):
 
 
 @pytest.mark.parametrize("jump", [-TEN_YEARS, -HOUR])
-def test_a_jump_back_deletes_nothing_early(stores, time, jump):
+def test_p11_gc_17_a_jump_back_deletes_nothing_early(stores, time, jump):
     collect(stores.root.meta, PLACES)
     time.passes(10, jump)
     lease_until(stores, "new", time.now.wall + 1200 * S)  # by the clock that is right, or by neither
