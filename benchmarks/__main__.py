@@ -8,6 +8,7 @@ Needs root. What is compared is the ratio of medians; absolute times are this ma
 import argparse
 import json
 import platform
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.fresh import fresh_file_system
 
 def main() -> None:
     """Run the comparison that the options ask for."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left
     for other in (hostile, store):
         if sys.argv[1:2] == [other.__name__.rpartition(".")[2]]:
             sys.exit(other.main(sys.argv[2:]))

@@ -10,11 +10,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.app import Engine, open_engine
+    from engine.gc.policy import Policy
+    from engine.gc.scheduler import Schedule
     from engine.mount import Mount, activate, deactivate, mounted
 
-__all__ = ["Engine", "Mount", "activate", "deactivate", "mounted", "open_engine"]
+__all__ = [
+    "Engine",
+    "Mount",
+    "Policy",
+    "Schedule",
+    "activate",
+    "deactivate",
+    "mounted",
+    "open_engine",
+]
 
-_HOMES = {"Engine": "app", "open_engine": "app"}
+_HOMES = {
+    "Engine": "app",
+    "Policy": "gc.policy",
+    "Schedule": "gc.scheduler",
+    "open_engine": "app",
+}
 
 
 def __getattr__(name: str) -> object:

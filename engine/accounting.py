@@ -29,6 +29,7 @@ from engine.snapshots import Kind
 __all__ = ["Accounts", "ImageUsage", "Overhead", "Share", "StoreUsage"]
 
 _KNOWN = 20_000  # objects of which it is remembered who holds them
+_RELEASE_EVERY = 100  # images looked at between two calls that give the memory of that back
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -159,6 +160,8 @@ class Accounts:
         for number, image in enumerate(images):
             report(Step.COUNT, "images", len(images), number)
             rows.append(self.image(image))
+            if number % _RELEASE_EVERY == 0:
+                self._root.meta.release_pages()
         report(Step.COUNT, "images", len(images), len(images))
         known: dict[Node, Node | None] = {}
         kept, garbage, elsewhere = Share(), self._dropped(), Share()

@@ -60,7 +60,8 @@ class Engine:
         """Return this engine, for calls whose results a lease of the caller's is to hold.
 
         What such a call made or found, the lease holds once it has succeeded. A call raises NotFound if
-        there is no such lease in `stores.leases`, FailedPrecondition if it has expired.
+        there is no such lease in `stores.leases`, FailedPrecondition if it has expired. If it is removed
+        meanwhile, that is told in the end, and what was done is as without it.
         """
         other = copy(self)
         other._heir = lease

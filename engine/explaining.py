@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from engine.errors import NotFound
-from engine.gc.explain import Explained, Holder, Kept, explain, explain_node
+from engine.gc.explain import Explained, Keeper, Kept, explain, explain_node
 from engine.metadata.lineage import full_key
 from engine.metadata.nodes import IMAGE, SNAPSHOT, Node, blob_node, snapshot_node
 from engine.oci.short import beginnings
@@ -57,10 +57,10 @@ def _named(stores: Stores, text: str) -> list[Node]:
     return found
 
 
-def _mounts(stores: Stores) -> dict[Node, Holder]:
+def _mounts(stores: Stores) -> dict[Node, Keeper]:
     """Return what to say of the snapshots that are mounted, or kept for a mount."""
     return {
-        Node(SNAPSHOT, record.backend, record.key): Holder(
+        Node(SNAPSHOT, record.backend, record.key): Keeper(
             Node(MOUNT, record.backend, record.key), f"{record.state} at {record.target}"
         )
         for record in stores.mounting.walk()

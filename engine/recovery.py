@@ -38,7 +38,14 @@ _LAST_NS = 300 * 10**9  # what was committed so long before the end is looked at
 
 def is_in_order(root: Root) -> bool:
     """Say whether everyone who had a store open to write closed it, in this boot of the machine."""
-    return _noted_boot(root) == boot_id() and not root.owners.any_dead()
+    return _noted_boot(root) == _this_boot() and not root.owners.any_dead()
+
+
+def _this_boot() -> str:
+    try:
+        return boot_id()
+    except OSError:  # no /proc: then every boot is like the last
+        return "unknown"
 
 
 def _noted_boot(root: Root) -> str:
@@ -50,12 +57,13 @@ def _noted_boot(root: Root) -> str:
 
 def recover(root: Root) -> None:
     """Put a store in order, if it is not; what cannot be done now is left for the next time."""
-    if is_in_order(root):
-        return
     try:
-        with os_errors(f"root {root.path}"), _alone(root) as is_mine:
-            if is_mine:
-                _recover(root)
+        with os_errors(f"root {root.path}"):
+            if is_in_order(root):
+                return
+            with _alone(root) as is_mine:
+                if is_mine:
+                    _recover(root)
     except EngineError as error:  # who opens a store wants to work: with a full disk to free it
         _log.warning("the store is not in order yet: %s", error)
 
@@ -81,14 +89,14 @@ def _recover(root: Root) -> None:
     hit("recover.begun")
     _empty(root, until)
     hit("recover.emptied")
-    if _noted_boot(root) not in {"", boot_id()}:
+    if _noted_boot(root) not in {"", _this_boot()}:
         _check_last(root, until)
     hit("recover.checked")
     plugins.sweep(root)
     hit("recover.swept")
     root.owners.sweep()
     fresh = root.path / f"{_BOOT}.new"
-    fresh.write_text(f"{boot_id()}\n", encoding="ascii")
+    fresh.write_text(f"{_this_boot()}\n", encoding="ascii")
     fresh.replace(root.path / _BOOT)
 
 

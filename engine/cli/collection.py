@@ -16,7 +16,7 @@ from engine.cli.table import Column
 from engine.errors import EngineError
 from engine.explaining import MOUNT
 from engine.gc.collect import Collected
-from engine.gc.explain import Explained, Holder, Kept
+from engine.gc.explain import Explained, Keeper, Kept
 from engine.gc.policy import Enforced
 from engine.metadata.nodes import CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node
 from engine.oci.reference import familiar
@@ -63,11 +63,17 @@ class ShownHeld(ShownHolder, frozen=True, kw_only=True):
     shared_bytes: int
 
 
+class ShownLink(ShownNode, frozen=True, kw_only=True):
+    """An object on the way to another, and what it is to the one above."""
+
+    role: str
+
+
 class ShownKept(ShownNode, frozen=True, kw_only=True):
     """An object and what holds it, if anything."""
 
     holder: ShownHolder | UnsetType = UNSET
-    chain: list[ShownNode]
+    chain: list[ShownLink]
 
 
 class ShownRemoval(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +163,7 @@ def explained(kept: Kept) -> ShownKept:
     holder: ShownHolder | UnsetType = UNSET
     if kept.holder:
         holder = ShownHolder(**_name(kept.holder.node), why=kept.holder.why)
-    chain = [ShownNode(**_name(node)) for node in kept.chain]
+    chain = [ShownLink(**_name(link.node), role=link.role) for link in kept.chain]
     return ShownKept(**_name(kept.node), holder=holder, chain=chain)
 
 
@@ -228,21 +234,28 @@ def _called(node: Node) -> str:
 
 def tell_kept(view: View, found: Sequence[Kept]) -> None:
     """Show what holds objects, a line for each."""
-    short = view.shortener([node.key for kept in found for node in (kept.node, *kept.chain)])
+    short = view.shortener([node.key for kept in found for node in _on_the_way(kept)])
 
-    def told(node: Node) -> str:
+    def told(node: Node, role: str = "") -> str:
         backend = f"{node.backend} " if node.kind == SNAPSHOT else ""
-        return f"{_KINDS[node.kind]} {backend}{short(_called(node))}"
+        return f"{role or _KINDS[node.kind]} {backend}{short(_called(node))}"
 
     for kept in found:
         if kept.holder is None:
             write([f"{told(kept.node)}: held by nothing, the next `lamina gc` removes it"])
             continue
-        way = [_with_reason(kept.holder, told(kept.holder.node)), *map(told, kept.chain[1:])]
+        way = [
+            _with_reason(kept.holder, told(kept.holder.node)),
+            *(told(link.node, link.role) for link in kept.chain[1:]),
+        ]
         if len(way) == 1:
             way[0] = _with_reason(kept.holder, "itself")
         write([f"{told(kept.node)}: kept by {' -> '.join(way)}"])
 
 
-def _with_reason(holder: Holder, name: str) -> str:
+def _on_the_way(kept: Kept) -> list[Node]:
+    return [kept.node, *(link.node for link in kept.chain)]
+
+
+def _with_reason(holder: Keeper, name: str) -> str:
     return f"{name} ({holder.why})" if holder.why else name

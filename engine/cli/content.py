@@ -15,6 +15,7 @@ from engine.cli.table import Column, Fault
 from engine.errors import EngineError
 from engine.filters import Filter
 from engine.kv.schema import Blob
+from engine.kv.table import Damaged
 
 __all__ = ["get", "list_blobs", "remove"]
 
@@ -33,20 +34,22 @@ def list_blobs(context: Context, filters: Sequence[Filter], view: View) -> None:
         def blobs() -> Iterator[Blob]:
             return stores.content.walk(filters)
 
-        damaged = [] if filters else stores.content.damaged()
-        names = chain((blob.digest for blob in blobs()), (record.name for record in damaged))
+        def lost() -> Iterator[Damaged]:  # looked for when the others are shown
+            yield from () if filters else stores.content.damaged()
+
+        names = chain((blob.digest for blob in blobs()), (record.name for record in lost()))
         if view.quiet:
             write(names)
             return
         if view.json:
-            lost = (shapes.ShownBlob(digest=record.name, error=record.error) for record in damaged)
-            documents(chain(map(shapes.blob, blobs()), lost))
+            faults = (shapes.ShownBlob(digest=record.name, error=record.error) for record in lost())
+            documents(chain(map(shapes.blob, blobs()), faults))
             return
         short = view.shortener(names)
         view.table(
             (Column("DIGEST"), Column("SIZE", goes=2, right=True), Column("CREATED", goes=1)),
             ((short(blob.digest), human_bytes(blob.size), age(blob.created)) for blob in blobs()),
-            [Fault(short(record.name), record.error) for record in damaged],
+            (Fault(short(record.name), record.error) for record in lost()),
             none="no blobs",
         )
 

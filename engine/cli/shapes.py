@@ -5,6 +5,7 @@ Sync. A field that cannot be told, as of a damaged record, is left out, and `err
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 _REMEMBERED = 1000  # images, in case that one has many names
+_RELEASE_EVERY = 100  # images looked at between two calls that give the memory of that back
 
 
 class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,10 +192,13 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
 
     So is an image of many names.
     """
-    backends = stores.snapshotters()
+    backends, looked = stores.snapshotters(), count(1)
 
     @lru_cache(_REMEMBERED)
     def look(media_type: str, digest: str, size: int) -> dict[str, Any]:
+        if next(looked) % _RELEASE_EVERY == 0:
+            stores.root.meta.release_pages()
+            stores.root.blobs.release_pages()
         target = Descriptor(media_type=media_type, digest=digest, size=size)
         try:
             found = stores.present(target)

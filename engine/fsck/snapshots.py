@@ -7,6 +7,7 @@ told. With something that applies layers, what differs can be mended.
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 
 from engine import labels, plugins
@@ -23,7 +24,18 @@ from engine.snapshots import Kind, Snapshotter
 
 __all__ = ["Snapshots"]
 
+_NO_LAYER = "import or pull its image again, then repair"
+_LOST = "what was written there is lost; `lamina snapshots rm` removes it"
 _SHOWN = 3  # differences in one line
+
+
+class _Footing(IntEnum):
+    """What is known of the snapshots that one stands on; the worst of them counts."""
+
+    WHOLE = 0
+    UNKNOWN = 1
+    """Some could be looked at by attributes only."""
+    DAMAGED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +73,19 @@ class Snapshots:
                 yield Trouble(about)
                 continue
             # Whose parent is not here is told of already, and so is who stands on himself.
-            pending = [(key, False) for key in children[backend, namespace, ""]]
+            pending = [(key, _Footing.WHOLE) for key in children[backend, namespace, ""]]
             while pending:
-                key, is_unsure = pending.pop()
+                key, footing = pending.pop()
                 if self.only is None or key in self.only:
-                    trouble = self._trouble(place, key, is_unsure=is_unsure)
+                    before = self.counts.by_attributes
+                    trouble = self._trouble(place, key, footing)
+                    if self.counts.by_attributes > before:
+                        footing = max(footing, _Footing.UNKNOWN)
                     if trouble is not None:
                         yield trouble
-                        is_damaged = trouble.finding.is_damage and not self._is_mended(key)
-                        is_unsure = is_unsure or is_damaged
-                pending += [(child, is_unsure) for child in children[key]]
+                        if trouble.finding.is_damage and not self._is_mended(key):
+                            footing = _Footing.DAMAGED
+                pending += [(child, footing) for child in children[key]]
 
     def _is_mended(self, key: SnapshotKey) -> bool:
         """Say whether a snapshot that was told of is another by now."""
@@ -81,7 +96,7 @@ class Snapshots:
         with self.root.meta.read() as txn:
             return SNAPSHOTS.get(txn, *key)
 
-    def _trouble(self, place: Snapshotter, key: SnapshotKey, *, is_unsure: bool) -> Trouble | None:
+    def _trouble(self, place: Snapshotter, key: SnapshotKey, footing: _Footing) -> Trouble | None:
         """Return what is wrong with a snapshot; None if nothing is, or it is gone by now."""
         record = self._again(key)
         if record is None or record.lease or record.id != self.read.snapshots[key].id:
@@ -89,7 +104,7 @@ class Snapshots:
         self.counts.snapshots += 1
         layer = self._layer(key, record)
         try:
-            trouble = self._look(place, key, record, layer, is_unsure=is_unsure)
+            trouble = self._look(place, key, record, layer, footing)
         except NotFound:  # itself, or what it stands on
             trouble = None
         # Whoever removes one takes the record first: then what was seen is no damage.
@@ -115,24 +130,31 @@ class Snapshots:
         key: SnapshotKey,
         record: Snapshot,
         layer: Blob | None,
-        *,
-        is_unsure: bool,
+        footing: _Footing,
     ) -> Trouble | None:
         if record.kind != Kind.COMMITTED or layer is None:
             return self._by_attributes(place, key, record)
         mend = self._mend(place, key, record, layer)
+        if footing is _Footing.DAMAGED:
+            mend = None  # made anew, it would be made on that
         try:
             found = self._compare(place, key, record, layer)
         except DataLoss as error:
             return _told(key, str(error), mend)
         except Refused as error:
             return _told(key, f"it cannot be held against its layer: {error}", is_damage=False)
-        sure = [one for one in found if not (one.by_below and is_unsure)]
-        if sure:
-            return _told(key, _summary(sure), mend, differences=sure)
-        if found:
-            return _told(key, "it can be told only once what it stands on is mended", is_damage=False)
-        return None
+        by_below = [one for one in found if one.by_below]
+        if by_below and footing is _Footing.DAMAGED:
+            found = [one for one in found if not one.by_below]
+            if not found:
+                return _told(
+                    key, "it can be told only once what it stands on is mended", is_damage=False
+                )
+        elif by_below and footing is _Footing.UNKNOWN:
+            # Which of the two is wrong nobody can tell.
+            detail = f"{_summary(found)}; the layer of what it stands on is not here"
+            return _told(key, detail, differences=found)
+        return _told(key, _summary(found), mend, differences=found) if found else None
 
     def _compare(
         self, place: Snapshotter, key: SnapshotKey, record: Snapshot, layer: Blob
@@ -155,15 +177,17 @@ class Snapshots:
 
     def _by_attributes(self, place: Snapshotter, key: SnapshotKey, record: Snapshot) -> Trouble | None:
         """Look at a snapshot whose layer nobody has: that it is there, and as large as it was."""
+        is_layer = record.kind == Kind.COMMITTED
         try:
             usage = place.measure(key[2])
         except DataLoss as error:
-            return _told(key, str(error))
-        if record.kind != Kind.COMMITTED:
+            return _told(key, f"{error}; {_NO_LAYER if is_layer else _LOST}")
+        if not is_layer:
             return None  # as many files as someone likes
         self.counts.by_attributes += 1
         if usage.inodes != record.inodes:
-            return _told(key, f"it has {usage.inodes} files and folders, not {record.inodes}")
+            wrong = f"it has {usage.inodes} files and folders, not {record.inodes}"
+            return _told(key, f"{wrong}; {_NO_LAYER}")
         return _told(key, "its layer is not here: checked by attributes only", is_damage=False)
 
     def _mend(self, place: Snapshotter, key: SnapshotKey, record: Snapshot, layer: Blob) -> Mend | None:

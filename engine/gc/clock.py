@@ -9,6 +9,7 @@ nothing expires for a quarter of an hour: time to notice, and for a time service
 import time
 
 from engine import limits
+from engine.errors import DataLoss
 from engine.kv.environment import Transaction
 from engine.kv.schema import CLOCKS, Clock
 from engine.mounts.table import boot_id
@@ -18,6 +19,7 @@ __all__ = ["look", "read", "time_of", "told"]
 _DRIFT = limits.CLOCK_DRIFT_S * 10**9
 _GRACE = limits.CLOCK_GRACE_S * 10**9
 _NAME = "last"
+_UNKNOWN = Clock(boot="", boottime=0, wall=0, doubted_until=1)  # in doubt, in another boot
 
 
 def read() -> Clock:
@@ -28,7 +30,11 @@ def read() -> Clock:
 
 def look(txn: Transaction, *, note: bool) -> Clock:
     """Return what the clocks show, and until when not to believe them; with `note` for the next too."""
-    seen = told(CLOCKS.get(txn, _NAME), read())
+    try:
+        last = CLOCKS.get(txn, _NAME)
+    except DataLoss:
+        last = _UNKNOWN
+    seen = told(last, read())
     if note:
         CLOCKS.put(txn, seen, _NAME)
     return seen

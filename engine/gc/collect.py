@@ -34,7 +34,7 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
-_RELEASE_EVERY = 8  # transactions: what they read counts as memory of the process
+_RELEASE_EVERY = 1  # transactions: what they read counts as memory of the process
 _S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
 

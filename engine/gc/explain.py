@@ -7,6 +7,7 @@ all of it, some 200 bytes for each object. For one object its holders are looked
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 
 from engine import labels, times
 from engine.gc.clock import look, time_of
@@ -26,12 +27,15 @@ from engine.metadata.nodes import (
     is_root,
     snapshot_node,
 )
+from engine.oci.mediatypes import INDEXES
 
-__all__ = ["Explained", "Garbage", "Held", "Holder", "Kept", "explain", "explain_node"]
+__all__ = ["Explained", "Garbage", "Hold", "Keeper", "Kept", "Link", "explain", "explain_node"]
+
+_ROLES = {"config": "config", "l": "layer", "m": "manifest"}
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class Keeper:
     """What keeps objects by itself, and why it does; nothing is said of an image without an end."""
 
     node: Node
@@ -39,10 +43,10 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Hold:
     """How many blobs and snapshots something keeps, the bytes that only it does, and those others do."""
 
-    holder: Holder
+    holder: Keeper
     objects: int
     alone: int
     shared: int
@@ -61,7 +65,15 @@ class Explained:
     """All garbage, holders first, and all that keeps anything, who alone keeps most first."""
 
     garbage: list[Garbage]
-    held: list[Held]
+    held: list[Hold]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An object on the way to another: `role` says what it is to the one above, as far as that tells."""
+
+    node: Node
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +81,8 @@ class Kept:
     """One object, and the way to it from what keeps it, both included; none for garbage."""
 
     node: Node
-    holder: Holder | None
-    chain: list[Node]
+    holder: Keeper | None
+    chain: list[Link]
 
 
 def explain(meta: Environment, places: Places) -> Explained:
@@ -85,12 +97,12 @@ def explain(meta: Environment, places: Places) -> Explained:
     return Explained([Garbage(node, sizes.get(node, 0)) for node in garbage], held)
 
 
-_Kept = Callable[[], Collection[Node]]
+_Reach = Callable[[], Collection[Node]]
 
 
 def _told(
-    holder: Holder, kept: Iterable[Node], sizes: Mapping[Node, int], counts: Counter[Node]
-) -> Held:
+    holder: Keeper, kept: Iterable[Node], sizes: Mapping[Node, int], counts: Counter[Node]
+) -> Hold:
     alone = shared = objects = 0
     for node in kept:
         if node in sizes:
@@ -99,7 +111,7 @@ def _told(
                 alone += sizes[node]
             else:
                 shared += sizes[node]
-    return Held(holder, objects, alone, shared)
+    return Hold(holder, objects, alone, shared)
 
 
 def _sizes(txn: Transaction, places: Places) -> Iterator[tuple[Node, int]]:
@@ -112,7 +124,7 @@ def _sizes(txn: Transaction, places: Places) -> Iterator[tuple[Node, int]]:
                 yield snapshot_node(backend, record.key), record.size
 
 
-def _leases(txn: Transaction, places: Places, found: Survey) -> Iterator[tuple[Holder, _Kept]]:
+def _leases(txn: Transaction, places: Places, found: Survey) -> Iterator[tuple[Keeper, _Reach]]:
     """Yield the live leases, each with what finds all that it keeps."""
     for node in found.roots:
         if node.kind == LEASE:
@@ -121,30 +133,30 @@ def _leases(txn: Transaction, places: Places, found: Survey) -> Iterator[tuple[H
             items = LEASE_ITEMS.survey(txn, places.namespace, node.key)[0]
             members = [node, *(Node(item.kind, item.backend, item.key) for item in items)]
             edges = found.below if labels.GC_FLAT in record.labels else found.references
-            yield Holder(node, _why(record)), _reaching(members, edges)
+            yield Keeper(node, _why(record)), _reaching(members, edges)
 
 
 def _others(
     meta: Environment, txn: Transaction, places: Places, found: Survey
-) -> Iterator[tuple[Holder, _Kept]]:
+) -> Iterator[tuple[Keeper, _Reach]]:
     """Yield what else keeps anything: what is a root only as a member of a lease does not."""
     for node in found.roots:
         if node.kind == LEASE:
             continue
         record = ledger.get(txn, places.namespace, node)  # it could be read just now
         if node.kind == SNAPSHOT and node.backend in places.kept:
-            yield Holder(node, f"{node.backend} cannot be used"), _reaching([node], found.references)
+            yield Keeper(node, f"{node.backend} cannot be used"), _reaching([node], found.references)
         elif isinstance(record, Image) and _is_over(found, record):
             continue
         elif stands(meta.owners, txn, places.namespace, node):
-            yield Holder(node, _why(record)), _reaching([node], found.references)
+            yield Keeper(node, _why(record)), _reaching([node], found.references)
 
 
 def _is_over(found: Survey, image: Image) -> bool:
     return found.expiry(image.labels) and not is_root(IMAGE, image.labels)
 
 
-def _reaching(nodes: Iterable[Node], edges: Callable[[Node], Iterable[Node]]) -> _Kept:
+def _reaching(nodes: Iterable[Node], edges: Callable[[Node], Iterable[Node]]) -> _Reach:
     return lambda: reachable(nodes, edges)
 
 
@@ -166,8 +178,21 @@ def explain_node(meta: Environment, namespace: str, node: Node) -> Kept:
     """Explain one object."""
     with meta.read() as txn:
         way = _way(meta, txn, namespace, node)
-        holder = Holder(way[0], _why(ledger.get(txn, namespace, way[0]))) if way else None
-    return Kept(node, holder, way)
+        holder = Keeper(way[0], _why(ledger.get(txn, namespace, way[0]))) if way else None
+        above = (ledger.get(txn, namespace, one) for one in way)
+        roles = ("", *starmap(_role, zip(above, way[1:], strict=False)))
+    return Kept(node, holder, [Link(one, role) for one, role in zip(way, roles, strict=False)])
+
+
+def _role(above: object, node: Node) -> str:
+    """Say what a blob is to what names it: containerd's label keys tell, and an image's media type."""
+    if isinstance(above, Image):
+        return "index" if above.target.media_type in INDEXES else "manifest"
+    if not isinstance(above, Blob) or node.kind != CONTENT:
+        return ""
+    keys = (key for key, value in above.labels.items() if value == node.key)
+    parts = (key.removeprefix(f"{labels.GC_REF_CONTENT}.").partition(".")[0] for key in keys)
+    return next((_ROLES[part] for part in parts if part in _ROLES), "")
 
 
 def _way(meta: Environment, txn: Transaction, namespace: str, node: Node) -> list[Node]:

@@ -18,7 +18,8 @@ from engine.kv.keys import Part
 __all__ = ["Counter", "Damaged", "Record", "Table"]
 
 _PAGE = 1000  # records read in one transaction
-_RELEASE_EVERY = 100  # pages read between two calls that give their memory back
+# Pages read between two calls that give their memory back: each look maps sixteen pages of the file.
+_RELEASE_EVERY = 10
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

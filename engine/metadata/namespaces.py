@@ -48,10 +48,11 @@ class NamespaceStore:
         It costs what there are of them, not what is in them. Those that cannot be read are left out.
         """
         with self._meta.read() as txn:
-            said = {record.name: record for record in NAMESPACES.survey(txn)[0]}
-            lost = {record.name for record in NAMESPACES.survey(txn)[1]}
+            records, damaged = NAMESPACES.survey(txn)
             used = set(_used(txn))
-        found = [said.get(name) or _unsaid(name) for name in (used | said.keys()) - lost]
+        said = {record.name: record for record in records}
+        names = used.union(said).difference(lost.name for lost in damaged)
+        found = [said.get(name) or _unsaid(name) for name in names]
         return sorted(found, key=lambda record: record.name)
 
     def damaged(self) -> list[Damaged]:

@@ -39,7 +39,7 @@ def _compare(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
-def test_the_total_is_what_du_says(tmp_path: Path, kind: str):
+def test_p10_the_total_is_what_du_says(tmp_path: Path, kind: str):
     with formatted(kind, tmp_path / "image", _folder(tmp_path / "disk")) as disk:
         root, target = disk / "root", _folder(disk / "mnt")
         for name, size in (("one", 30_000), ("two", 1_500_000)):

@@ -140,6 +140,12 @@ def seen(
     run("import", mixed(folder), "--ref", "absent", code=3)
     run("import", folder / "mixed", code=5)
     run("image", "rm", "mixed:good")
+    lamina(root, "mount", "app:1", target, "--rw", "--name", "early")
+    run("gc", "--dry-run", "--explain")
+    (explained,) = json.loads(lamina(root, "gc", "--explain", "early", "--json").stdout)
+    found["explanation"] |= {name for name, _ in _fields(explained, SHAPES["explanation"])}
+    lamina(root, "umount", target)
+    lamina(root, "snapshots", "rm", "early")
     run("gc")
     run("unpack", "app:1")
     assert run("image", "tag", "app:1", "app:2") | {"name": "", "created": "", "updated": ""} == (
@@ -163,6 +169,8 @@ def seen(
     assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
     run("snapshots", "rm", "web")
     run("du")
+    lamina(root, "image", "tag", "app:1", "old:1")
+    run("gc", "--dry-run", "--explain", "--max-age", "0s", "--min-age", "0s")
     _name_and_keep(root, image, run)
     run("backends")
     run("compact")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from engine import failpoints
 from tests.crash.conftest import copy_template
 from tests.crash.harness import Case, again, assert_nothing_half_done, collect_all
 from tests.processes import Victim
@@ -93,10 +92,3 @@ def test_a_dying_worker_is_an_ordinary_error(case: Case, root: Path, command: st
     assert "a worker process was killed by signal 9" in messages
     assert len(messages.splitlines()) == 1
     _assert_recovers(root, case, command)
-
-
-def test_every_point_is_met_by_a_scenario():
-    # Others are in tests/cli/test_mounts.py, tests/engine/test_compacting.py, and beside this.
-    elsewhere = ("mount.", "umount.", "compact.", "fsck.", "snapshot.replace.", "recover.")
-    others = {name for name in failpoints.NAMES if name.startswith(elsewhere)}
-    assert {name for _, name, _ in _MAIN + _WORKER} == failpoints.NAMES - others

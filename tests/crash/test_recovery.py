@@ -141,3 +141,15 @@ def test_what_cannot_be_done_keeps_nobody_out(
     assert time.monotonic() - began < 20
     lamina(root, "gc")
     assert is_in_order(root)
+
+
+def test_without_proc_a_store_opens(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(recovery, "boot_id", missing)
+    lamina(tmp_path / "root", "import", "--no-unpack", image)
+    assert is_in_order(tmp_path / "root")
+    assert caplog.text == ""

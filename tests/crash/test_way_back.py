@@ -31,7 +31,7 @@ def _die(root: Path, words: list[str], point: str) -> int:
 
 
 @pytest.mark.parametrize("point", _POINTS)
-def test_gc_09_dying_while_clearing_up(root: Path, image: Path, point: str):
+def test_p2_gc_09_dying_while_clearing_up(root: Path, image: Path, point: str):
     words = ["import", "--snapshotter", "overlay", str(image)]
     assert _die(root, words, "snapshot.commit.recorded") == -signal.SIGKILL
     assert _die(root, ["gc"], point) == -signal.SIGKILL, "the point was not reached"

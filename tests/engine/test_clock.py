@@ -5,6 +5,7 @@ import pytest
 from engine.gc import clock as clocks
 from engine.gc.collect import collect
 from engine.gc.survey import Places
+from engine.kv import keys
 from engine.kv.schema import CLOCKS, Clock, Ingest, Lease
 from engine.metadata import ledger
 from engine.metadata.nodes import LEASE, Node
@@ -53,7 +54,7 @@ def leases(stores):
         return {record.id for record in ledger.table_of(LEASE).scan(txn, "default")}
 
 
-def test_what_expires_on_a_clock_that_runs(stores, time):
+def test_p11_what_expires_on_a_clock_that_runs(stores, time):
     lease_until(stores, "x", START.wall + HOUR)
     collected = collect(stores.root.meta, PLACES)
     assert (leases(stores), collected.expires) == ({"x"}, START.wall + HOUR)
@@ -64,7 +65,7 @@ def test_what_expires_on_a_clock_that_runs(stores, time):
 
 
 @pytest.mark.parametrize("jump", [TEN_YEARS, HOUR, 61 * S])
-def test_a_jump_ahead_deletes_nothing_for_a_quarter_of_an_hour(stores, time, jump):
+def test_gc_17_a_jump_ahead_deletes_nothing_for_a_quarter_of_an_hour(stores, time, jump):
     lease_until(stores, "x", START.wall + 30 * S)
     collect(stores.root.meta, PLACES)
     time.passes(10, jump)
@@ -94,7 +95,7 @@ def test_a_jump_ahead_that_is_taken_back_has_harmed_nothing(stores, time):
 
 
 @pytest.mark.parametrize("jump", [-TEN_YEARS, -HOUR])
-def test_a_jump_back_deletes_nothing_early(stores, time, jump):
+def test_p11_gc_17_a_jump_back_deletes_nothing_early(stores, time, jump):
     collect(stores.root.meta, PLACES)
     time.passes(10, jump)
     lease_until(stores, "new", time.now.wall + 1200 * S)  # by the clock that is right, or by neither
@@ -164,6 +165,16 @@ def test_ingests_and_conditions_wait_too(stores, time):
     collected = collect(stores.root.meta, places)
     assert collected.ingests == ["idle"]
     assert collected.snapshots == [Node("snapshots", "copy", "layer")]
+
+
+def test_a_note_that_cannot_be_read_is_a_reason_to_doubt(stores, time):
+    lease_until(stores, "x", START.wall - HOUR)
+    with stores.root.meta.write() as txn:
+        txn.raw.put(keys.encode(["last"]), b"?", db=txn.databases["clocks"])
+    assert collect(stores.root.meta, PLACES).errors
+    assert leases(stores) == {"x"}
+    time.passes(900)
+    assert collect(stores.root.meta, PLACES).leases == ["x"]
 
 
 def test_a_dry_run_notes_nothing(stores, time):

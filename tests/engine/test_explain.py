@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine.errors import NotFound
 from engine.explaining import explain_named, explain_store
-from engine.gc.explain import Holder, explain, explain_node
+from engine.gc.explain import Keeper, Link, explain, explain_node
 from engine.gc.survey import Places
 from engine.kv.schema import BLOBS, IMAGES, LEASES, Blob, Image, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger
@@ -67,9 +67,9 @@ def test_images_alone_and_together(stores):
     explained = explain(stores.root.meta, PLACES)
     assert [(one.node, one.bytes) for one in explained.garbage] == [(blob_node(digest("gone")), 7)]
     assert held(stores) == {
-        Holder(Node(IMAGE, "", "one"), ""): (2, 10, 100),
-        Holder(Node(IMAGE, "", "two"), ""): (2, 0, 120),
-        Holder(Node(IMAGE, "", "again"), ""): (2, 0, 120),
+        Keeper(Node(IMAGE, "", "one"), ""): (2, 10, 100),
+        Keeper(Node(IMAGE, "", "two"), ""): (2, 0, 120),
+        Keeper(Node(IMAGE, "", "again"), ""): (2, 0, 120),
     }
     assert [one.alone for one in explained.held] == [10, 0, 0]
 
@@ -87,9 +87,9 @@ def test_leases_with_their_end_or_owner(stores):
     pin(stores, "over", blob_node(digest("c")))
     me = str(stores.root.meta.owners.me)
     assert held(stores) == {
-        Holder(Node(LEASE, "", "end"), f"expires {rfc3339(at)}"): (2, 0, 6),
-        Holder(Node(LEASE, "", "flat"), ""): (1, 2, 0),
-        Holder(Node(LEASE, "", "mine"), me): (2, 0, 6),
+        Keeper(Node(LEASE, "", "end"), f"expires {rfc3339(at)}"): (2, 0, 6),
+        Keeper(Node(LEASE, "", "flat"), ""): (1, 2, 0),
+        Keeper(Node(LEASE, "", "mine"), me): (2, 0, 6),
     }
     garbage = {one.node for one in explain(stores.root.meta, PLACES).garbage}
     assert garbage == {Node(LEASE, "", "over"), blob_node(digest("c"))}
@@ -99,7 +99,7 @@ def test_what_is_a_root_only_by_a_lease_is_no_holder_itself(stores):
     write(stores, blob("a", 1), image("name", "a", **{EXPIRE: rfc3339(1)}))
     write(stores, Lease(id="x", created=1))
     pin(stores, "x", Node(IMAGE, "", "name"))
-    assert held(stores) == {Holder(Node(LEASE, "", "x"), ""): (1, 1, 0)}
+    assert held(stores) == {Keeper(Node(LEASE, "", "x"), ""): (1, 1, 0)}
 
 
 def test_labels_snapshots_and_ingests(stores):
@@ -112,17 +112,17 @@ def test_labels_snapshots_and_ingests(stores):
         Ingest(ref="r", number=2, total=None, expected=digest("root"), owner=owner, lease="", started=1),
     )
     assert held(stores) == {
-        Holder(blob_node(digest("root")), "label containerd.io/gc.root.why"): (1, 0, 3),
-        Holder(snapshot_node("copy", "work"), "in use"): (2, 50, 0),
-        Holder(snapshot_node("copy", "kept"), "label containerd.io/gc.root"): (1, 9, 0),
-        Holder(Node(INGEST, "", "r"), "being written"): (1, 0, 3),
+        Keeper(blob_node(digest("root")), "label containerd.io/gc.root.why"): (1, 0, 3),
+        Keeper(snapshot_node("copy", "work"), "in use"): (2, 50, 0),
+        Keeper(snapshot_node("copy", "kept"), "label containerd.io/gc.root"): (1, 9, 0),
+        Keeper(Node(INGEST, "", "r"), "being written"): (1, 0, 3),
     }
 
 
 def test_a_backend_that_cannot_be_used(stores):
     write(stores, snapshot("base", size=50))
     places = Places(namespace="default", backends=[], kept=["copy"])
-    holder = Holder(snapshot_node("copy", "base"), "copy cannot be used")
+    holder = Keeper(snapshot_node("copy", "base"), "copy cannot be used")
     assert held(stores, places) == {holder: (1, 50, 0)}
 
 
@@ -131,7 +131,8 @@ def test_the_way_to_one_object(stores):
     write(stores, image("one", "manifest"))
     kept = explain_node(stores.root.meta, "default", blob_node(digest("layer")))
     way = [Node(IMAGE, "", "one"), blob_node(digest("manifest")), blob_node(digest("layer"))]
-    assert (kept.holder, kept.chain) == (Holder(way[0], ""), way)
+    assert (kept.holder, [link.node for link in kept.chain]) == (Keeper(way[0], ""), way)
+    assert [link.role for link in kept.chain] == ["", "manifest", ""]
     loose = explain_node(stores.root.meta, "default", blob_node(digest("loose")))
     assert (loose.holder, loose.chain) == (None, [])
 
@@ -141,7 +142,7 @@ def test_the_shortest_way_is_told_and_circles_end(stores):
     assert not explain_node(stores.root.meta, "default", blob_node(digest("a"))).chain
     write(stores, blob("top", 1, "b"), image("far", "top"), image("near", "b"))
     kept = explain_node(stores.root.meta, "default", blob_node(digest("b")))
-    assert kept.chain == [Node(IMAGE, "", "near"), blob_node(digest("b"))]
+    assert kept.chain == [Link(Node(IMAGE, "", "near")), Link(blob_node(digest("b")), "manifest")]
 
 
 @pytest.mark.root

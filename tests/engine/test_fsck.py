@@ -517,6 +517,36 @@ def test_a_blob_that_was_dropped_comes_again(world: World, monkeypatch: pytest.M
     assert world.check().findings == []
 
 
+def test_once_a_layer_is_here_again_its_snapshot_is_mended(world: World) -> None:
+    damage_extent(world, TOP)
+    hosts = world.tree(1) / "etc/hosts"
+    hosts.write_bytes(b"elsewhere")
+    told = world.check(repair=True)
+    assert told.counts.by_attributes == 1
+    names = [f.name for f in told.left if f.what is What.SNAPSHOT]
+    if world.backend == "copy":  # it has what its parent had, and nobody can tell which is right
+        assert names == [world.chain[2]]
+        assert "the layer of what it stands on is not here" in told.left[-1].detail
+        assert (world.tree(2) / "etc/hosts").read_bytes() == b"::1 localhost\n"
+    else:
+        assert names == []
+    import_image(world.stores, world.folder / "image")
+    mended = world.check(repair=True)
+    assert [(f.name, bool(f.done)) for f in mended.findings] == [(world.chain[1], True)]
+    assert (world.tree(1) / "etc/hosts").read_bytes() == b"::1 localhost\n"
+    assert world.check().findings == []
+
+
+def test_what_is_lost_for_good_is_told(world: World) -> None:
+    backend = world.stores.snapshotter(world.backend)
+    backend.prepare("active", world.chain[2])
+    newest = max((world.root.snapshots / world.backend).iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    (told,) = world.check(repair=True).left
+    assert (told.name, told.done, told.waits) == ("active", "", "")
+    assert "what was written there is lost" in told.detail
+
+
 @pytest.mark.parametrize("world", ["overlay"], indirect=True)
 def test_of_two_namespaces_that_share_bytes_both_lose_them(world: World) -> None:
     other = Stores(world.root, "other", AMD64)

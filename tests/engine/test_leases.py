@@ -1,6 +1,7 @@
 """Leases that callers make: what they hold, when they end, and who may end them."""
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from engine.unpack.workshop import open_workshop
 from tests.clocks import HOUR, HandClock, clock_by_hand
 from tests.conftest import AMD64
 from tests.engine.image_files import HELLO, MANIFEST, WORLD, Files, records
+from tests.meddling import meddled
 from tests.processes import kill, ready
 
 EXPIRE = "containerd.io/gc.expire"
@@ -273,7 +275,7 @@ def run(stores: Stores, *calls: Callable[[Engine], Awaitable[None]]) -> None:
 
 def everything(stores: Stores) -> tuple[int, int]:
     stores.collect()
-    return len(stores.content.walk()), len(stores.snapshotter("overlay").walk())
+    return len([*stores.content.walk()]), len([*stores.snapshotter("overlay").walk()])
 
 
 @pytest.mark.root
@@ -367,6 +369,47 @@ def test_work_for_a_lease_that_is_none_does_not_begin(
 
 
 @pytest.mark.root
+def test_a_lease_that_is_removed_meanwhile_is_told_of(stores: Stores, tmp_path: Path) -> None:
+    source = image(tmp_path / "image", HELLO)
+    stores.leases.create("mine")
+
+    def remove(*_about: object) -> None:
+        with suppress(NotFound):
+            stores.leases.delete("mine")
+
+    async def work(engine: Engine) -> None:
+        with pytest.raises(NotFound, match="no lease mine"):
+            await engine.using("mine").import_image(source, report=remove)
+
+    run(stores, work)
+    assert [one.name for one in stores.images.walk()] == ["example.org/a:1"]
+    assert everything(stores) == (3, 0)
+
+
+@pytest.mark.root
+def test_gc_05_nothing_comes_between_work_and_the_lease_that_it_is_for(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is removed, and all that nothing holds collected, before each transaction."""
+    source = image(tmp_path / "image", HELLO)
+    stores.leases.create("mine")
+
+    def meddle(_passed: int) -> None:
+        with suppress(NotFound):
+            stores.images.remove("example.org/a:1")
+        stores.collect()
+
+    async def work(engine: Engine) -> None:
+        await engine.using("mine").import_image(source)
+
+    with meddled(monkeypatch, stores.root.meta, meddle) as passed:
+        run(stores, work)
+    assert len(passed) > 10
+    assert len(stores.leases.resources("mine")) == 3
+    assert everything(stores) == (3, 0)
+
+
+@pytest.mark.root
 def test_an_engine_removes_and_collects_at_once(tmp_path: Path) -> None:
     source = image(tmp_path / "image", HELLO)
 
@@ -377,11 +420,11 @@ def test_an_engine_removes_and_collects_at_once(tmp_path: Path) -> None:
             with pytest.raises(NotFound, match="does not mean"):
                 await engine.remove_image(named.name, target=other)
             assert await engine.remove_image(named.name, target=named.target) is None
-            assert len(engine.stores.content.walk()) == 3
+            assert len([*engine.stores.content.walk()]) == 3
             await engine.import_image(source)
             collected = await engine.remove_image(named.name, collect=True)
             assert collected is not None
             assert len(collected.blobs) == 3
-            assert engine.stores.content.walk() == []
+            assert [*engine.stores.content.walk()] == []
 
     trio.run(main)

@@ -6,6 +6,7 @@ command works once the cause is gone.
 """
 
 import re
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,21 @@ from engine.testing.archives import archive, layout, member
 from tests.command import LAMINA, environment, lamina
 from tests.conftest import peer
 
-__all__ = ["COMMANDS", "Outcome", "assert_kept", "assert_whole", "copied", "run_with", "template"]
+__all__ = [
+    "COMMANDS",
+    "KILL",
+    "Outcome",
+    "assert_kept",
+    "assert_whole",
+    "copied",
+    "run_with",
+    "template",
+]
 
 _TIMEOUT_S = 120
-_CODES = {0, 1, 5, 6, 7, 8}
+_WORKER_DIED = 7
+_CODES = {0, 1, 5, 6, _WORKER_DIED, 8, -signal.SIGKILL}
+KILL = "KILL"
 _KEPT, _LABEL = "kept:1", "example.org/told"
 
 COMMANDS = {
@@ -59,11 +71,16 @@ def copied(made: Path, folder: Path) -> Path:
 
 
 def run_with(made: Path, root: Path, command: str, call: str, error: str, when: str) -> Outcome:
-    """Run a command and have those of its calls fail that `when` says, as strace(1) has it."""
+    """Run a command and have those of its calls fail that `when` says, as strace(1) has it.
+
+    Instead of an error it may be KILL, which ends the process at the call.
+    """
     words = [word.format(images=made) for word in COMMANDS[command]]
     trace = root.with_name("trace")
-    inject = ["-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}"]
-    traced = [peer("strace"), "--seccomp-bpf", "-f", "-qq", "-o", trace, *inject]
+    what = "signal=KILL" if error == KILL else f"error={error}"
+    inject = ["-e", f"trace={call}", "-e", f"inject={call}:{what}:when={when}"]
+    faster = [] if error == KILL else ["--seccomp-bpf"]  # with which strace 6.1 sends no signals
+    traced = [peer("strace"), *faster, "-f", "-qq", "-o", trace, *inject]
     done = subprocess.run(
         [*traced, *LAMINA, "--root", str(root), *words],
         capture_output=True,
@@ -73,6 +90,7 @@ def run_with(made: Path, root: Path, command: str, call: str, error: str, when: 
         env=environment(),
     )
     injected = trace.read_text(encoding="utf-8", errors="replace").count("(INJECTED)")
+    injected += error == KILL and done.returncode in {-signal.SIGKILL, _WORKER_DIED}
     return Outcome(done.returncode, done.stderr, injected)
 
 
@@ -80,7 +98,7 @@ def assert_whole(made: Path, root: Path, command: str, outcome: Outcome) -> None
     """Check how a command ended, that nothing is lost, and that it works now."""
     assert outcome.code in _CODES, outcome
     assert "Traceback" not in outcome.messages, outcome.messages
-    if outcome.code:
+    if outcome.code > 0:
         errors = [line for line in outcome.messages.splitlines() if _is_error(line)]
         assert len(errors) == 1, outcome.messages
     assert_kept(root)

@@ -15,7 +15,16 @@ import pytest
 
 from engine.fs.durable import flush_file_system
 from tests.command import LAMINA, environment, lamina
-from tests.faults.harness import COMMANDS, Outcome, assert_kept, assert_whole, copied, run_with, template
+from tests.faults.harness import (
+    COMMANDS,
+    KILL,
+    Outcome,
+    assert_kept,
+    assert_whole,
+    copied,
+    run_with,
+    template,
+)
 from tests.filesystems import formatted, shared_memory
 from tests.processes import until
 
@@ -42,6 +51,19 @@ _CALLS = (
     ("rm", "pwrite64", "ENOSPC", "1+", 8),
     ("rm", "fdatasync", "EIO", "1", 1),
     ("fsck", "fsync", "EIO", "1", 1),
+)
+# At which of its calls a command, or a worker of it, is killed.
+_DEATHS = (
+    ("import", "pwrite64", "7"),
+    ("import", "pwrite64", "22"),
+    ("import", "fdatasync", "4"),
+    ("import", "mkdir", "5"),
+    ("import", "syncfs", "1"),
+    ("import", "rename", "1"),
+    ("gc", "pwrite64", "5"),
+    ("gc", "rename", "1"),
+    ("gc", "unlinkat", "1"),
+    ("rm", "fdatasync", "1"),
 )
 # What is left free, in KiB, of a disk that the command needs more of, or less.
 _LEFT = (
@@ -80,6 +102,14 @@ def test_a_call_that_fails_loses_nothing(made, tmp_path, command, call, error, w
     done = run_with(made, root, command, call, error, when)
     assert done.injected, "no call failed"
     assert done.code == code, done.messages
+    assert_whole(made, root, command, done)
+
+
+@pytest.mark.parametrize(("command", "call", "when"), _DEATHS)
+def test_p5_dying_at_a_call_leaves_the_old_or_the_new(made, tmp_path, command, call, when):
+    root = copied(made, tmp_path)
+    done = run_with(made, root, command, call, KILL, when)
+    assert done.injected, "the call was not reached"
     assert_whole(made, root, command, done)
 
 

@@ -383,5 +383,5 @@ class ContentMachine(RuleBasedStateMachine):
             assert found == {ref: ingest.durable for ref, ingest in here.items()}
 
 
-TestContent = ContentMachine.TestCase
-TestContent.settings = settings(settings.default, max_examples=60, stateful_step_count=30)
+TestP7P8Content = ContentMachine.TestCase
+TestP7P8Content.settings = settings(settings.default, max_examples=60, stateful_step_count=30)

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.content.writer import Writer
 from engine.errors import EngineError
 from engine.gc import collect as collecting
 from engine.gc.collect import collect
@@ -26,7 +27,7 @@ from engine.gc.holding import give_up, remove_blob
 from engine.gc.mark import holders_first, reachable
 from engine.gc.survey import Places
 from engine.kv.environment import Transaction
-from engine.kv.schema import COUNTERS, LEASES, Blob, Image, Ingest, Lease, Snapshot, now
+from engine.kv.schema import COUNTERS, INLINE, LEASES, Blob, Image, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger
 from engine.metadata.lineage import MetaStore
 from engine.metadata.nodes import Node
@@ -58,6 +59,8 @@ _STRIDE = 1 if settings.get_current_profile_name() == "deep" else 31
 _SNAPSHOTS = "copy"
 _COUNT = count()
 _END = 1 << 30
+_LONG = "long" * INLINE  # has extents, and an ingest while it comes
+_writers: dict[str, Writer] = {}  # by namespace
 
 Labels = dict[str, str]
 Operation = Callable[[Stores], object]
@@ -176,6 +179,18 @@ def put_expected(name: str, stores: Stores) -> None:
     with stores.content.ingest(f"blob {name}", lease="mine", expected=digest(name)) as writer:
         writer.write(name.encode())
         writer.commit()
+
+
+def begin(name: str, stores: Stores) -> None:
+    """Begin to bring a blob in, for `finish`."""
+    writer = stores.content.ingest("long", lease="mine")
+    writer.write(name.encode())
+    _writers[stores.namespace] = writer
+
+
+def finish(stores: Stores) -> None:
+    if stores.namespace in _writers:
+        _writers.pop(stores.namespace).commit()
 
 
 def label(name: str, labels: Labels, stores: Stores) -> None:
@@ -342,6 +357,11 @@ def _coming(maker: Maker) -> None:
     maker.blob("n", ref("m"))
 
 
+def _long(maker: Maker) -> None:
+    maker.blob(_LONG)
+    maker.blob("l")
+
+
 CASES = {
     "manifest": Case(
         _manifest,
@@ -490,6 +510,20 @@ CASES = {
 }
 
 
+CASES["long"] = Case(
+    _long,
+    [
+        partial(begin, _LONG),
+        partial(finish),
+        partial(tag, _LONG),
+        partial(delete, _LONG),
+        partial(label, "l", {"containerd.io/gc.ref.content": digest(_LONG)}),
+        partial(use, "l"),
+        partial(end_work, "mine"),
+    ],
+)
+
+
 # -- one schedule -------------------------------------------------------------------------------
 
 
@@ -607,7 +641,7 @@ def test_holders_come_first_but_where_they_go_round(edges):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_operation_at_any_moment(root, name):
+def test_p1_p3_gc_01_03_04_05_07_one_operation_at_any_moment(root, name):
     case = CASES[name]
     alone, steps = run(root, case, [])
     assert alone.deleted or name in {"named", "condition"}
@@ -618,7 +652,7 @@ def test_one_operation_at_any_moment(root, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_operations_at_any_moments(root, name):
+def test_p1_p3_gc_01_03_04_05_18_two_operations_at_any_moments(root, name):
     case = CASES[name]
     _, steps = run(root, case, [])
     moments = combinations_with_replacement(range(steps + 1), 2)

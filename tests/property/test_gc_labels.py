@@ -291,7 +291,7 @@ _GONE = {"containerd.io/gc.expire": _PAST[0], "containerd.io/gc.bref.container":
 @given(graph=graphs())
 @example(graph=Graph({_BLOBS[0]: {}}, {}, {_IMAGES[0]: (_BLOBS[0], _GONE)}, {}, {}))
 @settings(max_examples=_GRAPHS)
-def test_gc_01_02_13_19_exactly_the_closure_stays(root, graph):
+def test_p1_gc_01_02_13_19_exactly_the_closure_stays(root, graph):
     with root.meta.write() as txn:
         put(txn, graph, root.owners.me)
     with root.meta.read() as txn:

@@ -45,6 +45,7 @@ class ImageMachine(RecordsMachine):
         self.stores.leases.delete("mine")
         del self.model.leases["mine"], self.model.members["mine"]
 
+    @precondition(lambda self: self.model.blobs)
     @rule(name=NAMES, blob=BLOBS, data=st.data())
     def create(self, name: str, blob: str, data: Any) -> None:
         labels, lease = self.labels(data), self.lease(data)
@@ -56,6 +57,7 @@ class ImageMachine(RecordsMachine):
             if EXPIRE in labels:
                 self.join(lease, ("images", "", full(name)))
 
+    @precondition(lambda self: self.model.blobs)
     @rule(names=st.sets(NAMES, min_size=1), blob=BLOBS, replace=st.booleans())
     def name(self, names: set[str], blob: str, replace: bool) -> None:
         """GC-04: a name appears only for what is there; of several all are given or none."""
@@ -71,6 +73,7 @@ class ImageMachine(RecordsMachine):
                 _, labels = self.model.images.get(full(name), ("", {}))
                 self.model.images[full(name)] = (digest(blob), labels)
 
+    @precondition(lambda self: self.model.images)
     @rule(name=NAMES, blob=BLOBS, paths=PATHS, data=st.data())
     def update(self, name: str, blob: str, paths: list[str], data: Any) -> None:
         wanted = self.labels(data)
@@ -96,6 +99,7 @@ class ImageMachine(RecordsMachine):
         event("updated")
         self.model.images[full(name)] = (held, labels)
 
+    @precondition(lambda self: self.model.images)
     @rule(names=st.lists(NAMES, min_size=1, max_size=2, unique=True), data=st.data())
     def label(self, names: list[str], data: Any) -> None:
         changes = {"k": data.draw(st.sampled_from(["", "3"])), **self.labels(data)}
@@ -106,6 +110,7 @@ class ImageMachine(RecordsMachine):
                 labels = {k: v for k, v in (labels | changes).items() if v}
                 self.model.images[full(name)] = (held, labels)
 
+    @precondition(lambda self: self.model.images)
     @rule(names=st.lists(NAMES, min_size=1, max_size=2, unique=True), blob=st.none() | BLOBS)
     def remove(self, names: list[str], blob: str | None) -> None:
         means = [self.model.images.get(full(name)) for name in names]
@@ -118,4 +123,6 @@ class ImageMachine(RecordsMachine):
 
 
 TestImages = ImageMachine.TestCase
-TestImages.settings = settings(settings.default, stateful_step_count=30)
+TestImages.settings = settings(
+    settings.default, max_examples=2 * settings.default.max_examples, stateful_step_count=30
+)

@@ -101,7 +101,7 @@ ROUNDS = itertools.count()
 
 @pytest.mark.root
 @given(stack=STACKS)
-def test_every_backend_agrees_with_the_model(
+def test_p9_every_backend_agrees_with_the_model(
     stack: list[list[Member]], tmp_path: Path, umask_0: None
 ) -> None:
     expected = expected_tree(stack)

@@ -56,9 +56,11 @@ class LeaseMachine(RecordsMachine):
             return
         del self.model.leases[name], self.model.members[name]
 
-    @rule(name=IDS, blob=BLOBS, adds=st.booleans())
-    def hold(self, name: str, blob: str, adds: bool) -> None:
+    @precondition(lambda self: self.model.leases)
+    @rule(blob=BLOBS, adds=st.booleans(), data=st.data())
+    def hold(self, blob: str, adds: bool, data: Any) -> None:
         """GC-05: what is not there yet may be held, too."""
+        name = data.draw(st.sampled_from([*sorted(self.model.leases) * 5, "a"]))
         change = self.stores.leases.add if adds else self.stores.leases.remove
         try:
             change(name, Resource("content", digest(blob)))
@@ -134,4 +136,6 @@ class LeaseMachine(RecordsMachine):
 
 
 TestLeases = LeaseMachine.TestCase
-TestLeases.settings = settings(settings.default, stateful_step_count=30)
+TestLeases.settings = settings(
+    settings.default, max_examples=2 * settings.default.max_examples, stateful_step_count=30
+)

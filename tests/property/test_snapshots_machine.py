@@ -19,9 +19,10 @@ from engine.metadata.lineage import MetaStore
 from engine.snapshots import Commit, Kind, Usage
 from tests.property.records_machine import BACKEND, RecordsMachine
 
-KEYS = st.sampled_from(["s", "t", "u", "v"])
+_KEYS = ["s", "t", "u", "v", "w"]
+KEYS = st.sampled_from(_KEYS)
+KINDS = st.sampled_from([Kind.ACTIVE, Kind.ACTIVE, Kind.VIEW])
 PATHS = st.none() | st.lists(st.sampled_from(["labels", "labels.k", "x"]), max_size=2)
-PARENTS = st.sampled_from(["", "", "s", "t", "u"])
 
 
 class SnapshotMachine(RecordsMachine):
@@ -34,6 +35,12 @@ class SnapshotMachine(RecordsMachine):
     def kind(self, key: str) -> str:
         return self.model.snapshots[key][0] if key in self.model.snapshots else ""
 
+    def some(self, data: Any, kind: str = "") -> str:
+        """Draw a key, most often of a snapshot that is there, above all of one with others on it."""
+        below = [parent for _, parent, _, _ in self.model.snapshots.values() if parent]
+        there = [key for key in [*sorted(self.model.snapshots), *below] if kind in {"", self.kind(key)}]
+        return data.draw(st.sampled_from([*there * 5, *_KEYS]))  # type: ignore[no-any-return]
+
     @rule()
     def lend(self) -> None:
         if "mine" in self.model.leases:
@@ -44,8 +51,9 @@ class SnapshotMachine(RecordsMachine):
             self.model.leases["mine"] = (True, {})
             self.model.members["mine"] = set()
 
-    @rule(key=KEYS, kind=st.sampled_from([Kind.ACTIVE, Kind.VIEW]), parent=PARENTS, data=st.data())
-    def create(self, key: str, kind: Kind, parent: str, data: Any) -> None:
+    @rule(key=KEYS, kind=KINDS, stands=st.booleans(), data=st.data())
+    def create(self, key: str, kind: Kind, stands: bool, data: Any) -> None:
+        parent = self.some(data, "committed") if stands else ""
         labels, lease = self.labels(data), self.lease(data)
         expected: type[EngineError] | None = None
         if key in self.model.snapshots:
@@ -71,8 +79,27 @@ class SnapshotMachine(RecordsMachine):
             key = self.model.snapshots[key][1]
         return found
 
-    @rule(key=KEYS, name=KEYS, parent=st.none() | PARENTS, data=st.data())
-    def commit(self, key: str, name: str, parent: str | None, data: Any) -> None:
+    @rule(stands=st.booleans(), data=st.data())
+    def add_layer(self, stands: bool, data: Any) -> None:
+        """Make a committed snapshot: most of the time there should be some."""
+        parent = self.some(data, "committed") if stands else ""
+        name = next((key for key in _KEYS if key not in self.model.snapshots), "")
+        if not name or (parent and self.kind(parent) != "committed"):
+            return
+        labels, lease = self.labels(data), self.lease(data)
+        self.store.create("layer", Kind.ACTIVE, parent, {}, "")
+        self.store.commit((Commit(name=name, key="layer", lease=lease, labels=labels), Usage(1, 1)))
+        self.model.snapshots[name] = ("committed", parent, "", labels)
+        self.join(lease, ("snapshots", BACKEND, name))
+
+    def actives(self) -> list[str]:
+        return [key for key in self.model.snapshots if self.kind(key) == "active"]
+
+    @precondition(actives)
+    @rule(name=KEYS, parent=st.sampled_from([None, "", "x"]), data=st.data())
+    def commit(self, name: str, parent: str | None, data: Any) -> None:
+        key = self.some(data, "active")
+        parent = parent and self.some(data, "committed")
         labels, lease = self.labels(data), self.lease(data)
         expected = self.wrong_commit(key, name, parent)
         step = Commit(name=name, key=key, parent=parent, lease=lease, labels=labels)
@@ -107,6 +134,7 @@ class SnapshotMachine(RecordsMachine):
         kind, parent, _, labels = self.model.snapshots[key]
         self.model.snapshots[key] = (kind, parent, "", labels)
 
+    @precondition(lambda self: self.model.snapshots)
     @rule(
         key=KEYS,
         data=st.data(),
@@ -134,9 +162,11 @@ class SnapshotMachine(RecordsMachine):
         assert record.labels == labels
         self.model.snapshots[key] = (kind, parent, lease, labels)
 
-    @rule(key=KEYS)
-    def remove(self, key: str) -> None:
+    @precondition(lambda self: self.model.snapshots)
+    @rule(data=st.data())
+    def remove(self, data: Any) -> None:
         """GC-03: a parent outlives what stands on it."""
+        key = self.some(data)
         expected: type[EngineError] | None = None if key in self.model.snapshots else NotFound
         if any(parent == key for _, parent, _, _ in self.model.snapshots.values()):
             expected = FailedPrecondition
@@ -146,9 +176,11 @@ class SnapshotMachine(RecordsMachine):
         self.store.remove(key)
         del self.model.snapshots[key]
 
-    @rule(key=KEYS, data=st.data())
-    def find(self, key: str, data: Any) -> None:
+    @precondition(lambda self: self.model.snapshots)
+    @rule(data=st.data())
+    def find(self, data: Any) -> None:
         """GC-11: what is found joins the lease in the step that finds it."""
+        key = self.some(data)
         lease = self.lease(data)
         try:
             record = self.store.get(key, lease=lease)
@@ -160,4 +192,6 @@ class SnapshotMachine(RecordsMachine):
 
 
 TestSnapshots = SnapshotMachine.TestCase
-TestSnapshots.settings = settings(settings.default, stateful_step_count=30)
+TestSnapshots.settings = settings(
+    settings.default, max_examples=2 * settings.default.max_examples, stateful_step_count=30
+)

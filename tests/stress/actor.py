@@ -194,10 +194,10 @@ class Actor:
         """Remove any blob, which mostly is held."""
 
         def work() -> None:
-            found = self._stores.content.walk()
+            found = list(self._stores.content.walk())
             if found:
                 with suppress(FailedPrecondition, NotFound):
-                    self._stores.remove_blob(Digest(self._random.choice(list(found)).digest))
+                    self._stores.remove_blob(Digest(self._random.choice(found).digest))
 
         await self._do_sync("take", "", "", work)
 

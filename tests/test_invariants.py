@@ -1,0 +1,38 @@
+"""Each invariant of docs/testing.md has tests that are named after it, or a reason why not."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+_TOP = Path(__file__).parents[1]
+_INVARIANTS = [
+    *(f"GC-{number:02}" for number in range(1, 25)),
+    *(f"P{number}" for number in range(1, 13)),
+]
+_ROWS = {
+    found[1]: found[2]
+    for found in re.finditer(
+        r"^\| (GC-\d\d|P\d+) \|[^|]+\| ([^|]+) \|$",
+        (_TOP / "docs" / "testing.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+}
+
+
+@pytest.mark.parametrize("invariant", _INVARIANTS)
+def test_an_invariant_has_tests(invariant):
+    said = _ROWS[invariant]
+    tests = re.findall(r"`([^`:]+)::([^`]+)`", said)
+    assert tests or said.startswith("not "), "neither a test nor a reason"
+    for path, name in tests:
+        source = (_TOP / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def |class )?{name}\b", source, re.MULTILINE), f"{path} has no {name}"
+        # `gc_01_03_04` is named after all three.
+        kind, number = re.fullmatch(r"(GC|P)-?(\d+)", invariant).groups()
+        numbers = re.findall(r"gc((?:_\d\d)+)", name) if kind == "GC" else re.findall(r"[pP](\d+)", name)
+        assert number in re.findall(r"\d+", " ".join(numbers)), f"{name} is not named after {invariant}"
+
+
+def test_there_are_no_others():
+    assert sorted(_ROWS) == sorted(_INVARIANTS)
