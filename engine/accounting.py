@@ -16,9 +16,10 @@ from engine.content.extents import stored_bytes
 from engine.errors import DataLoss
 from engine.fs.attributes import folder_descriptor
 from engine.fs.usage import BLOCK, measure
+from engine.gc.clock import look, time_of
 from engine.gc.holding import closure, holder
 from engine.kv.environment import Transaction
-from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash, now
+from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
 from engine.metadata import ledger
 from engine.metadata.leases import expiry
 from engine.metadata.nodes import Node, node_of, snapshot_node
@@ -106,7 +107,8 @@ class Accounts:
         self._root = root
         self._namespace = namespace
         self._kept = kept
-        self._at = now()
+        with root.meta.read() as txn:
+            self._at = time_of(look(txn, note=False))
         self._counted: set[Path] = set()  # folders of snapshots that were measured whole
 
     # -- images -------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ class Accounts:
                 else:
                     alone += share
         expires = expiry(image)
-        if expires is not None and expires <= self._at:
+        if self._at is not None and expires is not None and expires <= self._at:
             alone = Share()  # which is garbage by now
         return ImageUsage(image.name, image.target.digest, alone, together)
 

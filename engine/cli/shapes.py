@@ -24,7 +24,6 @@ from engine.stores import Stores
 from engine.times import rfc3339
 
 __all__ = [
-    "Held",
     "ImageDetails",
     "LeaseDetails",
     "ShownBackend",
@@ -34,6 +33,7 @@ __all__ = [
     "ShownLease",
     "ShownMount",
     "ShownNamespace",
+    "ShownResource",
     "ShownSnapshot",
     "SnapshotName",
     "backend",
@@ -148,7 +148,7 @@ class ShownLease(msgspec.Struct, frozen=True, kw_only=True):
     error: str | UnsetType = UNSET
 
 
-class Held(msgspec.Struct, frozen=True):
+class ShownResource(msgspec.Struct, frozen=True):
     """What a lease holds, as containerd names it."""
 
     type: str
@@ -158,7 +158,7 @@ class Held(msgspec.Struct, frozen=True):
 class LeaseDetails(ShownLease, frozen=True, kw_only=True):
     """A lease and what it holds."""
 
-    resources: list[Held]
+    resources: list[ShownResource]
 
 
 class ShownNamespace(msgspec.Struct, frozen=True, kw_only=True):
@@ -323,7 +323,7 @@ def lease(stores: Stores, record: Lease) -> ShownLease:
 
 def lease_details(stores: Stores, record: Lease) -> LeaseDetails:
     """Return a lease with what it holds."""
-    held = [Held(*one) for one in stores.leases.resources(record.id)]
+    held = [ShownResource(*one) for one in stores.leases.resources(record.id)]
     return LeaseDetails(**msgspec.structs.asdict(lease(stores, record)), resources=held)
 
 

@@ -34,7 +34,7 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
-_RELEASE_EVERY = 1  # transactions: what they read counts as memory of the process
+_RELEASE_EVERY = 512  # records dropped: what that reads counts as memory of the process
 _S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
@@ -154,15 +154,15 @@ def _sweep(
     left = dict.fromkeys(garbage)
     order = iter(garbage)
     tally = _Tally()
-    total, slices, more = len(garbage), 0, True
+    total, released, more = len(garbage), len(garbage), True
     while more:
         report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
             if _spare(txn, namespace, left, found.alone):
                 more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
-        slices += 1
-        if slices % _RELEASE_EVERY == 0:
+        if released - len(left) >= _RELEASE_EVERY:
+            released = len(left)
             meta.release_pages()
     report(Step.SWEEP, "records", total, total)
     return tally

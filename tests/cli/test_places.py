@@ -1,6 +1,7 @@
 """A store in other places: read-only, nearly full, in other pid namespaces, beside stopped processes."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from engine.kv import keys
 from engine.kv.schema import IMAGES
 from engine.mount import Mount, activate, deactivate, mounted
 from engine.root import Root
+from engine.testing.archives import archive, layout, member
 from tests.cli.failing import assert_one_line
 from tests.command import LAMINA, commands, dump, empty_store, environment, lamina, lamina_json
 from tests.processes import Victim, kill
@@ -241,9 +243,11 @@ def test_a_damaged_record_is_a_row(stocked: Path):
 # -- other pid namespaces ---------------------------------------------------------------------
 
 
-def test_an_import_that_was_killed_in_another_pid_namespace_blocks_nobody(tmp_path: Path, image: Path):
+def test_an_import_that_was_killed_in_another_pid_namespace_blocks_nobody(tmp_path: Path):
     root = tmp_path / "root"
-    words = ("import", "--no-unpack", str(image))
+    noise = random.Random(0).randbytes  # which no packing makes small
+    layers = [archive(member("file", data=noise(30_000))) for _ in range(3)]
+    words = ("import", "--no-unpack", str(layout(tmp_path / "large", layers)))
     killed = subprocess.run(
         # By way of a shell, as the first process of a namespace cannot kill itself.
         [*_ELSEWHERE, "sh", "-c", '"$@"; exit $?', "sh", *LAMINA, "--root", str(root), *words],
@@ -296,9 +300,7 @@ with open_stores(Path(sys.argv[1]), "default", Platform()) as stores:
     layout = Path(sys.argv[1]).parent / "image"
     name = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
     manifest = json.loads((layout / "blobs/sha256" / name[7:]).read_text())["config"]
-    stores.content.ingest(
-        "import-" + manifest["digest"], lease="", expected=manifest["digest"], total=manifest["size"]
-    )
+    stores.content.ingest("import-" + manifest["digest"], lease="", expected=manifest["digest"])
     print("ready", flush=True)
     sys.stdin.readline()
 """

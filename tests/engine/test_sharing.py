@@ -172,10 +172,10 @@ def test_a_slow_reader_holds_no_page_back(stores):
     digest = put(stores, bytes(3 * EXTENT))
     for reader in (stores.content.read(digest), stores.content.read_verified(digest)):
         next(reader)
-        slots = stores.root.blobs._env.readers().splitlines()[1:]
-        assert slots
-        assert all(line.split()[2] == "-" for line in slots), slots
+        assert not stores.root.blobs.readers()
         reader.close()
+    with stores.root.blobs.read():
+        assert stores.root.blobs.readers()  # which is what it would look like
 
 
 def test_a_collection_during_a_read_is_no_damage(stores):
@@ -183,8 +183,10 @@ def test_a_collection_during_a_read_is_no_damage(stores):
     reader = stores.content.read_verified(digest)
     next(reader)
     stores.collect()
-    with pytest.raises(NotFound, match="was removed while it was read"):
-        list(reader)
+    stores.content.cleanup()
+    assert sum(map(len, reader)) == 2 * EXTENT
+    with pytest.raises(NotFound):
+        stores.content.info(digest)
 
 
 @pytest.mark.parametrize(("free", "held"), [(0, 0), (16, 1), (256, 16), (1 << 20, 4096)])
