@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import Unavailable
+from engine.errors import Unavailable, os_errors
 from engine.fs.locks import holders, lock, named
 from engine.kv.line import PlaceInLine, ProcessLine, ThreadLine
 
@@ -50,7 +50,7 @@ class Turn:
         if not self._threads.acquire(WAIT_S):
             raise self._too_long("another thread of this process")
         try:
-            with self._line.standing() as place:
+            with os_errors(f"store {self._folder}"), self._line.standing() as place:
                 self._lock(place, end)
             try:
                 yield

@@ -1,5 +1,7 @@
 """Who asks first writes first, over processes and threads, whatever becomes of those in line."""
 
+import errno
+import fcntl
 import os
 import signal
 import threading
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import EngineError
 from engine.kv import turn
 from engine.kv.environment import Environment
 from engine.kv.line import PlaceInLine, ProcessLine, ThreadLine
@@ -159,3 +162,19 @@ def test_who_is_stopped_in_line_stops_nobody_for_long(
             txn.raw.put(b"a", b"b")
     finally:
         kill(stopped)
+
+
+def test_a_lock_that_the_kernel_refuses_is_an_error_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "none left")
+
+    mine = turn.Turn(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(EngineError, match=str(tmp_path)), mine.taken():
+            pass
+    with mine.taken():
+        pass
+    mine.close()
