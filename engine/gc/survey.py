@@ -222,7 +222,7 @@ class _Reader:
         """Note the edges that depend on what else there is."""
         at = self._found.at
         for node, target, about in self._conditions:
-            if at is None or is_met(about, target, self._used.get(target, ""), at):
+            if at is None or is_met(about, target, self._used.get(target), at):
                 self._found.note(node, Mention(LABEL, target))
         for node, mention in self._back:  # what never was keeps nothing
             if ledger.exists(self._txn, self._at.namespace, mention.node):

@@ -176,10 +176,10 @@ def _is_back(key: str) -> bool:
     )
 
 
-def is_met(about: labels.Labels, target: Node, used_at: str, at: int | None) -> bool:
+def is_met(about: labels.Labels, target: Node, used_at: str | None, at: int | None) -> bool:
     """Say whether a condition of these labels for keeping a snapshot holds at the time `at`.
 
-    `used_at` is what the snapshot's own label says, "" if it has none. Several conditions, and several
+    `used_at` is what the snapshot's own label says, None if it has none. Several conditions, and several
     labels, are an OR. One that cannot be understood holds, and without a time all do.
     """
     for key, value in about.items():
@@ -195,13 +195,13 @@ def is_met(about: labels.Labels, target: Node, used_at: str, at: int | None) -> 
     return False
 
 
-def _holds(condition: str, used_at: str, at: int) -> bool:
-    used = times.moment(used_at) if used_at else None
+def _holds(condition: str, used_at: str | None, at: int) -> bool:
+    used = None if used_at is None else times.moment(used_at)
     for sign in "<>":
         name, found, limit = condition.partition(sign)
         length = times.duration(limit) if found and name == "usedat" else None
         if length is not None:
-            if not used_at:
+            if used_at is None:
                 return False
             return used is None or (at - used < length if sign == "<" else at - used > length)
     return True

@@ -285,11 +285,17 @@ def edges(txn: Transaction) -> list[list[tuple[bytes, bytes]]]:
     return found
 
 
+_USED = {"containerd.io/gc.cond.value-usedat": ""}
+_ONE = {("copy", "s"): ("committed", "", "", _USED)}
+_WHILE_USED = {"containerd.io/gc.cond.snapshot.copy": "usedat<1h|s", "containerd.io/gc.root": ""}
 _GONE = {"containerd.io/gc.expire": _PAST[0], "containerd.io/gc.bref.container": "c"}
 
 
 @given(graph=graphs())
 @example(graph=Graph({_BLOBS[0]: {}}, {}, {_IMAGES[0]: (_BLOBS[0], _GONE)}, {}, {}))
+@example(
+    graph=Graph({_BLOBS[0]: _WHILE_USED}, {("copy", "s"): ("committed", "", "", _USED)}, {}, {}, {})
+)
 @settings(max_examples=_GRAPHS)
 def test_p1_gc_01_02_13_19_exactly_the_closure_stays(root, graph):
     with root.meta.write() as txn:
