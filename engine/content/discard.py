@@ -33,8 +33,8 @@ def revive(txn: Transaction, number: int) -> None:
     TRASH.delete(txn, _KIND, "", number)
 
 
-def drop_blob(txn: Transaction, namespace: str, digest: str) -> int | None:
-    """Drop a blob; return the number of its bytes, None if there was none.
+def drop_blob(txn: Transaction, namespace: str, digest: str) -> Blob | None:
+    """Drop a blob and return its record, None if there was none to read.
 
     The bytes stay while another namespace has them.
     """
@@ -43,7 +43,7 @@ def drop_blob(txn: Transaction, namespace: str, digest: str) -> int | None:
         return None
     if all(held.number != blob.number for held in ledger.holdings(txn, digest)):
         drop_bytes(txn, blob.number)
-    return blob.number
+    return blob
 
 
 def drop_ingest(txn: Transaction, namespace: str, ref: str) -> int | None:

@@ -34,7 +34,7 @@ __all__ = ["Collected", "collect"]
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.004  # and for so long
 _SPARED = 1024  # records of what was touched that are looked at in one
-_RELEASE_EVERY = 512  # records dropped: what that reads counts as memory of the process
+_RELEASE_EVERY = 1 << 14  # records dropped: what that reads counts as memory of the process
 _S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
 
@@ -214,17 +214,17 @@ def _drop_some(
 
 def _drop(txn: Transaction, namespace: str, node: Node) -> object:
     """Drop a node's record and return it; None if it is not there, or has children still."""
-    record = ledger.get(txn, namespace, node)
     if node.kind == CONTENT:
-        discard.drop_blob(txn, namespace, node.key)
-    elif node.kind == INGEST:
+        return discard.drop_blob(txn, namespace, node.key)
+    if node.kind not in {INGEST, SNAPSHOT}:
+        return ledger.drop(txn, namespace, node)
+    record = ledger.get(txn, namespace, node)
+    if node.kind == INGEST:
         discard.drop_ingest(txn, namespace, node.key)
     elif isinstance(record, Snapshot):
         if ledger.has_children(txn, node.backend, namespace, node.key):
             return None
         lineage.drop(txn, node.backend, namespace, record)
-    elif node.kind != SNAPSHOT:
-        ledger.drop(txn, namespace, node)
     return record
 
 

@@ -212,7 +212,8 @@ def _drop(txn: Transaction, namespace: str, lease: str, nodes: Collection[Node])
         record = ledger.get(txn, namespace, node)
         number = None
         if node.kind == CONTENT:
-            number = discard.drop_blob(txn, namespace, node.key)
+            blob = discard.drop_blob(txn, namespace, node.key)
+            number = blob.number if blob else None
         elif isinstance(record, Ingest) and record.lease == lease:
             number = discard.drop_ingest(txn, namespace, node.key)
         elif isinstance(record, Snapshot):
@@ -241,7 +242,8 @@ def remove_blob(meta: Environment, namespace: str, digest: str) -> int | None:
         if found is not None:
             raise FailedPrecondition(f"blob {digest} is held by {_told(found)}")
         ledger.note_deletion(txn, namespace)
-        return discard.drop_blob(txn, namespace, digest)
+        blob = discard.drop_blob(txn, namespace, digest)
+        return blob.number if blob else None
 
 
 def _told(node: Node) -> str:

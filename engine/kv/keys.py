@@ -14,6 +14,7 @@ Part = str | bytes | int
 
 LONGEST = 128
 _HASHED = b"\xff\xff"
+_LENGTHS = [size.to_bytes(2, "big") for size in range(LONGEST + 1)]
 
 
 def encode(parts: Iterable[Part]) -> bytes:
@@ -22,12 +23,15 @@ def encode(parts: Iterable[Part]) -> bytes:
 
 
 def _encode(part: Part) -> bytes:
-    if isinstance(part, int):
+    if isinstance(part, str):
+        raw = part.encode()
+    elif isinstance(part, int):
         return number(part)
-    raw = part.encode() if isinstance(part, str) else part
+    else:
+        raw = part
     if len(raw) > LONGEST:
         return _HASHED + hashlib.sha256(raw).digest()
-    return len(raw).to_bytes(2, "big") + raw
+    return _LENGTHS[len(raw)] + raw
 
 
 def opening(parts: Iterable[Part], text: str, size: int) -> bytes:

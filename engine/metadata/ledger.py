@@ -123,7 +123,7 @@ def put_snapshot(txn: Transaction, backend: str, namespace: str, record: Snapsho
 
 
 def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
-    before = _mentioned(txn, namespace, node)
+    before = _mentioned(node, _readable(txn, namespace, node))
     after = set(mentions(node, record))
     for mention in before - after:
         _unlink(txn, namespace, node, mention)
@@ -139,11 +139,8 @@ def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
 
     A lease's members are let go. The record goes whether or not it can be read.
     """
-    try:
-        record = get(txn, namespace, node)
-    except DataLoss:
-        record = None
-    for mention in _mentioned(txn, namespace, node):
+    record = _readable(txn, namespace, node)
+    for mention in _mentioned(node, record):
         _unlink(txn, namespace, node, mention)
     if node.kind == LEASE:
         for item in LEASE_ITEMS.scan(txn, namespace, node.key):
@@ -198,12 +195,15 @@ def check_lease(txn: Transaction, namespace: str, lease: str) -> None:
         raise FailedPrecondition(f"lease {lease} has ended; start the operation again")
 
 
-def _mentioned(txn: Transaction, namespace: str, node: Node) -> set[Mention]:
-    """Return what an object mentions so far. What one that cannot be read does stays noted."""
+def _readable(txn: Transaction, namespace: str, node: Node) -> Object | None:
+    """Return an object's record if it can be read. What one mentions that cannot stays noted."""
     try:
-        record = get(txn, namespace, node)
+        return get(txn, namespace, node)
     except DataLoss:
-        return set()
+        return None
+
+
+def _mentioned(node: Node, record: Object | None) -> set[Mention]:
     return set(mentions(node, record)) if record else set()
 
 
