@@ -16,7 +16,6 @@ import trio
 
 from engine.archive.importer import Wanted
 from engine.collecting import Collect, collecting, collector
-from engine.content.image import ResolvedImage
 from engine.diff.apply import Applied
 from engine.errors import EngineError
 from engine.fsck.findings import Checked, Finding
@@ -143,11 +142,24 @@ class Engine:
         """
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
-            image = await trio.to_thread.run_sync(self._resolve, name, platform)
-            return await self._unpacker.unpack(image, backend, lease, report, strict=strict)
+            return await self._unpack(name, platform, backend, lease, report, strict=strict)
 
-    def _resolve(self, name: str, platform: Platform | None) -> ResolvedImage:
-        return self.stores.resolve(self.stores.images.use(name).target, platform)
+    async def _unpack(
+        self,
+        name: str,
+        platform: Platform | None,
+        backend: Snapshotter,
+        lease: HeldLease,
+        report: Report,
+        *,
+        strict: bool = False,
+    ) -> Unpacked:
+        images = self.stores.images
+        image = await trio.to_thread.run_sync(images.get, name)
+        resolved = await trio.to_thread.run_sync(self.stores.resolve, image.target, platform)
+        unpacked = await self._unpacker.unpack(resolved, backend, lease, report, strict=strict)
+        await trio.to_thread.run_sync(images.note_use, image)
+        return unpacked
 
     async def prepare(self, key: str, name: str, *, snapshotter: str | None = None) -> list[Mount]:
         """Make a writable root file system of an image, unpacked if need be; return its mounts.
@@ -156,8 +168,7 @@ class Engine:
         """
         backend = await self._snapshotter(snapshotter)
         async with self._lease() as lease:
-            image = await trio.to_thread.run_sync(self._resolve, name, None)
-            unpacked = await self._unpacker.unpack(image, backend, lease, silent)
+            unpacked = await self._unpack(name, None, backend, lease, silent)
             return await trio.to_thread.run_sync(backend.prepare, key, unpacked.chain_id)
 
     async def release(self, key: str, *, snapshotter: str | None = None) -> None:

@@ -61,9 +61,8 @@ RECOVERY_S = 5.0  # seconds that whoever opens a store after a crash puts it in 
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
 FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
-CLOCK_DRIFT_S = (
-    60  # that the time of day may be ahead or behind of what passed: beyond, it was set anew,
-)
+# That the time of day may be ahead or behind of what passed: beyond, it was set anew,
+CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
 USE_NOTED_S = 3600  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet

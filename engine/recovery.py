@@ -96,7 +96,9 @@ def _recover(root: Root) -> None:
     hit("recover.swept")
     root.owners.sweep()
     fresh = root.path / f"{_BOOT}.new"
-    fresh.write_text(f"{_this_boot()}\n", encoding="ascii")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(fresh, flags, 0o600), "w", encoding="ascii") as opened:
+        opened.write(f"{_this_boot()}\n")
     fresh.replace(root.path / _BOOT)
 
 

@@ -24,8 +24,7 @@ class Victim:
 
     def __init__(self, root: Path, arguments: Sequence[str], failpoints: str = "") -> None:
         """Start it and return once it has opened `root`, or ended."""
-        self._lock = root / "lock"
-        self._lock.unlink(missing_ok=True)
+        self._lock = str(root.absolute() / "lock")
         self.process = subprocess.Popen(
             [*LAMINA, "--root", str(root), *arguments],
             stdout=subprocess.PIPE,
@@ -34,7 +33,14 @@ class Victim:
             start_new_session=True,
             env=environment(failpoints),
         )
-        until(lambda: self._lock.exists() or self.process.poll() is not None)
+        until(lambda: self._has_lock() or self.process.poll() is not None)
+
+    def _has_lock(self) -> bool:
+        open_files = Path(f"/proc/{self.process.pid}/fd")
+        try:
+            return any(os.readlink(file) == self._lock for file in open_files.iterdir())
+        except OSError:  # it ended, or closed a file meanwhile
+            return False
 
     def kill(self) -> None:
         """Kill the command alone; its workers have to notice by themselves."""

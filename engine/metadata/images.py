@@ -49,19 +49,15 @@ class ImageStore:
         with self._meta.read() as txn:
             return self._named(txn, name) or self._of_digest(txn, name)[0]
 
-    def use(self, name: str) -> Image:
-        """Return the image as `get` does, and note that it is used, if that was not noted just now."""
-        image = self.get(name)
+    def note_use(self, image: Image) -> None:
+        """Note that something was made of an image, if that was not noted just now."""
         at = now()
         if abs(at - image.used) < limits.USE_NOTED_S * 10**9:
-            return image
+            return
         with self._meta.write() as txn:
             found = IMAGES.get(txn, self._namespace, image.name)
-            if found is None:
-                raise _absent(name)
-            image = msgspec.structs.replace(found, used=at)
-            ledger.put(txn, self._namespace, image)
-            return image
+            if found is not None:  # else its name went meanwhile
+                ledger.put(txn, self._namespace, msgspec.structs.replace(found, used=at))
 
     def named(self, name: str) -> Image | None:
         """Return the image of that very name, full or familiar, or None."""

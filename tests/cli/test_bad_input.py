@@ -1,13 +1,14 @@
 """Bad input ends in one line, the right exit code and an unchanged store."""
 
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from engine.kv.schema import FORMAT
+from engine.kv.schema import FORMAT, INLINE
 from engine.testing.archives import archive, layout, member
 from tests.cli.bad_images import BAD_IMAGES
 from tests.cli.conftest import BASE
@@ -134,14 +135,18 @@ def test_a_target_in_use_is_left_alone(stocked: Path, other_image: Path, tmp_pat
     assert_fails(stocked, "umount", target, code=3, says="has mounted nothing")
 
 
-def test_damaged_bytes_are_told(stocked: Path):
-    layer = max(lamina_json(stocked, "content", "ls"), key=lambda blob: blob["size"])
-    file = stocked / "blobs.lmdb" / "data.mdb"
+@pytest.mark.parametrize(("size", "where"), [(100, "meta.lmdb"), (2 * INLINE, "blobs.lmdb")])
+def test_damaged_bytes_are_told(stocked: Path, tmp_path: Path, size: int, where: str):
+    noise = random.Random(size).randbytes(size)  # which no packing makes small
+    layers = [archive(member("file", data=noise))]
+    lamina(stocked, "import", "--no-unpack", layout(tmp_path / "noise", layers))
+    (layer,) = lamina_json(stocked, "image", "inspect", "noise")["manifest"]["layers"]
+    file = stocked / where / "data.mdb"
     blob = lamina(stocked, "content", "get", layer["digest"], encoding="latin-1").stdout
-    data = bytearray(file.read_bytes())
-    place = data.index(blob.encode("latin-1")[-64:])
-    data[place] ^= 1
-    file.write_bytes(data)
+    end = blob.encode("latin-1")[-64:]
+    data = file.read_bytes()
+    assert end in data
+    file.write_bytes(data.replace(end, bytes([end[0] ^ 1]) + end[1:]))  # in pages freed meanwhile too
     done = lamina(stocked, "content", "verify", code=5)
     assert done.stderr.splitlines()[0].startswith(f"lamina: blob {layer['digest']}")
     shown = json.loads(lamina(stocked, "content", "verify", "--json", code=5).stdout)

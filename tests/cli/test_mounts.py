@@ -65,8 +65,10 @@ def _keys(root: Path) -> set[str]:
 
 
 def _besides_times(root: Path) -> dict[str, list[Any]]:
-    """Return what a store holds; to unpack again touches the times of blobs."""
-    return {table: records for table, records in dump(root).items() if table != "blobs"}
+    """Return what a store holds; to unpack again touches the times of blobs, and of its image."""
+    held = {table: records for table, records in dump(root).items() if table != "blobs"}
+    held["images"] = [{**image, "used": 0} for image in held["images"]]
+    return held
 
 
 def _mounts(root: Path) -> list[tuple[str, str]]:

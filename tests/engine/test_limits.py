@@ -56,6 +56,12 @@ BOUNDS = {
     "XZ_MEMORY": (128 * MIB, "`xz -9` asks for 65 MiB"),
     "COLLECT_WAIT_S": (600, "a collection of a million records takes 15 s"),
     "INGEST_LIFE_S": (24 * 3600, "as in containerd"),
+    "FILTER": (10_000, "one line of a shell; parsing and matching it stay far below a second"),
+    "LEASE_LIFE_S": (24 * 3600, "as in containerd"),
+    "CLOCK_DRIFT_S": (60, "NTP steps clocks by less; what lives by the clock lives for minutes"),
+    "CLOCK_GRACE_S": (900, "a clock that was set wrong is set right by then"),
+    "USE_NOTED_S": (3600, "ages that a policy goes by are hours; a write for each use is none's gain"),
+    "POLICY_EVERY_S": (300, "as in kubelet"),
     "ZSTD_WINDOW": (128 * MIB, "`zstd --long=27`, what the zstd command takes unasked"),
 }
 

@@ -285,13 +285,22 @@ def test_use_is_noted_once_an_hour(stores, store, monkeypatch):
     assert image.used == 0
     image = msgspec.structs.replace(image, name="docker.io/library/a:latest")
     store.write(image)
-    first = stores.images.use(image.name)
+
+    def used():
+        stores.images.note_use(stores.images.get(image.name))
+        return stores.images.get(image.name)
+
+    first = used()
     assert now() - first.used < MINUTE
-    assert stores.images.use(image.name) == first
+    assert used() == first
     monkeypatch.setattr("engine.metadata.images.now", lambda: first.used + 3601 * S)
-    assert stores.images.use(image.name).used == first.used + 3601 * S
+    assert used().used == first.used + 3601 * S
     monkeypatch.setattr("engine.metadata.images.now", lambda: first.used)  # set back: noted again
-    assert stores.images.use(image.name).used == first.used
+    assert used().used == first.used
+    gone = stores.images.get(image.name)
+    stores.images.remove(image.name)
+    stores.images.note_use(msgspec.structs.replace(gone, used=0))
+    assert stores.images.named(image.name) is None
 
 
 def test_the_disk_of_a_store(stores):

@@ -232,7 +232,7 @@ def test_xattrs_that_a_file_system_cannot_hold(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "setxattr", refuse)
-    monkeypatch.setattr(os, "fstatvfs", lambda _file: SimpleNamespace(f_bavail=blocks))
+    monkeypatch.setattr(os, "fstatvfs", lambda _file: SimpleNamespace(f_bavail=blocks, f_frsize=4096))
     layer = archive(entry("d", pax={b"SCHILY.xattr.user.x": b"v"}))
     check_failure(stores.snapshotter("overlay"), [layer], Fails(says, kind))
 

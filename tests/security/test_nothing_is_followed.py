@@ -25,6 +25,7 @@ from engine.kv.schema import FORMAT
 from engine.kv.turn import Turn
 from engine.mount import Mount, mounted
 from engine.processes import Owners
+from engine.recovery import is_in_order, recover
 from engine.root import Root
 from engine.testing.archives import archive, member
 from snapshotters import filling
@@ -258,6 +259,17 @@ def test_a_link_among_the_files_of_a_root_leads_nowhere(name: str, tmp_path: Pat
     else:
         with pytest.raises(EngineError, match="symbolic links"), Root(tmp_path / "root"):
             pass
+    world.check_untouched(tmp_path / "root")
+
+
+@pytest.mark.parametrize("name", ["recovery", "boot.new"])
+def test_a_link_among_the_files_of_recovery_leads_nowhere(
+    name: str, tmp_path: Path, world: World
+) -> None:
+    with Root(tmp_path / "root") as root:
+        (root.path / name).symlink_to(world.victim / "hello")
+        recover(root)
+        assert not is_in_order(root)
     world.check_untouched(tmp_path / "root")
 
 
