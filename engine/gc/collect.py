@@ -25,7 +25,7 @@ from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import MARKS, TOUCHED, Blob, Clock, Mark, Snapshot, now
 from engine.metadata import ledger, lineage
-from engine.metadata.nodes import BACK, CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
+from engine.metadata.nodes import CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
 from engine.progress import Report, Step, silent
 from engine.snapshots import Leftover
 
@@ -185,14 +185,8 @@ def _spare(txn: Transaction, namespace: str, left: dict[Node, None], alone: Coll
         # hold since was touched as well.
         if node in left or node in touched or node in alone:
             left.pop(node, None)
-            pending += _held(txn, namespace, node)
+            pending += ledger.held(txn, namespace, node)
     return len(records) < _SPARED
-
-
-def _held(txn: Transaction, namespace: str, node: Node) -> list[Node]:
-    found = [mention.node for mention in ledger.mentioning(txn, namespace, node) if mention.how != BACK]
-    found += [mention.node for mention in ledger.mentioners(txn, namespace, node, BACK)]
-    return found
 
 
 def _drop_some(
@@ -247,10 +241,8 @@ class _Tally:
             self._keys[node.kind].append(node.key)
         if isinstance(record, Snapshot):
             self._snapshot_bytes += record.size
-        elif isinstance(record, Blob):
-            others = (held for held in ledger.holdings(txn, node.key) if held.namespace != namespace)
-            if all(held.number != record.number for held in others):
-                self._blob_bytes += record.size
+        elif isinstance(record, Blob) and not ledger.is_elsewhere(txn, namespace, record):
+            self._blob_bytes += record.size
 
     def result(self, found: Survey, clock: Clock) -> Collected:
         expires, errors = found.expires, found.damaged

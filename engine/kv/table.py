@@ -239,6 +239,6 @@ class Counter:
         found = self._table.get(txn, sequence)
         return found.value if found else 0
 
-    def raise_to(self, txn: Transaction, sequence: str, value: int) -> None:
-        """Let the next number be higher than `value`, whatever the table says."""
+    def set(self, txn: Transaction, sequence: str, value: int) -> None:
+        """Let `value` be the last number given out, whatever the table says."""
         self._table.put(txn, _Count(value=value), sequence)

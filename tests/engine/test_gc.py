@@ -250,6 +250,18 @@ def test_gc_16_what_a_damaged_record_may_hold_stays(stores, table, key):
         assert set(stores.collect().blobs) == {digest_of(b"x"), digest_of(b"garbage")}
 
 
+def test_a_member_that_cannot_be_read_does_not_keep_an_ended_lease(stores):
+    found = put(stores, b"member")
+    for lease in ("expired", "removed"):
+        hold(stores, Lease(id=lease, created=1, labels=expiring(1)), found)
+        damage(stores, LEASE_ITEMS, "default", lease, CONTENT_KIND, "", found)
+    stores.leases.delete("removed")
+    collected = stores.collect()
+    assert (collected.leases, collected.errors) == (["expired"], [])
+    assert collected.blobs == [found]
+    assert not records(stores)["lease_items"]
+
+
 def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
     held = put(stores, b"x")
     chain(stores, "1", "2").update("2", {f"{CONTENT}.0": held})
