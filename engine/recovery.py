@@ -24,6 +24,7 @@ from engine.content.store import ContentStore
 from engine.errors import DataLoss, EngineError, NotFound, os_errors
 from engine.failpoints import hit
 from engine.kv.schema import SNAPSHOTS, TRASH, Snapshot
+from engine.metadata import marks
 from engine.mounts.table import boot_id
 from engine.root import Root
 from engine.snapshots import Kind
@@ -94,6 +95,7 @@ def _recover(root: Root) -> None:
     hit("recover.checked")
     plugins.sweep(root)
     hit("recover.swept")
+    marks.end_dead(root.meta)
     root.owners.sweep()
     fresh = root.path / f"{_BOOT}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -182,12 +182,19 @@ class Table(Generic[R]):
             if len(found) == size and found.startswith(text):
                 yield found
 
-    def clear(self, txn: Transaction, *prefix: Part) -> None:
-        """Remove all records whose keys begin with `prefix`, readable or not."""
+    def clear(self, txn: Transaction, *prefix: Part, most: int | None = None) -> bool:
+        """Remove all records whose keys begin with `prefix`, readable or not, or so many at most.
+
+        Say whether that was all.
+        """
         start = keys.encode(prefix)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
             while cursor.set_range(start) and bytes(cursor.key()[: len(start)]) == start:
+                if most == 0:
+                    return False
+                most = None if most is None else most - 1
                 cursor.delete()
+        return True
 
     def _items(
         self, txn: Transaction, start: bytes, after: bytes = b""
