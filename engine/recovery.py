@@ -12,7 +12,6 @@ Left for others: dead leases and what they made to a collection, as the next imp
 that were half written; folders without records to `fsck --repair`, as no crash makes any.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -23,6 +22,7 @@ from engine import limits, plugins
 from engine.content.store import ContentStore
 from engine.errors import DataLoss, EngineError, NotFound, os_errors
 from engine.failpoints import hit
+from engine.fs.locks import lock
 from engine.kv.schema import SNAPSHOTS, TRASH, Snapshot
 from engine.mounts.table import boot_id
 from engine.root import Root
@@ -72,16 +72,11 @@ def recover(root: Root) -> None:
 def _alone(root: Root) -> Iterator[bool]:
     """Say whether nobody else is at it, and hold that for the length of a block."""
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(root.path / "recovery", flags, 0o600)
+    file = os.open(root.path / "recovery", flags, 0o600)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield lock(file, alone=True)
     finally:
-        os.close(lock)
+        os.close(file)
 
 
 def _recover(root: Root) -> None:
