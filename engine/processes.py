@@ -16,7 +16,7 @@ import msgspec
 from engine.errors import os_errors
 from engine.fs.locks import lock
 
-__all__ = ["Owner", "Owners", "pid_namespace"]
+__all__ = ["Owner", "Owners", "boot_id", "pid_namespace"]
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -36,6 +36,11 @@ def pid_namespace() -> int:
     with suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
     return 0
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine: neither processes nor mounts outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 class Owners:
