@@ -5,6 +5,8 @@ Sync. Layout:
     ROOT/ 0700
       format                    version of everything here; a newer one is refused
       lock                      flock: shared by every process that has the root open
+      boot, recovery            in which it was last put in order, who is at it (`engine.recovery`)
+      readers                   whose bytes are being read (`engine.content.holds`)
       owners/                   a locked file for each process at work (`engine.processes`)
       meta.lmdb/                records (`engine.kv.schema`)
       blobs.lmdb/               bytes (`engine.content.extents`)
@@ -83,8 +85,10 @@ class Root:
                 self.trash = self._folder("trash")
                 self._folder("meta.lmdb")
                 self._folder(BLOBS_FILE)
-                if not readonly:  # to read, a store from before there were owners is fine
+                if not readonly:  # to read, a store from before there were these is fine
                     self._folder("owners")
+                    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                    os.close(os.open(self.path / "readers", flags, 0o600))
             if not readonly:
                 self.keep_reserve()
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)

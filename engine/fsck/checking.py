@@ -121,10 +121,8 @@ def _troubles(
     if limits.images is None:
         yield from read.troubles
     meter = _Meter(report, "blobs", read.blob_bytes)
-    broken: set[str] = set()
-    for trouble in check_blobs(root, counts, meter, limits.blobs):
-        broken.add(trouble.finding.name)
-        yield trouble
+    broken: set[int] = set()
+    yield from check_blobs(root, counts, meter, broken, limits.blobs)
     meter.end()
     # Then: what was dropped as broken is missed by its images.
     yield from check_images(root, platform, read, counts, limits.images)

@@ -29,6 +29,7 @@ from engine.kv.schema import (
     Snapshot,
     Trash,
 )
+from engine.metadata.namespaces import NamespaceStore
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
 from engine.progress import Step
@@ -557,6 +558,24 @@ def test_of_two_namespaces_that_share_bytes_both_lose_them(world: World) -> None
     for stores in (world.stores, other):
         with pytest.raises(NotFound):
             stores.content.info(digest_of(BASE))
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_of_two_that_share_nothing_only_one_loses_a_blob(world: World) -> None:
+    """The broken one's namespace sorts behind the whole one's, and both have the same digests."""
+    NamespaceStore(world.root.meta).create("other", isolated=True)
+    other = Stores(world.root, "other", AMD64)
+    import_image(other, world.folder / "image")
+    assert other.content.info(digest_of(BIG)).number != world.blob(BIG).number
+    damage_extent(World(other, world.backend, world.folder), BIG)
+    other.images.remove(NAME)
+    (told,) = damage(world.check())
+    assert (told.namespace, told.name) == ("other", digest_of(BIG))
+    assert "images that need it: none" in told.detail
+    (mended,) = damage(world.check(repair=True))
+    assert mended.done.startswith("dropped")
+    assert damage(world.check()) == []
+    world.stores.content.verify(digest_of(BIG))
 
 
 def test_only_the_images_that_are_named(world: World) -> None:

@@ -57,7 +57,8 @@ def test_layout(tmp_path):
     with Root(tmp_path / "root"):
         pass
     assert set(os.listdir(tmp_path / "root")) == {
-        *("format", "lock", "owners", "meta.lmdb", "blobs.lmdb", "snapshots", "trash", "reserve")
+        *("format", "lock", "owners", "readers", "meta.lmdb", "blobs.lmdb"),
+        *("snapshots", "trash", "reserve"),
     }
     assert (tmp_path / "root" / "format").read_text() == f"{FORMAT}\n"
 
