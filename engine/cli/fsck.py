@@ -25,7 +25,7 @@ _LONGEST = 20_000  # of a line: three names, each in folders over folders
 @click.pass_obj
 def fsck(context: Context, names: tuple[str, ...], repair: bool, view: View) -> None:
     """Hold the store, or some images, against itself and its layers."""
-    shown = _Lines(view)
+    shown = _Lines(view, context.namespace)
     if repair:
 
         async def work(engine: Engine) -> Checked:
@@ -50,20 +50,23 @@ def fsck(context: Context, names: tuple[str, ...], repair: bool, view: View) -> 
 class _Lines:
     """Writes a line for each finding; on a terminal not before the bars are gone."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, namespace: str) -> None:
         self._view = view
+        self._namespace = namespace
         self._lines: list[str] = []
 
     def tell(self, finding: Finding) -> None:
         if not self._view.json and (finding.is_damage or not self._view.quiet):
-            self._lines.append(_line(finding))
+            self._lines.append(_line(finding, self._namespace))
 
     def end(self) -> None:
         write(self._lines)
 
 
-def _line(finding: Finding) -> str:
-    name = " ".join(filter(None, (finding.snapshotter, finding.name)))
+def _line(finding: Finding, namespace: str) -> str:
+    is_here = finding.namespace in {"", namespace}
+    elsewhere = "" if is_here else f"in namespace {finding.namespace}"
+    name = " ".join(filter(None, (finding.snapshotter, finding.name, elsewhere)))
     kind = "damaged" if finding.is_left else "repaired" if finding.done else "note"
     came = f"; {finding.done}" if finding.done else f"; waits: {finding.waits}" if finding.waits else ""
     return printable(f"{kind}  {finding.what} {name}: {finding.detail}{came}", _LONGEST)

@@ -42,6 +42,7 @@ from engine.kv.schema import (
 from engine.kv.table import Damaged, Table
 from engine.metadata import ledger
 from engine.metadata.nodes import (
+    INGEST,
     LEASE,
     MEMBER,
     PARENT,
@@ -235,7 +236,9 @@ class _Reading:
             found = None
         if found is None or Node(found.kind, found.backend, found.key) != node:
             self._miss(f"that {node.key} names {mention.node.key}")
-        if mention.how not in {PARENT, TARGET} and not self._is_there(namespace, mention.node):
+        # What an ingest expects is not here yet; a parent or target that is not here is told of later.
+        is_awaited = node.kind == INGEST or mention.how in {PARENT, TARGET}
+        if not is_awaited and not self._is_there(namespace, mention.node):
             detail = f"names {mention.node.key}, which is not here"
             self._tell(What.EDGE, node.key, detail, namespace=namespace, is_damage=False)
 

@@ -50,6 +50,14 @@ def test_damage_is_a_line_and_a_code(stocked: Path) -> None:
     assert lamina(stocked, "fsck").stdout == ""
 
 
+def test_a_line_names_a_namespace_that_is_not_the_one_in_use(stocked: Path) -> None:
+    (first_tree(stocked) / "added").touch()
+    here = lamina(stocked, "fsck", code=5).stdout
+    there = lamina(stocked, "--namespace", "other", "fsck", code=5).stdout
+    assert "in namespace" not in here
+    assert " in namespace default: /added added" in there
+
+
 def test_only_some_images(stocked: Path) -> None:
     (first_tree(stocked) / "added").touch()
     lamina(stocked, "fsck", "app:1", code=5)

@@ -652,3 +652,8 @@ def test_a_link_in_place_of_a_snapshots_folder_goes_and_is_not_followed(
     assert list(world.root.trash.iterdir()) == []
     assert not os.path.lexists(place)
     assert (precious / "below").is_dir()
+
+
+def test_an_ingest_in_progress_is_nothing_to_tell_of(world: World) -> None:
+    with world.stores.content.ingest("x", lease="", expected=digest_of(b"to come"), total=None):
+        assert world.check().findings == []
