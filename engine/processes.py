@@ -129,15 +129,20 @@ class Owners:
     def any_dead(self) -> bool:
         """Say whether someone died at work: who ends in order takes his file along."""
         with os_errors(str(self._folder)):
-            return any(not self.is_alive(name) for name in os.listdir(self._folder))
+            return any(not self.is_alive(name) for name in self._names())
 
     def sweep(self) -> None:
         """Remove the files of owners that are dead."""
         with os_errors(str(self._folder)):
-            for name in os.listdir(self._folder):
+            for name in self._names():
                 with self._looked_at(name) as is_alive:
                     if not is_alive:
                         (self._folder / name).unlink(missing_ok=True)
+
+    def _names(self) -> list[str]:
+        """Return the names of all owners; what is no file is none's."""
+        with os.scandir(self._folder) as entries:
+            return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
 
     def claim(self, *what: str) -> bool:
         """Say whether `what` is free in this process, and take it; others see the record's owner."""

@@ -78,6 +78,18 @@ def test_what_has_no_file_is_dead(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_sweep_passes_over_what_is_no_file(tmp_path):
+    owners = Owners(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert not owners.any_dead()
+    (tmp_path / "left").touch()
+    assert owners.any_dead()
+    owners.sweep()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
+
+
 def test_a_sweep_that_comes_between_making_and_locking(tmp_path, monkeypatch):
     """The file is gone before it is locked: the owner takes another name."""
     owners, names = Owners(tmp_path), iter(["first", "second"])
