@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.errors import EngineError, InvalidArgument, NotSupported, os_errors
+from engine.errors import EngineError, InvalidArgument, NotSupported, ResourceExhausted, os_errors
 from engine.fs.attributes import folder_descriptor
 from engine.fs.removal import remove_entry
 from engine.kv.environment import Environment
@@ -82,14 +82,26 @@ def create(root: Root, name: str, namespace: str) -> Snapshotter:
 
 def backends(root: Root) -> list[Backend]:
     """Try every backend on a root, the preferred first."""
-    return [Backend(name, _probe_or_reason(root, plugin)) for name, plugin in _plugins().items()]
+    found = []
+    for name, plugin in _plugins().items():
+        try:
+            found.append(Backend(name, _probe_or_reason(root, plugin)))
+        except ResourceExhausted as error:
+            found.append(Backend(name, _unusable(error)))
+    return found
 
 
 def _probe_or_reason(root: Root, plugin: Plugin) -> Probe:
     try:
         return _probe(root, plugin)
+    except ResourceExhausted:
+        raise
     except Exception as error:  # noqa: BLE001  anyone's package may be broken; the others still work
-        return Probe(unpacks=False, mounts=False, reason=str(error))
+        return _unusable(error)
+
+
+def _unusable(error: Exception) -> Probe:
+    return Probe(unpacks=False, mounts=False, reason=str(error))
 
 
 def _probe(root: Root, plugin: Plugin) -> Probe:
@@ -99,7 +111,10 @@ def _probe(root: Root, plugin: Plugin) -> Probe:
 
 
 def check(root: Root, name: str) -> None:
-    """Raise InvalidArgument if there is no such backend, NotSupported if it cannot unpack on a root."""
+    """Raise InvalidArgument if there is no such backend, NotSupported if it cannot unpack on a root.
+
+    ResourceExhausted where the disk is too full to tell; so does `default_name`.
+    """
     probe = _probe_or_reason(root, _plugin(name))
     if not probe.unpacks:
         raise NotSupported(f"snapshotter {name} does not work here: {probe.reason}")

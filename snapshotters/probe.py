@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.errors import EngineError, NotSupported, os_errors
+from engine.errors import EngineError, NotSupported, ResourceExhausted, os_errors
 from engine.fs.attributes import folder_descriptor
 from engine.mount import Mount, mounted
 from engine.snapshots import Probe
@@ -30,7 +30,10 @@ def knows_file_system(name: str) -> bool:
 
 
 def try_out(folder: Path, *attempts: Callable[[Path], None]) -> str:
-    """Run attempts, each in a folder of its own below `folder`; return why one failed, or ""."""
+    """Run attempts, each in a folder of its own below `folder`; return why one failed, or "".
+
+    ResourceExhausted on a full disk, which tells nothing of what works.
+    """
     if os.geteuid() != 0:
         return "needs root: the files of an image belong to many users"
     try:
@@ -38,6 +41,8 @@ def try_out(folder: Path, *attempts: Callable[[Path], None]) -> str:
             for number, attempt in enumerate(attempts):
                 place = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
                 attempt(place)
+    except ResourceExhausted:
+        raise
     except EngineError as error:
         return str(error)
     return ""

@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from engine import plugins
+from engine.errors import ResourceExhausted
 from engine.root import Root
+from snapshotters import probe
 from tests.filesystems import formatted
 
 pytestmark = pytest.mark.root
@@ -140,3 +144,18 @@ with Root(disk / "root") as root:
         writer.commit()
     assert content.verify(digest_of(large)) == len(large)
 """
+
+
+def test_a_full_disk_is_not_called_a_backend_that_does_not_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    with Root(tmp_path / "root") as root, monkeypatch.context() as patch:
+        patch.setattr(probe, "tempfile", SimpleNamespace(mkdtemp=full))
+        for ask in (plugins.default_name, lambda root: plugins.check(root, "overlay")):
+            with pytest.raises(ResourceExhausted, match="no space left"):
+                ask(root)
+        reasons = {backend.name: backend.probe.reason for backend in plugins.backends(root)}
+        assert "no space left" in reasons["overlay"]
