@@ -9,7 +9,7 @@ descriptor annotations) may ever become one: an image could otherwise pin or fre
 
 from collections.abc import Iterator, Mapping
 
-from engine.errors import InvalidArgument
+from engine.errors import InvalidArgument, printable
 
 __all__ = [
     "DIFF_ID",
@@ -105,7 +105,11 @@ def check(labels: Labels) -> None:
     for key, value in labels.items():
         if not key:
             raise InvalidArgument("a label needs a key")
-        if len(key.encode()) + len(value.encode()) > _LIMIT:
+        try:
+            size = len(key.encode()) + len(value.encode())
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"label {printable(key[:60])!r} is no text in UTF-8") from None
+        if size > _LIMIT:
             raise InvalidArgument(f"label {key[:60]!r} is over {_LIMIT} bytes; shorten its value")
 
 

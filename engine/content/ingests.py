@@ -17,14 +17,14 @@ from engine.content.lasting import keep_record
 from engine.content.reader import Reader
 from engine.content.sharing import borrow
 from engine.content.writer import Writer
-from engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, printable
+from engine.errors import AlreadyExists, InvalidArgument, NotFound, Refused, Unavailable, printable
 from engine.failpoints import hit
 from engine.filters import Filter, fields, matches
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, COUNTERS, INGESTS, INLINE, Ingest, now
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
-from engine.oci.digest import Digest
+from engine.oci.digest import Digest, parse_digest
 
 __all__ = ["BeingWritten", "Ingests", "Status"]
 
@@ -58,8 +58,7 @@ class Ingests:
 
     def open(self, ref: str, lease: str, expected: Digest | None, total: int | None) -> Writer:
         """Return the writer of the ingest `ref`; raises AlreadyExists, BeingWritten."""
-        if not ref:
-            raise InvalidArgument("an ingest needs a reference")
+        _check(ref, expected, total)
         owners = self._meta.owners
         if not owners.claim(self._namespace, ref):
             raise BeingWritten(f"this process is writing {expected or ref}")
@@ -195,6 +194,18 @@ class Ingests:
         with self._meta.write() as txn:
             if discard.drop_ingest(txn, self._namespace, ref) is None:
                 raise _absent(ref)
+
+
+def _check(ref: str, expected: str | None, total: int | None) -> None:
+    if not ref:
+        raise InvalidArgument("an ingest needs a reference")
+    if total is not None and not 0 <= total < 1 << 63:
+        raise InvalidArgument(f"no ingest has {total} bytes")
+    if expected is not None:
+        try:
+            parse_digest(expected)
+        except Refused as error:
+            raise InvalidArgument(str(error)) from None
 
 
 def _absent(ref: str) -> NotFound:

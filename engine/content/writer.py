@@ -135,6 +135,8 @@ class Writer:
         A write that fails closes the writer: what is durable is there for the next one.
         """
         self._check_open()
+        if isinstance(data, memoryview) and not (data.c_contiguous and data.ndim == data.itemsize == 1):
+            data = data.tobytes()
         total = self._record.total
         if total is not None and self.offset + len(data) > total:
             self.abort()

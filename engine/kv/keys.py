@@ -8,6 +8,8 @@ carries its own names: a key finds, it does not tell.
 import hashlib
 from collections.abc import Iterable
 
+from engine.errors import InvalidArgument, printable
+
 __all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening", "told"]
 
 Part = str | bytes | int
@@ -24,7 +26,10 @@ def encode(parts: Iterable[Part]) -> bytes:
 
 def _encode(part: Part) -> bytes:
     if isinstance(part, str):
-        raw = part.encode()
+        try:
+            raw = part.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"{printable(part)!r} is no text in UTF-8") from None
     elif isinstance(part, int):
         return number(part)
     else:

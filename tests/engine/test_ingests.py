@@ -547,3 +547,42 @@ def test_suite_commit_error_state(stores, size):
                     call()
         assert not stores.content.statuses()
     assert put(stores.content, data).size == size
+
+
+# -- calls that are wrong -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ref", "about"),
+    [
+        ("", {}),
+        ("a\ud800", {}),
+        ("a", {"lease": "a\ud800"}),
+        ("a", {"total": -1}),
+        ("a", {"total": 1 << 63}),
+        ("a", {"expected": "sha256:no"}),
+        ("a", {"expected": "a\ud800"}),
+    ],
+)
+def test_a_call_that_is_wrong_says_so(stores, ref, about):
+    with pytest.raises(InvalidArgument):
+        stores.content.ingest(ref, **{"lease": "", **about})
+    assert stores.content.statuses() == []
+    for call in (stores.content.status, stores.content.abort):
+        with pytest.raises(InvalidArgument):
+            call("a\ud800")
+
+
+def test_a_label_that_is_no_text(stores):
+    with stores.content.ingest("x", lease="", total=0) as writer, pytest.raises(InvalidArgument):
+        writer.commit({"a": "\ud800"})
+
+
+@pytest.mark.parametrize("size", [100, 3 * EXTENT])
+def test_any_view_of_bytes_can_be_written(stores, size):
+    data = pattern(2 * size)
+    pieces = [memoryview(data)[::2], memoryview(data).cast("I"), memoryview(data).cast("B", (2, size))]
+    with stores.content.ingest("x", lease="") as writer:
+        for piece in pieces:
+            writer.write(piece)
+        assert writer.commit().digest == digest_of(data[::2] + data + data)
