@@ -13,17 +13,29 @@ too, where escapes that Go does not know are the expression's own. Spaces betwee
 """
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import chain
 
 from engine import limits
 from engine.errors import InvalidArgument, printable
+from engine.expressions import BadExpression, expression
 from engine.labels import Labels
 
-__all__ = ["Fields", "Filter", "Operator", "Selector", "fields", "matches", "parse", "parse_all", "show"]
+__all__ = [
+    "Fields",
+    "Filter",
+    "Operator",
+    "Selector",
+    "check_expressions",
+    "fields",
+    "matches",
+    "parse",
+    "parse_all",
+    "show",
+]
 
 Fields = Callable[[tuple[str, ...]], str | None]
 """Returns what an object has under a path, None if nothing."""
@@ -214,7 +226,10 @@ def fields(values: Mapping[str, str], labels: Labels) -> Fields:
 
 
 def matches(filters: Sequence[Filter], of: Fields) -> bool:
-    """Say whether one of `filters` is true of an object, or there are none."""
+    """Say whether one of `filters` is true of an object, or there are none.
+
+    Raises InvalidArgument for an expression that may take for ever.
+    """
     return not filters or any(all(_holds(selector, of) for selector in one) for one in filters)
 
 
@@ -233,10 +248,16 @@ def _holds(selector: Selector, of: Fields) -> bool:
 
 
 @lru_cache
-def _compiled(expression: str) -> re.Pattern[str] | None:
+def _compiled(text: str) -> re.Pattern[str] | None:
     """Return a compiled expression, or None: as in containerd, a bad one matches nothing."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what a later Python may read differently
-            return re.compile(expression)
-    except (re.error, OverflowError, RecursionError):
+        return expression(text)
+    except BadExpression:
         return None
+
+
+def check_expressions(filters: Iterable[Filter]) -> None:
+    """Raise InvalidArgument for an expression that would match nothing as it does not compile."""
+    for selector in chain.from_iterable(filters):
+        if selector.operator is Operator.LIKE:
+            expression(selector.value)

@@ -23,6 +23,7 @@ LAYERS = {
     "engine": 0,
     "engine.errors": 0,
     "engine.labels": 0,
+    "engine.expressions": 0,
     "engine.filters": 0,
     "engine.fieldpaths": 0,
     "engine.identifiers": 0,
@@ -84,6 +85,7 @@ ASYNC |= {
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",
     "engine.labels",
+    "engine.expressions",
     "engine.filters",
     "engine.fieldpaths",
     "engine.identifiers",

@@ -50,7 +50,7 @@ def list_blobs(context: Context, filters: Sequence[Filter], view: View) -> None:
             (Column("DIGEST"), Column("SIZE", goes=2, right=True), Column("CREATED", goes=1)),
             ((short(blob.digest), human_bytes(blob.size), age(blob.created)) for blob in blobs()),
             (Fault(short(record.name), record.error) for record in lost()),
-            none="no blobs",
+            none="no blobs match" if filters else "no blobs",
         )
 
 

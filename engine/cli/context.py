@@ -15,7 +15,7 @@ import click
 
 from engine.cli.output import View
 from engine.errors import InvalidArgument
-from engine.filters import Filter, parse_all
+from engine.filters import Filter, check_expressions, parse_all
 from engine.oci.platform import Platform, parse_platform
 from engine.stores import Stores, host_platform, open_stores
 
@@ -68,7 +68,9 @@ def _platform(_context: click.Context, _parameter: click.Parameter, text: str | 
 def _filters(
     _context: click.Context, _parameter: click.Parameter, texts: Sequence[str]
 ) -> tuple[Filter, ...]:
-    return parse_all(texts)
+    filters = parse_all(texts)
+    check_expressions(filters)
+    return filters
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")

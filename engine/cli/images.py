@@ -49,7 +49,8 @@ def images(context: Context, filters: Sequence[Filter], view: View) -> None:
             lost = (shapes.ShownImage(name=lost.name, error=lost.error) for lost in damaged)
             documents(chain(rows, lost))
         else:
-            _print(view, records, rows, damaged)
+            none = "no images match" if filters else "no images; `lamina import PATH` brings some in"
+            _print(view, records, rows, damaged, none)
 
 
 def _fields(image: Image) -> Fields:
@@ -62,7 +63,11 @@ def _fields(image: Image) -> Fields:
 
 
 def _print(
-    view: View, records: Sequence[Image], rows: Iterator[shapes.ShownImage], damaged: Sequence[Damaged]
+    view: View,
+    records: Sequence[Image],
+    rows: Iterator[shapes.ShownImage],
+    damaged: Sequence[Damaged],
+    none: str,
 ) -> None:
     short = view.shortener(
         digest for record in records for digest in (record.target.digest, _digest_of_name(record.name))
@@ -85,7 +90,6 @@ def _print(
             )
 
     lost = (Fault(familiar(record.name), record.error) for record in damaged)
-    none = "no images; `lamina import PATH` brings some in"
     view.table(_COLUMNS, cells(), chain(faults, lost), none=none)
 
 

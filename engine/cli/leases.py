@@ -61,7 +61,7 @@ def list_leases(context: Context, filters: Sequence[Filter], view: View) -> None
             for lease, row in zip(found, rows, strict=True)
         ],
         [Fault(lost.name, lost.error) for lost in damaged],
-        none="no leases",
+        none="no leases match" if filters else "no leases",
     )
 
 

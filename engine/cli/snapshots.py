@@ -100,7 +100,7 @@ def list_snapshots(
                 (short(i.key), backend.name, i.kind, age(i.created), short(i.parent) or "-")
                 for backend, i in found
             )
-            view.table(_COLUMNS, rows, none="no snapshots")
+            view.table(_COLUMNS, rows, none="no snapshots match" if filters else "no snapshots")
     if not view.json:
         _tell(faults)
 

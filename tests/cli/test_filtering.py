@@ -47,3 +47,13 @@ def test_snapshots_by_kind_and_parent(stocked):
 def test_a_filter_that_is_none_says_where(stocked, command):
     wrong = lamina(stocked, *command, "--filter", "name=x", code=2)
     assert wrong.stderr.startswith("lamina: filter 'name=x', character 5: expected one of")
+
+
+def test_an_expression_that_is_none_says_where(stocked):
+    done = lamina(stocked, "images", "--filter", "name~=a(", code=2)
+    assert "lamina: expression 'a(', character 2: " in done.stderr
+
+
+@pytest.mark.parametrize("command", _ALL, ids="-".join)
+def test_what_matches_nothing_does_not_call_the_store_empty(stocked, command):
+    assert " match\n" in lamina(stocked, *command, "--filter", "labels.none==x").stderr

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine import limits
 from engine.errors import InvalidArgument
 from engine.fieldpaths import change_labels
-from engine.filters import Operator, Selector, fields, matches, parse, parse_all, show
+from engine.filters import Operator, Selector, check_expressions, fields, matches, parse, parse_all, show
 
 TEXTS = st.text(max_size=8) | st.text(alphabet='ab."\\/|,=!~ \n\xe9\U0001f600', max_size=8)
 PATHS = st.lists(st.sampled_from(["labels", "name", "a", "b"]) | TEXTS, min_size=1, max_size=3).map(
@@ -138,6 +138,26 @@ def test_what_is_no_text_is_refused():
 def test_a_bad_expression_matches_nothing(bad, recwarn):
     assert not matches([(Selector(("name",), Operator.LIKE, bad),)], fields({"name": "x"}, {}))
     assert not recwarn
+
+
+@pytest.mark.parametrize(
+    "endless",
+    ["^(a+)+$", "^(a|aa)+$", "(a*)*b", "(?:a?){20,}", "(a{1,9}){1,9}", r"(a)\1", "(?=a)b", "(?<!a)b"],
+)
+def test_an_expression_that_may_take_for_ever_is_refused(endless):
+    with pytest.raises(InvalidArgument, match="expression"):
+        matches([(Selector(("name",), Operator.LIKE, endless),)], fields({"name": "a" * 34 + "b"}, {}))
+
+
+@pytest.mark.parametrize(
+    "honest",
+    [r"^docker\.io/.*:v?[0-9]+$", "(a|b)?c*", "[ab]+", "(foo|bar)", "^(ab){2}", "(?i)A+", "(ab)+"],
+)
+def test_other_expressions_are_not(honest):
+    filters = parse_all([show((Selector(("name",), Operator.LIKE, honest),))])
+    check_expressions(filters)
+    value = "docker.io/foo:v1 abab c"
+    assert matches(filters, fields({"name": value}, {})) == bool(re.search(honest, value))
 
 
 # -- field paths ------------------------------------------------------------------------------
