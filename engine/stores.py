@@ -310,9 +310,8 @@ class Stores:
 
     def places(self, vanished: Collection[tuple[str, str]] = ()) -> Places:
         """Return where a collection looks; `vanished` are the snapshots of mounts that are gone."""
-        working, broken = self._used()
-        names = [snapshotter.name for snapshotter in working]
-        return Places(namespace=self.namespace, backends=names, kept=broken, vanished=vanished)
+        names = [snapshotter.name for snapshotter in self.snapshotters()]
+        return Places(namespace=self.namespace, backends=names, vanished=vanished)
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:
