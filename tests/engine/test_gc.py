@@ -12,6 +12,7 @@ import pytest
 from engine import limits, plugins
 from engine.errors import EngineError, FailedPrecondition, Unavailable
 from engine.failpoints import armed
+from engine.gc import collect as collecting
 from engine.gc.collect import collect
 from engine.gc.mark import holders_first, reachable
 from engine.gc.survey import Places
@@ -790,6 +791,34 @@ def test_what_was_touched_goes_in_short_transactions_when_its_mark_ends(stores, 
         marks.begin(txn, "default", other)
     recover(stores.root)
     assert not records(stores)["marks"]
+
+
+def test_what_was_touched_is_spared_in_short_transactions_before_anything_is_dropped(
+    stores, monkeypatch
+):
+    """A chain of blobs that is named anew once it was marked as garbage; each step has no time."""
+    below = put(stores, b"0")
+    for number in range(1, 30):
+        below = put(stores, b"%d" % number, {f"{CONTENT}.0": below})
+    other = put(stores, b"garbage")
+    there = blobs(stores)
+    monkeypatch.setattr(collecting, "_SLICE_S", -1)
+    survey, step, steps = collecting.survey, collecting._Sparing.step, []
+
+    def surveys(*args):
+        found = survey(*args)
+        stores.content.update(below, ROOT)
+        return found
+
+    def steps_on(self, txn):
+        steps.append(step(self, txn))
+        return steps[-1]
+
+    monkeypatch.setattr(collecting, "survey", surveys)
+    monkeypatch.setattr(collecting._Sparing, "step", steps_on)
+    assert stores.collect().blobs == [other]
+    assert blobs(stores) == there - {other}
+    assert steps.count(False) >= 28
 
 
 def test_two_collectors(stores):
