@@ -25,6 +25,7 @@ from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import TOUCHED, Blob, Clock, Snapshot
 from engine.metadata import ledger, lineage, marks
+from engine.metadata.leases import finish
 from engine.metadata.nodes import CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
 from engine.processes import Owner
 from engine.progress import Report, Step, silent
@@ -159,6 +160,7 @@ def _sweep(
         if released - len(left) >= _RELEASE_EVERY:
             released = len(left)
             meta.release_pages()
+    finish(meta, namespace)
     report(Step.SWEEP, "records", total, total)
     return tally
 

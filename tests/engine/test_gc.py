@@ -36,7 +36,7 @@ from engine.metadata import ledger, marks
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore
 from engine.metadata.nodes import CONTENT as CONTENT_KIND
-from engine.metadata.nodes import snapshot_node
+from engine.metadata.nodes import Node, snapshot_node
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
 from engine.processes import Owner, Owners
@@ -264,6 +264,31 @@ def test_a_member_that_cannot_be_read_does_not_keep_an_ended_lease(stores):
     assert (collected.leases, collected.errors) == (["expired"], [])
     assert collected.blobs == [found]
     assert not records(stores)["lease_items"]
+
+
+def test_the_members_of_a_lease_go_in_short_transactions(stores, monkeypatch):
+    """Without its record they hold nothing: what a crash leaves of them the next collection takes."""
+    monkeypatch.setattr(ledger, "_LET_GO", 2)
+    held = [put(stores, b"%d" % number) for number in range(7)]
+
+    def dropped(lease):
+        hold(stores, Lease(id=lease, created=1), *held)
+        with stores.root.meta.write() as txn:
+            ledger.drop(txn, "default", Node("leases", "", lease))
+        assert len(records(stores)["lease_items"]) == 5
+
+    dropped("named")
+    stores.leases.create("named")  # anew, with nothing of the old one
+    assert stores.leases.members("named") == []
+    hold(stores, Lease(id="removed", created=1), *held)
+    stores.leases.delete("removed", "named")
+    with leased(stores.root.meta, "default") as lease:
+        hold(stores, Lease(id=lease, created=1), *held)
+    assert not records(stores)["lease_items"]
+    assert not records(stores)["mentions"]
+    dropped("crashed")
+    assert sorted(stores.collect().blobs) == sorted(held)
+    assert not any(records(stores).values())
 
 
 def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
