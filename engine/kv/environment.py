@@ -22,6 +22,7 @@ from engine.kv.gate import Gate
 from engine.kv.growth import grow
 from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
 from engine.kv.turn import Turn
+from engine.kv.whole import check_length
 from engine.processes import Owners
 
 __all__ = ["Environment", "Transaction"]
@@ -99,6 +100,7 @@ class Environment:
             self.path, map_bytes=self._map_bytes, tables=len(self._tables), readonly=self.readonly
         )
         try:
+            check_length(self.path / "data.mdb", page=env.stat()["psize"])
             self._databases = dict(self._open_tables(env))
         except BaseException:
             env.close()

@@ -21,6 +21,7 @@ __all__ = [
     "READERS",
     "UNFINISHED",
     "allocate_lock",
+    "is_there",
     "make_file",
     "open_file",
 ]
@@ -67,6 +68,12 @@ def _keep_in_place(file: int) -> None:
         fcntl.ioctl(file, _SET_FLAGS, struct.pack("l", struct.unpack("l", flags)[0] | _NOCOW))
 
 
+def is_there(folder: Path) -> bool:
+    """Say whether there is a file in `folder` that was ever complete."""
+    data = folder / "data.mdb"
+    return data.exists() and data.stat().st_size >= _PAGES
+
+
 def make_file(folder: Path) -> None:
     """Make the file in `folder` if there is none; remove what a crash left of it, or of a copy.
 
@@ -75,7 +82,7 @@ def make_file(folder: Path) -> None:
     """
     data = folder / "data.mdb"
     (folder / UNFINISHED).unlink(missing_ok=True)
-    if data.exists() and data.stat().st_size >= _PAGES:
+    if is_there(folder):
         return
     # In a folder of its own: LMDB notes in the file if it is opened by its name (MDB_NOSUBDIR).
     making = folder / "making"
