@@ -13,6 +13,7 @@ from engine import labels
 from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import NotFound
+from engine.failpoints import armed
 from engine.fsck.findings import Checked, Finding, What
 from engine.kv import keys
 from engine.kv.schema import (
@@ -536,6 +537,28 @@ def test_once_a_layer_is_here_again_its_snapshot_is_mended(world: World) -> None
     assert [(f.name, bool(f.done)) for f in mended.findings] == [(world.chain[1], True)]
     assert (world.tree(1) / "etc/hosts").read_bytes() == b"::1 localhost\n"
     assert world.check().findings == []
+
+
+def test_a_repair_that_fails_late_says_why(world: World) -> None:
+    """The other snapshot has been replaced by then, and nothing is left to be undone."""
+    (world.tree(2) / "more").touch()
+    with armed("snapshot.replace.recorded", "error"):
+        (told,) = world.check(repair=True).findings
+    assert "failpoint" in told.waits
+    assert world.check().left == []
+
+
+def test_a_layer_that_is_applied_again_is_held(world: World) -> None:
+    (world.tree(2) / "more").touch()
+
+    def apply(job: ApplyJob) -> Applied:
+        world.stores.images.remove(NAME)
+        world.stores.collect()
+        assert world.stores.content.verify(digest_of(BIG))
+        return world.apply(job)
+
+    (told,) = damage(world.stores.check(apply=apply))
+    assert told.what is What.SNAPSHOT
 
 
 def test_what_is_lost_for_good_is_told(world: World) -> None:
