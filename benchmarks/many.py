@@ -93,8 +93,8 @@ def fill(stores: Stores, shape: Shape) -> None:
                 elif isinstance(each, Blob | Image):
                     ledger.put(txn, NAMESPACE, each)
                     blob = max(blob, each.number) if isinstance(each, Blob) else blob
-            COUNTERS.raise_to(txn, "blob", blob)
-            COUNTERS.raise_to(txn, "snapshot", snapshot)
+            COUNTERS.set(txn, "blob", blob)
+            COUNTERS.set(txn, "snapshot", snapshot)
 
 
 def _things(shape: Shape) -> Iterator[Blob | Image | Snapshot | Bytes]:

@@ -22,7 +22,7 @@ from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
 from engine.metadata import ledger
 from engine.metadata.leases import expiry
-from engine.metadata.nodes import Node, node_of, snapshot_node
+from engine.metadata.nodes import CONTENT, Node, node_of, snapshot_node
 from engine.progress import Report, Step, silent
 from engine.root import Root
 from engine.snapshots import Kind
@@ -144,9 +144,8 @@ class Accounts:
 
     def _is_elsewhere(self, txn: Transaction, node: Node) -> bool:
         """Say whether another namespace has the same bytes."""
-        held = list(ledger.holdings(txn, node.key)) if not node.backend else []
-        mine = {one.number for one in held if one.namespace == self._namespace}
-        return any(one.number in mine for one in held if one.namespace != self._namespace)
+        blob = BLOBS.get(txn, self._namespace, node.key) if node.kind == CONTENT else None
+        return blob is not None and ledger.is_elsewhere(txn, self._namespace, blob)
 
     def _share(self, txn: Transaction, node: Node) -> Share:
         with suppress(DataLoss):

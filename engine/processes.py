@@ -57,18 +57,37 @@ class Owners:
     def me(self) -> Owner:
         """Return this process as an owner, from now on until `close`."""
         with self._lock, os_errors(f"a file in {self._folder}"):
-            while self._me is None:
-                self._me = self._begin(secrets.token_hex(8))
+            if self._me is None:
+                name, self._held = self._begin()
+                self._me = Owner(name, os.getpid(), str(pid_namespace()))
             return self._me
 
-    def _begin(self, name: str) -> Owner | None:
-        """Make and lock the file of an owner; None if a sweep came between the two."""
+    @contextmanager
+    def at_work(self) -> Iterator[Owner]:
+        """Give an owner, beside `me`, that lives for the length of a block."""
+        me = self.me
+        with os_errors(f"a file in {self._folder}"):
+            name, held = self._begin()
+        try:
+            yield Owner(name, me.pid, me.namespace)
+        finally:
+            self._end(name, held)
+
+    def _begin(self) -> tuple[str, int]:
+        """Make and lock the file of an owner; return its ID and the file."""
+        while True:
+            name = secrets.token_hex(8)
+            held = self._locked(name)
+            if held is not None:
+                return name, held
+
+    def _locked(self, name: str) -> int | None:
+        """Make and lock a file; None if a sweep came between the two."""
         flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         held = os.open(self._folder / name, flags, 0o600)
         try:
             if lock(held, alone=True) and os.fstat(held).st_nlink:
-                self._held = held
-                return Owner(name, os.getpid(), str(pid_namespace()))
+                return held
         except BaseException:
             os.close(held)
             raise
@@ -134,7 +153,10 @@ class Owners:
         """End this process as an owner; may be called again."""
         with self._lock:
             if self._me is not None:
-                with suppress(OSError):  # an unlocked file says the same, and is swept later
-                    (self._folder / self._me.id).unlink()
-                os.close(self._held)
+                self._end(self._me.id, self._held)
                 self._me = None
+
+    def _end(self, name: str, held: int) -> None:
+        with suppress(OSError):  # an unlocked file says the same, and is swept later
+            (self._folder / name).unlink()
+        os.close(held)

@@ -25,6 +25,7 @@ from engine.failpoints import hit
 from engine.fs.durable import flush
 from engine.fs.locks import lock
 from engine.kv.schema import SNAPSHOTS, TRASH, Snapshot
+from engine.metadata import marks
 from engine.processes import boot_id
 from engine.root import Root
 from engine.snapshots import Kind
@@ -90,6 +91,7 @@ def _recover(root: Root) -> None:
     hit("recover.checked")
     plugins.sweep(root, until)
     hit("recover.swept")
+    marks.end_dead(root.meta)
     root.owners.sweep()
     fresh = root.path / f"{_BOOT}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -41,7 +41,7 @@ def drop_blob(txn: Transaction, namespace: str, digest: str) -> Blob | None:
     blob = ledger.drop(txn, namespace, blob_node(digest))
     if not isinstance(blob, Blob):
         return None
-    if all(held.number != blob.number for held in ledger.holdings(txn, digest)):
+    if not ledger.is_elsewhere(txn, namespace, blob):
         drop_bytes(txn, blob.number)
     return blob
 

@@ -23,9 +23,10 @@ from engine.failpoints import hit
 from engine.gc.clock import look, time_of
 from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import MARKS, TOUCHED, Blob, Clock, Mark, Snapshot, now
-from engine.metadata import ledger, lineage
-from engine.metadata.nodes import BACK, CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
+from engine.kv.schema import TOUCHED, Blob, Clock, Snapshot
+from engine.metadata import ledger, lineage, marks
+from engine.metadata.nodes import CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
+from engine.processes import Owner
 from engine.progress import Report, Step, silent
 from engine.snapshots import Leftover
 
@@ -104,9 +105,18 @@ def collect(
 @contextmanager
 def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[Clock]:
     """Have everyone note what they touch, for the length of a block; give the time."""
+    try:
+        with meta.owners.at_work() as owner:
+            yield _begun(meta, namespace, owner, report)
+    finally:
+        marks.end(meta, namespace)
+
+
+def _begun(meta: Environment, namespace: str, owner: Owner, report: Report) -> Clock:
+    """Begin a mark as soon as nobody else is at it; return the time."""
     end = time.monotonic() + limits.COLLECT_WAIT_S
     waiting = ""
-    while isinstance(busy := _begin(meta, namespace), str):
+    while isinstance(busy := _begin(meta, namespace, owner), Owner):
         waiting = f"{busy} is collecting"
         if time.monotonic() > end:
             raise Unavailable(
@@ -116,33 +126,17 @@ def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[Cloc
         time.sleep(_POLL_S)
     if waiting:
         report(Step.WAIT, waiting, 1, 1)
-    try:
-        yield busy
-    finally:
-        try:
-            with meta.write() as txn:
-                MARKS.delete(txn, namespace)
-                TOUCHED.clear(txn, namespace)
-        finally:
-            meta.owners.release("gc", namespace, "")
+    return busy
 
 
-def _begin(meta: Environment, namespace: str) -> Clock | str:
+def _begin(meta: Environment, namespace: str, owner: Owner) -> Clock | Owner:
     """Begin a mark and return the time, or who is at it if somebody is."""
-    if not meta.owners.claim("gc", namespace, ""):
-        return "this process"
-    try:
+    while True:
         with meta.write() as txn:
-            mark = MARKS.get(txn, namespace)
-            if mark is not None and mark.owner != meta.owners.me and meta.owners.is_alive(mark.owner.id):
-                meta.owners.release("gc", namespace, "")
-                return str(mark.owner)
-            TOUCHED.clear(txn, namespace)
-            MARKS.put(txn, Mark(owner=meta.owners.me, started=now()), namespace)
-            return look(txn, note=True)
-    except BaseException:
-        meta.owners.release("gc", namespace, "")
-        raise
+            if other := marks.collector(meta.owners, txn, namespace):
+                return other
+            if marks.begin(txn, namespace, owner):
+                return look(txn, note=True)
 
 
 # -- the sweep --------------------------------------------------------------------------------------
@@ -185,14 +179,8 @@ def _spare(txn: Transaction, namespace: str, left: dict[Node, None], alone: Coll
         # hold since was touched as well.
         if node in left or node in touched or node in alone:
             left.pop(node, None)
-            pending += _held(txn, namespace, node)
+            pending += ledger.held(txn, namespace, node)
     return len(records) < _SPARED
-
-
-def _held(txn: Transaction, namespace: str, node: Node) -> list[Node]:
-    found = [mention.node for mention in ledger.mentioning(txn, namespace, node) if mention.how != BACK]
-    found += [mention.node for mention in ledger.mentioners(txn, namespace, node, BACK)]
-    return found
 
 
 def _drop_some(
@@ -247,10 +235,8 @@ class _Tally:
             self._keys[node.kind].append(node.key)
         if isinstance(record, Snapshot):
             self._snapshot_bytes += record.size
-        elif isinstance(record, Blob):
-            others = (held for held in ledger.holdings(txn, node.key) if held.namespace != namespace)
-            if all(held.number != record.number for held in others):
-                self._blob_bytes += record.size
+        elif isinstance(record, Blob) and not ledger.is_elsewhere(txn, namespace, record):
+            self._blob_bytes += record.size
 
     def result(self, found: Survey, clock: Clock) -> Collected:
         expires, errors = found.expires, found.damaged

@@ -82,15 +82,6 @@ def holders(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
             yield mention.node
 
 
-def _held(txn: Transaction, namespace: str, node: Node) -> Iterator[Node]:
-    """Yield what an object holds."""
-    for mention in _mentioning(txn, namespace, node):
-        if mention.how != BACK:
-            yield mention.node
-    for mention in ledger.mentioners(txn, namespace, node, BACK):
-        yield mention.node
-
-
 def _mentioning(txn: Transaction, namespace: str, node: Node) -> Collection[Mention]:
     try:
         return ledger.mentioning(txn, namespace, node)
@@ -147,7 +138,7 @@ def closure(txn: Transaction, namespace: str, node: Node) -> list[Node]:
         at = pending.pop()
         if at not in found and ledger.exists(txn, namespace, at):
             found[at] = None
-            pending += _held(txn, namespace, at)
+            pending += ledger.held(txn, namespace, at)
     return list(found)
 
 
@@ -175,9 +166,9 @@ def only_held_by(
         node = pending.pop()
         if node not in held:
             held.add(node)
-            pending += own.intersection(_held(txn, namespace, node))
+            pending += own.intersection(ledger.held(txn, namespace, node))
     free = [node for node in nodes if node not in held]
-    return holders_first(free, lambda node: _held(txn, namespace, node))
+    return holders_first(free, lambda node: ledger.held(txn, namespace, node))
 
 
 def _is_work_of(txn: Transaction, namespace: str, node: Node, leases: Collection[Node]) -> bool:

@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 _S = 10**9
-_PINNED = "pinned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +118,7 @@ def _unpinned(images: Collection[Image]) -> Unpinned:
 
 
 def _is_pinned(image: Image) -> bool:
-    return image.labels.get(labels.PINNED) == _PINNED
+    return image.labels.get(labels.PINNED) == labels.PINNED_VALUE
 
 
 def asks(meta: Environment, namespace: str, policy: Policy, disk: Disk, at: int) -> bool:
@@ -184,8 +183,7 @@ def _is_in_use(txn: Transaction, namespace: str, nodes: Iterable[Node]) -> bool:
 def _size(txn: Transaction, namespace: str, node: Node) -> int:
     record = ledger.get(txn, namespace, node)
     if isinstance(record, Blob):
-        others = (held for held in ledger.holdings(txn, node.key) if held.namespace != namespace)
-        return 0 if any(held.number == record.number for held in others) else record.size
+        return 0 if ledger.is_elsewhere(txn, namespace, record) else record.size
     return record.size if isinstance(record, Snapshot) else 0
 
 

@@ -13,7 +13,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     mentions      NS token how token         Mentioned    metadata.ledger: who mentions what
     holdings      digest NS                  Holding      metadata.ledger: whose bytes a digest has
     touched       NS token                   Touched      metadata.ledger, while a mark is under way
-    marks         NS                         Mark         gc
+    marks         NS                         Mark         metadata.marks
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts
     clocks        "last"                     Clock        gc.clock

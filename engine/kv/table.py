@@ -182,12 +182,19 @@ class Table(Generic[R]):
             if len(found) == size and found.startswith(text):
                 yield found
 
-    def clear(self, txn: Transaction, *prefix: Part) -> None:
-        """Remove all records whose keys begin with `prefix`, readable or not."""
+    def clear(self, txn: Transaction, *prefix: Part, most: int | None = None) -> bool:
+        """Remove all records whose keys begin with `prefix`, readable or not, or so many at most.
+
+        Say whether that was all.
+        """
         start = keys.encode(prefix)
         with txn.raw.cursor(db=txn.databases[self.name]) as cursor:
             while cursor.set_range(start) and bytes(cursor.key()[: len(start)]) == start:
+                if most == 0:
+                    return False
+                most = None if most is None else most - 1
                 cursor.delete()
+        return True
 
     def _items(
         self, txn: Transaction, start: bytes, after: bytes = b""
@@ -239,6 +246,6 @@ class Counter:
         found = self._table.get(txn, sequence)
         return found.value if found else 0
 
-    def raise_to(self, txn: Transaction, sequence: str, value: int) -> None:
-        """Let the next number be higher than `value`, whatever the table says."""
+    def set(self, txn: Transaction, sequence: str, value: int) -> None:
+        """Let `value` be the last number given out, whatever the table says."""
         self._table.put(txn, _Count(value=value), sequence)

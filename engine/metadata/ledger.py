@@ -61,7 +61,9 @@ __all__ = [
     "exists",
     "get",
     "has_children",
+    "held",
     "holdings",
+    "is_elsewhere",
     "members",
     "mentioners",
     "mentioning",
@@ -137,13 +139,14 @@ def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
 def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
     """Remove an object's record and what it mentions; return it, None if there was none to read.
 
-    A lease's members are let go. The record goes whether or not it can be read.
+    A lease's members are let go. All goes whether or not it can be read: what is mentioned by what
+    cannot be stays noted, until `lamina fsck --repair`.
     """
     record = _readable(txn, namespace, node)
     for mention in _mentioned(node, record):
         _unlink(txn, namespace, node, mention)
     if node.kind == LEASE:
-        for item in LEASE_ITEMS.scan(txn, namespace, node.key):
+        for item in LEASE_ITEMS.survey(txn, namespace, node.key)[0]:
             member = Node(item.kind, item.backend, item.key)
             _unlink(txn, namespace, node, Mention(MEMBER, member))
         LEASE_ITEMS.clear(txn, namespace, node.key)
@@ -178,7 +181,7 @@ def unpin(txn: Transaction, namespace: str, lease: str, node: Node) -> bool:
 
 def note_deletion(txn: Transaction, namespace: str) -> None:
     """Count that a user deleted something: a collection may find more."""
-    COUNTERS.raise_to(txn, _DELETIONS + namespace, deletions(txn, namespace) + 1)
+    COUNTERS.set(txn, _DELETIONS + namespace, deletions(txn, namespace) + 1)
 
 
 def deletions(txn: Transaction, namespace: str) -> int:
@@ -269,11 +272,20 @@ def mentioning(txn: Transaction, namespace: str, node: Node) -> set[Mention]:
     return found
 
 
+def held(txn: Transaction, namespace: str, node: Node) -> list[Node]:
+    """Return what an object holds, as far as that can be read."""
+    try:
+        found = [one.node for one in mentioning(txn, namespace, node) if one.how != BACK]
+    except DataLoss:
+        found = []
+    return [*found, *(one.node for one in mentioners(txn, namespace, node, BACK))]
+
+
 def members(txn: Transaction, namespace: str, lease: str, *, made: bool = False) -> list[Node]:
-    """Return what a lease keeps, or what of it the lease's work made."""
+    """Return what a lease keeps, or what of it the lease's work made, as far as that can be read."""
     return [
         Node(item.kind, item.backend, item.key)
-        for item in LEASE_ITEMS.scan(txn, namespace, lease)
+        for item in LEASE_ITEMS.survey(txn, namespace, lease)[0]
         if item.made or not made
     ]
 
@@ -286,3 +298,9 @@ def has_children(txn: Transaction, backend: str, namespace: str, key: str) -> bo
 def holdings(txn: Transaction, digest: str) -> list[Holding]:
     """Return which namespaces have a blob, and under what number its bytes are."""
     return HOLDINGS.scan(txn, digest)
+
+
+def is_elsewhere(txn: Transaction, namespace: str, blob: Blob) -> bool:
+    """Say whether another namespace has the bytes of a blob too."""
+    others = (held for held in holdings(txn, blob.digest) if held.namespace != namespace)
+    return any(held.number == blob.number for held in others)

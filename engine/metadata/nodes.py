@@ -18,7 +18,6 @@ __all__ = [
     "EXPECTED",
     "IMAGE",
     "INGEST",
-    "KINDS",
     "LABEL",
     "LEASE",
     "MEMBER",
@@ -45,7 +44,6 @@ SNAPSHOT = "snapshots"
 IMAGE = "images"
 INGEST = "ingests"
 LEASE = "leases"
-KINDS = (CONTENT, SNAPSHOT, IMAGE, INGEST, LEASE)
 
 PARENT = "parent"
 """A snapshot mentions what it stands on so."""

@@ -205,7 +205,7 @@ def drop_layer(world: World) -> None:
 
 def lower_counter(world: World) -> None:
     with world.root.meta.write() as txn:
-        COUNTERS.raise_to(txn, "snapshot", 1)
+        COUNTERS.set(txn, "snapshot", 1)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import plugins
-from engine.errors import EngineError, FailedPrecondition
+from engine import limits, plugins
+from engine.errors import EngineError, FailedPrecondition, Unavailable
 from engine.failpoints import armed
 from engine.gc.collect import collect
 from engine.gc.mark import holders_first, reachable
@@ -24,19 +24,21 @@ from engine.kv.schema import (
     INGESTS,
     LEASE_ITEMS,
     LEASES,
+    MARKS,
     SNAPSHOTS,
     TRASH,
     Lease,
     now,
 )
-from engine.metadata import ledger
+from engine.metadata import ledger, marks
 from engine.metadata.leases import leased
 from engine.metadata.lineage import MetaStore
 from engine.metadata.nodes import CONTENT as CONTENT_KIND
 from engine.metadata.nodes import snapshot_node
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
-from engine.processes import Owner
+from engine.processes import Owner, Owners
+from engine.recovery import recover
 from engine.snapshots import Commit, Kind, Plugin, Probe
 from engine.stores import Stores
 from engine.times import rfc3339
@@ -248,6 +250,18 @@ def test_gc_16_what_a_damaged_record_may_hold_stays(stores, table, key):
         assert [image.name for image in stores.images.damaged()] == [key[-1]]
         stores.images.remove("a")
         assert set(stores.collect().blobs) == {digest_of(b"x"), digest_of(b"garbage")}
+
+
+def test_a_member_that_cannot_be_read_does_not_keep_an_ended_lease(stores):
+    found = put(stores, b"member")
+    for lease in ("expired", "removed"):
+        hold(stores, Lease(id=lease, created=1, labels=expiring(1)), found)
+        damage(stores, LEASE_ITEMS, "default", lease, CONTENT_KIND, "", found)
+    stores.leases.delete("removed")
+    collected = stores.collect()
+    assert (collected.leases, collected.errors) == (["expired"], [])
+    assert collected.blobs == [found]
+    assert not records(stores)["lease_items"]
 
 
 def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
@@ -689,6 +703,67 @@ def test_gc_01_collections_beside_imports(stores, tmp_path):
     stores.collect()
     assert not any(records(stores).values())
     assert not extents(stores)
+
+
+# -- marks ------------------------------------------------------------------------------------
+
+
+def test_a_mark_that_cannot_be_read_is_nobodys(stores):
+    garbage = put(stores, b"garbage")
+    damage(stores, MARKS, "default")
+    assert stores.collect().blobs == [garbage]
+    assert not records(stores)["marks"]
+
+
+def test_nobody_waits_for_a_collection_that_could_not_take_its_mark_away(stores, monkeypatch):
+    """The process lives on, and its disk was full, or failed."""
+
+    def fails(*_):
+        raise EngineError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(marks, "end", fails)
+        with pytest.raises(EngineError, match="no space"):
+            stores.collect()
+    garbage = put(stores, b"garbage")
+    assert records(stores)["touched"]
+    others = Owners(stores.root.path / "owners")
+    with stores.root.meta.read() as txn:
+        assert marks.collector(others, txn, "default") is None
+    assert os.listdir(stores.root.path / "owners") == [stores.root.owners.me.id]
+    monkeypatch.setattr(limits, "COLLECT_WAIT_S", 0)
+    assert stores.collect().blobs == [garbage]
+
+
+def test_who_waits_for_another_collection_is_told(stores, monkeypatch):
+    with stores.root.owners.at_work() as other:
+        with stores.root.meta.write() as txn:
+            assert marks.begin(txn, "default", other)
+        monkeypatch.setattr(limits, "COLLECT_WAIT_S", 0)
+        with pytest.raises(Unavailable, match=f"{other} is collecting"):
+            stores.collect()
+        assert len(records(stores)["marks"]) == 1
+
+
+def test_what_was_touched_goes_in_short_transactions_when_its_mark_ends(stores, monkeypatch):
+    """Also where whoever collected died: the next to open the store sees to it."""
+    monkeypatch.setattr(marks, "_SLICE", 10)
+    with stores.root.owners.at_work() as other, stores.root.meta.write() as txn:
+        marks.begin(txn, "default", other)
+    leases = [Lease(id=str(number), created=1) for number in range(35)]
+    with stores.root.meta.write() as txn:
+        for lease in leases:
+            ledger.put(txn, "default", lease)
+    before = stores.root.meta.transactions()
+    marks.end_dead(stores.root.meta)
+    assert stores.root.meta.transactions() == before + 4
+    left = records(stores)
+    assert left["marks"] == left["touched"] == []
+    (stores.root.path / "boot").write_text("another")
+    with stores.root.owners.at_work() as other, stores.root.meta.write() as txn:
+        marks.begin(txn, "default", other)
+    recover(stores.root)
+    assert not records(stores)["marks"]
 
 
 def test_two_collectors(stores):
