@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,6 +33,7 @@ from engine.kv.schema import (
     Snapshot,
     Trash,
 )
+from engine.kv.table import Table
 from engine.kv.verifying import page_troubles
 from engine.metadata.namespaces import NamespaceStore
 from engine.mount import mounted
@@ -322,6 +324,31 @@ ROWS: dict[str, Row] = {
         "",
         1,
     ),
+    "a mark": Row(
+        lambda w: w.put_raw("marks", b"\xff", "default"),
+        What.RECORD,
+        "a record of marks cannot be read",
+        "removed",
+    ),
+    "what was touched": Row(
+        lambda w: w.put_raw("touched", b"\xff", "default", b"x" * 16),
+        What.RECORD,
+        "a record of touched cannot be read",
+        "removed",
+    ),
+    "what belongs to a lease that is gone": Row(
+        lambda w: w.put_raw("lease_items", b"\xff", "default", "gone", "content", "", "x"),
+        What.RECORD,
+        "cannot be read",
+        "removed",
+    ),
+    "a record of trash": Row(
+        lambda w: w.put_raw("trash", b"\xff", "snapshot", w.backend, 999),
+        What.RECORD,
+        "a record of trash cannot be read",
+        "",
+        1,
+    ),
     "a parent is missing": Row(forget_parent, What.SNAPSHOT, "its parent", "", 2),
     "a circle of parents": Row(stand_in_circle, What.SNAPSHOT, "in a circle", "", 3),
 }
@@ -385,6 +412,34 @@ def test_what_is_noted_stays_while_a_record_cannot_be_read(world: World) -> None
     assert {finding.what for finding in mended.left} == {What.EDGE, What.RECORD}
     with world.root.meta.read() as txn:
         assert MENTIONS.count(txn) == before
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_trash_is_of_no_namespace(world: World) -> None:
+    world.put_raw("trash", b"\xff", "snapshot", "overlay", 999)
+    (told,) = damage(world.check())
+    assert (told.namespace, told.snapshotter) == ("", "overlay")
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_orphans_are_looked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(900, 905):
+        (world.root.snapshots / "overlay" / str(number)).mkdir()
+        (world.root.trash / f"overlay-{number + 100}").mkdir()
+        with world.root.blobs.write() as txn:
+            txn.raw.put(number.to_bytes(8, "big") + bytes(4), b"nobody's")
+    looks: list[str] = []
+    real = Table.survey
+
+    def survey(table: Any, txn: Any, *prefix: Any) -> Any:
+        looks.append(table.name)
+        return real(table, txn, *prefix)
+
+    monkeypatch.setattr(Table, "survey", survey)
+    assert len(world.check(repair=True).findings) == 15
+    assert looks.count("blobs") == 1
+    assert looks.count("snapshots") == 2
+    assert world.check().findings == []
 
 
 @pytest.mark.parametrize("world", ["overlay"], indirect=True)
