@@ -22,6 +22,7 @@ __all__ = [
     "UNFINISHED",
     "allocate_lock",
     "is_there",
+    "is_unmade",
     "make_file",
     "open_file",
 ]
@@ -72,6 +73,11 @@ def is_there(folder: Path) -> bool:
     """Say whether there is a file in `folder` that was ever complete."""
     data = folder / "data.mdb"
     return data.exists() and data.stat().st_size >= _PAGES
+
+
+def is_unmade(folder: Path) -> bool:
+    """Say whether there is something for `make_file` to do."""
+    return not is_there(folder) or (folder / UNFINISHED).exists()
 
 
 def make_file(folder: Path) -> None:

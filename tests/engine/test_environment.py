@@ -455,3 +455,18 @@ def test_a_reader_may_not_write_and_makes_nothing(folder):
     with pytest.raises(PermissionDenied, match="opened read-only"), file.write():
         pass
     file.close()
+
+
+def test_opening_a_file_without_tables_waits_for_no_writer(tmp_path, monkeypatch):
+    """So that a label, which opens the whole store, does not wait for who writes bytes."""
+    Environment(tmp_path, map_bytes=1 << 30).close()
+    busy = turn.Turn(tmp_path)
+    monkeypatch.setattr(turn, "WAIT_S", 0.01)
+    with busy.taken():
+        opened = Environment(tmp_path, map_bytes=1 << 30)
+        with pytest.raises(Unavailable), opened.write():
+            pass
+        opened.close()
+        with pytest.raises(Unavailable):
+            Environment(tmp_path, map_bytes=1 << 30, tables=["a"])
+    busy.close()
