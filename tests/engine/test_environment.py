@@ -69,7 +69,7 @@ def test_a_stopped_writer_is_named_and_nobody_waits_for_ever(folder, impatient):
         file.close()
         with pytest.raises(Unavailable, match="see whether it was stopped"):
             Environment(folder, map_bytes=_ENOUGH, tables=["a"])
-        # Who has no table to make waits for nobody: a label opens the store that someone writes bytes to.
+        # Who has no table to make waits for nobody: a label opens what someone writes bytes to.
         Environment(folder, map_bytes=_ENOUGH).close()
         reader = Environment(folder, map_bytes=_ENOUGH, readonly=True)
         assert entries(reader) == 0
