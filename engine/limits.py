@@ -58,6 +58,7 @@ XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 
 COLLECT_WAIT_S = 600  # for another collection of the same namespace
 RECOVERY_S = 5.0  # seconds that whoever opens a store after a crash puts it in order for, at most
+VERIFIED_PAGES = 1 << 24  # of an LMDB file, 64 GiB: two bytes of memory for each
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
 FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd

@@ -3,7 +3,9 @@
 Sync. The engine never imports a backend: `lamina.snapshotters` in anyone's package metadata is enough.
 """
 
+import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -102,9 +104,11 @@ def check(root: Root, name: str) -> None:
         raise NotSupported(f"snapshotter {name} does not work here: {probe.reason}")
 
 
-def sweep(root: Root) -> None:
-    """Remove what probes of dead owners left behind, mounts among it."""
+def sweep(root: Root, until: float = math.inf) -> None:
+    """Remove what probes of dead owners left behind, mounts among it, until then (monotonic clock)."""
     for folder in root.trash.glob(f"{_PROBE}*"):
+        if time.monotonic() > until:
+            return
         owner = folder.name.removeprefix(_PROBE).partition("-")[0]
         if not root.owners.is_alive(owner):
             deactivate_below(folder)

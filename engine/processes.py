@@ -4,19 +4,19 @@ Sync; safe from any thread. The kernel lets go of a lock with its process, howev
 answers for processes of other pid namespaces too, where a pid says nothing.
 """
 
-import fcntl
 import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import os_errors
+from engine.fs.locks import lock
 
-__all__ = ["Owner", "Owners", "pid_namespace"]
+__all__ = ["Owner", "Owners", "boot_id", "pid_namespace"]
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -36,6 +36,11 @@ def pid_namespace() -> int:
     with suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
     return 0
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine: neither processes nor mounts outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 class Owners:
@@ -81,11 +86,8 @@ class Owners:
         flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         held = os.open(self._folder / name, flags, 0o600)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(held).st_nlink:
+            if lock(held, alone=True) and os.fstat(held).st_nlink:
                 return held
-        except BlockingIOError:
-            pass
         except BaseException:
             os.close(held)
             raise
@@ -94,20 +96,24 @@ class Owners:
 
     def is_alive(self, name: str) -> bool:
         """Say whether the owner with the ID `name` still runs."""
-        if not name:
-            return False
-        with os_errors(f"owner {name}"):
+        with self._looked_at(name) as is_alive:
+            return is_alive
+
+    @contextmanager
+    def _looked_at(self, name: str) -> Iterator[bool]:
+        """Say whether an owner runs; who does not cannot begin to for the length of the block."""
+        with os_errors(f"owner {name}"), ExitStack() as inside:
+            if not name:
+                yield False
+                return
             try:
                 file = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
-                return False
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(file)
-        return False
+                yield False
+                return
+            inside.callback(os.close, file)
+            # Not alone: another who looks at the same time would take it for alive.
+            yield not lock(file, alone=False)
 
     def any_dead(self) -> bool:
         """Say whether someone died at work: who ends in order takes his file along."""
@@ -118,8 +124,9 @@ class Owners:
         """Remove the files of owners that are dead."""
         with os_errors(str(self._folder)):
             for name in os.listdir(self._folder):
-                if not self.is_alive(name):
-                    (self._folder / name).unlink(missing_ok=True)
+                with self._looked_at(name) as is_alive:
+                    if not is_alive:
+                        (self._folder / name).unlink(missing_ok=True)
 
     def claim(self, *what: str) -> bool:
         """Say whether `what` is free in this process, and take it; others see the record's owner."""

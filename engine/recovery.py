@@ -12,7 +12,6 @@ Left for others: dead leases and what they made to a collection, as the next imp
 that were half written; folders without records to `fsck --repair`, as no crash makes any.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -23,9 +22,11 @@ from engine import limits, plugins
 from engine.content.store import ContentStore
 from engine.errors import DataLoss, EngineError, NotFound, os_errors
 from engine.failpoints import hit
+from engine.fs.durable import flush
+from engine.fs.locks import lock
 from engine.kv.schema import SNAPSHOTS, TRASH, Snapshot
 from engine.metadata import marks
-from engine.mounts.table import boot_id
+from engine.processes import boot_id
 from engine.root import Root
 from engine.snapshots import Kind
 
@@ -73,16 +74,11 @@ def recover(root: Root) -> None:
 def _alone(root: Root) -> Iterator[bool]:
     """Say whether nobody else is at it, and hold that for the length of a block."""
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(root.path / "recovery", flags, 0o600)
+    file = os.open(root.path / "recovery", flags, 0o600)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield lock(file, alone=True)
     finally:
-        os.close(lock)
+        os.close(file)
 
 
 def _recover(root: Root) -> None:
@@ -90,10 +86,10 @@ def _recover(root: Root) -> None:
     hit("recover.begun")
     _empty(root, until)
     hit("recover.emptied")
-    if _noted_boot(root) not in {"", _this_boot()}:
+    if _noted_boot(root) != _this_boot():
         _check_last(root, until)
     hit("recover.checked")
-    plugins.sweep(root)
+    plugins.sweep(root, until)
     hit("recover.swept")
     marks.end_dead(root.meta)
     root.owners.sweep()
@@ -101,27 +97,30 @@ def _recover(root: Root) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(fresh, flags, 0o600), "w", encoding="ascii") as opened:
         opened.write(f"{_this_boot()}\n")
+        opened.flush()
+        flush(opened.fileno())
     fresh.replace(root.path / _BOOT)
 
 
 def _empty(root: Root, until: float) -> None:
     """Delete what was dropped."""
     with root.meta.read() as txn:
-        dropped = TRASH.survey(txn)[0]
-    for backend in sorted({trash.backend for trash in dropped if trash.backend}):
+        backends = list(TRASH.branches(txn, "snapshot"))
+        has_bytes = TRASH.any(txn, "blob")
+    for backend in backends:
         try:
             place = plugins.create(root, backend, "default")
             place.cleanup(seconds=until - time.monotonic())
         except EngineError as error:  # its files wait
             _log.warning("what was removed from %s stays for now: %s", backend, error)
-    if any(not trash.backend for trash in dropped):
+    if has_bytes:
         content = ContentStore(root.meta, root.blobs, "default")
         content.cleanup(seconds=until - time.monotonic())
 
 
 def _check_last(root: Root, until: float) -> None:
     """Look whether what was committed last is on disk, which a disk that lies may have lost."""
-    for backend, namespace, record in _last(root):
+    for backend, namespace, record in _last(root, until):
         if time.monotonic() > until:
             return
         try:
@@ -140,14 +139,19 @@ def _check_last(root: Root, until: float) -> None:
             )
 
 
-def _last(root: Root) -> list[tuple[str, str, Snapshot]]:
-    """Return the snapshots that were committed last, with their backends and namespaces."""
+def _last(root: Root, until: float) -> list[tuple[str, str, Snapshot]]:
+    """Return the snapshots that were committed last, the newest first: backends, namespaces, records.
+
+    All records are looked through, some 200,000 a second; in a larger store as far as time goes.
+    """
     found: list[tuple[str, str, Snapshot]] = []
     newest = 0
     for batch in SNAPSHOTS.batches(root.meta):
         for (backend, namespace, *_), record in batch:
-            if record.kind == Kind.COMMITTED:
+            if record.kind == Kind.COMMITTED and record.created > newest - _LAST_NS:
                 newest = max(newest, record.created)
                 found.append((backend, namespace, record))
         found = [one for one in found if one[2].created > newest - _LAST_NS]
-    return found
+        if time.monotonic() > until:
+            break
+    return sorted(found, key=lambda one: one[2].created, reverse=True)

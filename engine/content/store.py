@@ -51,7 +51,7 @@ class ContentStore:
     def __init__(self, meta: Environment, blobs: Environment, namespace: str) -> None:
         self._meta = meta
         self._blobs = blobs
-        self._holds = Holds(blobs.path.parent / "readers", readonly=blobs.readonly)
+        self._holds = Holds(blobs.path.parent / "readers")
         self._ingests = Ingests(meta, blobs, self._holds, namespace)
         self._namespace = namespace
 

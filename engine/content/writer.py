@@ -9,7 +9,7 @@ that fails on size or digest discards the ingest, so that a bad download is not 
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -97,7 +97,11 @@ class Writer:
         self._is_open = True
         self._begin()
         if record.number:
-            self._resume()
+            try:
+                self._resume()
+            except BaseException:
+                self._free()
+                raise
 
     def _begin(self) -> None:
         self._expected = Digest(self._record.expected) if self._record.expected else None
@@ -150,7 +154,7 @@ class Writer:
             with self._hashing(data):
                 self._take(memoryview(data))
         except BaseException:
-            self._let_go()
+            self._leave()
             raise
 
     @contextmanager
@@ -243,7 +247,7 @@ class Writer:
         FailedPrecondition when the ingest was aborted meanwhile.
         """
         self._check_open()
-        try:
+        with self._closing():
             label_rules.check(labels or {})
             self._check_size(self._record.total)
             self._check_size(size)
@@ -252,14 +256,13 @@ class Writer:
             if not self._borrowed and not self._is_small:
                 self._store_tail()
             hit("content.commit.before")
-            blob = self._publish(expected or self.digest, labels or {})
+            try:
+                blob = self._publish(expected or self.digest, labels or {})
+            except _Aborted:
+                self._drop()
+                raise
             hit("content.commit.after")
             return blob
-        except _Aborted:
-            self._drop()
-            raise
-        finally:
-            self._let_go()
 
     @property
     def _is_small(self) -> bool:
@@ -333,11 +336,9 @@ class Writer:
 
     def abort(self) -> None:
         """Drop the ingest and its bytes, unless someone did and it is another's by now."""
-        try:
+        with self._closing():
             if self._record.number:
                 self._drop()
-        finally:
-            self._let_go()
 
     def _drop(self) -> None:
         with self._meta.write() as txn:
@@ -354,23 +355,25 @@ class Writer:
         """Let go of the ingest, and keep what was written for a later resume; may be called again."""
         if not self._is_open:
             return
-        try:
+        with self._closing():
             if not self._borrowed and (self._record.number or self._tail):
                 self._keep()
-        finally:
-            self._let_go()
 
     def _keep(self) -> None:
         if not self._record.number and not self._settle():
             return
         self._store_tail()
+        if not self._rest():
+            self._drop()
+
+    def _rest(self) -> bool:
+        """Say in the record that nobody writes; False if it is not ours, or gone."""
         with self._meta.write() as txn:
             is_ours = self._is_ours(txn)
             if is_ours:
                 idle = msgspec.structs.replace(self._record, owner=Owner())
                 ledger.put(txn, self._namespace, _lasting(idle))
-        if not is_ours:
-            self._drop()
+        return is_ours
 
     def _settle(self) -> bool:
         """Make a record of what is to be resumed, unless another process has one; say whether."""
@@ -384,6 +387,28 @@ class Writer:
     def _renumbered(self, txn: Transaction) -> Ingest:
         record = msgspec.structs.replace(self._record, number=COUNTERS.next(txn, "blob"))
         return keep_record(txn, self._namespace, record)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._leave()
+            raise
+        self._let_go()
+
+    def _leave(self) -> None:
+        """Let go after a failure, of what is durable too: this process may live long."""
+        try:
+            if self._is_open:
+                self._free()
+        finally:
+            self._let_go()
+
+    def _free(self) -> None:
+        if self._record.number:
+            with suppress(EngineError):  # else it is free when this process ends
+                self._rest()
 
     def _let_go(self) -> None:
         if self._is_open:

@@ -1,13 +1,17 @@
-"""Locks on whole files (flock(2)), and who has them.
+"""Locks on whole files (flock(2)) and on single bytes of them (F_OFD_SETLK, fcntl(2)), and who has them.
 
-Sync. The kernel drops them with their process.
+Sync. Both belong to an open file description: each one who opened the file has locks of his own, and the
+kernel drops them with the last descriptor, so with the process.
 """
 
 import fcntl
 import os
+import struct
 from pathlib import Path
 
-__all__ = ["holders", "lock", "named"]
+__all__ = ["holders", "lock", "lock_byte", "locked_byte", "named", "unlock", "unlock_byte"]
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 def lock(file: int, *, alone: bool) -> bool:
@@ -17,6 +21,32 @@ def lock(file: int, *, alone: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(file: int) -> None:
+    """Give back what `lock` took."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def lock_byte(file: int, number: int, *, alone: bool) -> None:
+    """Lock a byte, there or not; alone in a file that is opened to write. OSError if it is taken."""
+    _set(file, fcntl.F_WRLCK if alone else fcntl.F_RDLCK, number)
+
+
+def unlock_byte(file: int, number: int) -> None:
+    """Give back what `lock_byte` took."""
+    _set(file, fcntl.F_UNLCK, number)
+
+
+def _set(file: int, kind: int, number: int) -> None:
+    fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, number, 1, 0))
+
+
+def locked_byte(file: int, start: int, length: int) -> int | None:
+    """Return a byte of a part of a file that someone else has locked; length 0 is up to the end."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    kind, _, found, _, _ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else int(found)
 
 
 def holders(file: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Checks the bytes of blobs: that they are all there and hash to their digests, and that none are more.
 
-Sync. A blob that someone removes meanwhile is passed over; bytes that no record has are looked at twice,
-as a record always comes before its bytes and goes before them too.
+Sync. A blob that someone removes meanwhile is passed over. Bytes that no record has are looked at twice:
+a record comes before its bytes, and no number is used again, so that what has none after them gets none.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -12,6 +12,7 @@ from engine.content.store import ContentStore
 from engine.errors import DataLoss, FailedPrecondition, NotFound, Refused
 from engine.failpoints import hit
 from engine.fsck.findings import Counts, Finding, Trouble, What
+from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, INGESTS, SMALL, TRASH, Blob
 from engine.metadata import ledger
 from engine.metadata.nodes import IMAGE, Node, blob_node
@@ -28,11 +29,12 @@ def check_blobs(
     root: Root,
     counts: Counts,
     passed: Callable[[int], None],
+    broken: set[int],
     only: Collection[tuple[str, str]] | None = None,
 ) -> Iterator[Trouble]:
     """Hash the blobs of all namespaces, or `only` those: namespaces and digests.
 
-    `passed` is told of bytes as they are read.
+    `passed` is told of bytes as they are read, `broken` gets the numbers of those that are not right.
     """
     seen: set[int] = set()
     for batch in BLOBS.batches(root.meta):
@@ -45,21 +47,25 @@ def check_blobs(
             counts.blobs += 1
             counts.blob_bytes += blob.size
             if wrong:
+                broken.add(blob.number)
                 yield _broken(root, namespace, blob, wrong)
 
 
 def _wrong_with(
     root: Root, namespace: str, blob: Blob, passed: Callable[[int], None] = lambda _size: None
 ) -> str:
-    """Return what is wrong with a blob, "" if nothing is, or it is gone by now."""
+    """Return what is wrong with these bytes of a blob, "" if nothing is, or they are gone by now."""
     content = ContentStore(root.meta, root.blobs, namespace)
     try:
         digest = parse_digest(blob.digest)
         running = hasher(digest)
         stored = len(content.small(blob)) or extents.stored_bytes(root.blobs, blob.number)
-        for piece in content.read(digest):
-            running.update(piece)
-            passed(len(piece))
+        with content.open(digest) as reader:
+            if reader.blob.number != blob.number:
+                return ""
+            for piece in reader.pieces():
+                running.update(piece)
+                passed(len(piece))
     except NotFound:
         return ""
     except Refused as error:
@@ -73,11 +79,17 @@ def _wrong_with(
 
 def _broken(root: Root, namespace: str, blob: Blob, wrong: str) -> Trouble:
     with root.meta.read() as txn:
-        holders = [held.namespace for held in ledger.holdings(txn, blob.digest)]
-        names = sorted({name for space in holders for name in _images(root, space, blob.digest)})
+        holders = _holders(txn, namespace, blob)
+    names = sorted({name for space in holders for name in _images(root, space, blob.digest)})
     detail = f"{wrong}; images that need it: {', '.join(names) or 'none'}"
     finding = Finding(what=What.BLOB, name=blob.digest, namespace=namespace, detail=detail)
-    return Trouble(finding, partial(_drop, root, blob, holders or [namespace]))
+    return Trouble(finding, partial(_drop, root, namespace, blob))
+
+
+def _holders(txn: Transaction, namespace: str, blob: Blob) -> set[str]:
+    """Return the namespaces that share these bytes: others may have the blob with bytes of their own."""
+    held = ledger.holdings(txn, blob.digest)
+    return {namespace, *(one.namespace for one in held if one.number == blob.number)}
 
 
 def _images(root: Root, namespace: str, digest: str) -> Iterator[str]:
@@ -94,19 +106,17 @@ def _images(root: Root, namespace: str, digest: str) -> Iterator[str]:
             pending += [mention.node for mention in ledger.mentioners(txn, namespace, node)]
 
 
-def _drop(root: Root, blob: Blob, namespaces: Collection[str]) -> str:
+def _drop(root: Root, namespace: str, blob: Blob) -> str:
     """Drop a broken blob, so that the next import or pull brings it again."""
-    numbers: list[int] = []
-    for namespace in namespaces:
-        if not _wrong_with(root, namespace, blob):
-            raise FailedPrecondition("it was right when it was read again; check once more")
-        with root.meta.write() as txn:
-            found = BLOBS.get(txn, namespace, blob.digest)
+    if not _wrong_with(root, namespace, blob):
+        raise FailedPrecondition("it is gone, or was right when it was read again; check once more")
+    with root.meta.write() as txn:
+        for holder in _holders(txn, namespace, blob):
+            found = BLOBS.get(txn, holder, blob.digest)
             if found is not None and found.number == blob.number:
-                discard.drop_blob(txn, namespace, blob.digest)
-                numbers.append(blob.number)
-        hit("fsck.blob.dropped")
-    ContentStore(root.meta, root.blobs, "").cleanup(numbers)
+                discard.drop_blob(txn, holder, blob.digest)
+    hit("fsck.blob.dropped")
+    ContentStore(root.meta, root.blobs, "").cleanup([blob.number])
     return "dropped; import or pull its images again"
 
 
@@ -146,8 +156,6 @@ def _named(root: Root) -> set[int]:
 
 
 def _remove(root: Root, number: int) -> str:
-    if number in _named(root):
-        raise FailedPrecondition("a record has it by now; check once more")
     with root.meta.write() as txn:
         SMALL.delete(txn, number)
     for _ in extents.drop(root.blobs, [number]):

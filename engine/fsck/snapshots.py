@@ -47,8 +47,8 @@ class Snapshots:
     counts: Counts
     passed: Callable[[int], None]
     """Told of bytes of packed layers as they are read."""
-    broken: Collection[str]
-    """Blobs whose bytes are not right."""
+    broken: Collection[int]
+    """Numbers of bytes that are not right."""
     apply: Apply | None
     only: Collection[SnapshotKey] | None = None
 
@@ -117,11 +117,12 @@ class Snapshots:
         diff_id = record.labels.get(labels.DIFF_ID, "")
         content = ContentStore(self.root.meta, self.root.blobs, namespace)
         for digest in self.read.layers.get((namespace, diff_id), ()):
-            if digest not in self.broken:
-                try:
-                    return content.info(Digest(digest))
-                except (NotFound, DataLoss):
-                    continue
+            try:
+                blob = content.info(Digest(digest))
+            except (NotFound, DataLoss):
+                continue
+            if blob.number not in self.broken:
+                return blob
         return None
 
     def _look(

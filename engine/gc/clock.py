@@ -12,7 +12,7 @@ from engine import limits
 from engine.errors import DataLoss
 from engine.kv.environment import Transaction
 from engine.kv.schema import CLOCKS, Clock
-from engine.mounts.table import boot_id
+from engine.processes import boot_id
 
 __all__ = ["look", "read", "time_of", "told"]
 

@@ -1,22 +1,20 @@
 """Lines of those who wait for one thing, first come first served: of processes, and of threads.
 
 Sync. A line of processes is made of locks alone, which the kernel drops with their process: each in it
-holds the byte of a file that comes after all that are held (F_OFD_SETLK, fcntl(2)). Nothing is written,
+holds the byte of a file that comes after all that are held (`engine.fs.locks`). Nothing is written,
 so that a full disk stands in nobody's way.
 """
 
-import fcntl
 import os
-import struct
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PlaceInLine", "ProcessLine", "ThreadLine"]
+from engine.fs.locks import lock, lock_byte, locked_byte, unlock, unlock_byte
 
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: to the end), pid
+__all__ = ["PlaceInLine", "ProcessLine", "ThreadLine"]
 
 
 class ProcessLine:
@@ -56,38 +54,26 @@ class PlaceInLine:
             self._number = self._take()
         # Only the one before is looked at: if he gave up, those before him are passed.
         return self._number == 0 or (
-            self._number is not None and self._held(self._number - 1, 1) is None
+            self._number is not None and locked_byte(self._file, self._number - 1, 1) is None
         )
 
     def _take(self) -> int | None:
         """Go to the end of the line; None where another is just doing that."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._file, alone=True):
             return None
         try:
             end = 0
-            while (held := self._held(end, 0)) is not None:
+            while (held := locked_byte(self._file, end, 0)) is not None:
                 end = held + 1
-            self._lock(fcntl.F_WRLCK, end)
+            lock_byte(self._file, end, alone=True)
             return end
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def _held(self, start: int, length: int) -> int | None:
-        """Return a byte that someone else holds in a part of the file."""
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-        kind, _, held, _, _ = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, asked))
-        return None if kind == fcntl.F_UNLCK else int(held)
-
-    def _lock(self, kind: int, number: int) -> None:
-        wanted = _FLOCK.pack(kind, os.SEEK_SET, number, 1, 0)
-        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wanted)
+            unlock(self._file)
 
     def leave(self) -> None:
         """Let who comes next be first; may be called again."""
         if self._number is not None:
-            self._lock(fcntl.F_UNLCK, self._number)
+            unlock_byte(self._file, self._number)
             self._number = None
 
 

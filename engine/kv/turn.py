@@ -5,7 +5,6 @@ stopped, and nothing interrupts that wait. This one ends, and names who is waite
 first: one that writes again and again, however short, lets in between whoever waits.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import Unavailable, os_errors
-from engine.fs.locks import holders, lock, named
+from engine.fs.locks import holders, lock, named, unlock
 from engine.kv.line import PlaceInLine, ProcessLine, ThreadLine
 
 __all__ = ["WAIT_S", "Turn"]
@@ -55,7 +54,7 @@ class Turn:
             try:
                 yield
             finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+                unlock(self._file)
         finally:
             self._threads.release()
 

@@ -16,8 +16,8 @@ from engine.errors import EngineError, FailedPrecondition, NotFound, Unavailable
 from engine.metadata.mounts import MountRecord, MountState, MountStore, same_place
 from engine.mount import deactivate
 from engine.mounts.holders import held
-from engine.mounts.table import MountID, MountTable, boot_id, mount_id
-from engine.processes import pid_namespace
+from engine.mounts.table import MountID, MountTable, mount_id
+from engine.processes import boot_id, pid_namespace
 from engine.snapshots import Snapshotter
 
 __all__ = ["Claims", "Released", "Seen", "discard", "id_of", "placed"]

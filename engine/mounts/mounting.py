@@ -29,8 +29,8 @@ from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, with_options, writes_to
 from engine.mounts.claims import Claims, Seen, discard, id_of, placed
 from engine.mounts.holders import describe, holders
-from engine.mounts.table import MountEntry, MountTable, boot_id, here, is_mounted, mount_id
-from engine.processes import pid_namespace
+from engine.mounts.table import MountEntry, MountTable, here, is_mounted, mount_id
+from engine.processes import boot_id, pid_namespace
 from engine.root import Root
 from engine.snapshots import Snapshotter
 

@@ -23,7 +23,6 @@ __all__ = [
     "MountID",
     "MountTable",
     "Space",
-    "boot_id",
     "here",
     "is_mounted",
     "mount_id",
@@ -135,11 +134,6 @@ def _from_fdinfo(path: Path | str) -> int:
 def is_mounted(target: Path) -> bool:
     """Say whether something is mounted at `target` itself, a path without symlinks, right now."""
     return mount_id(target).id != mount_id(target.parent).id
-
-
-def boot_id() -> str:
-    """Return what names this boot of the machine: mounts do not outlive it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def here() -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import failpoints, recovery
+from engine import failpoints, plugins, recovery
 from engine.kv.schema import TRASH
-from engine.mounts.table import boot_id
+from engine.processes import boot_id
 from engine.root import Root
 from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
@@ -126,6 +126,41 @@ def test_after_another_boot_what_was_committed_last_is_looked_at(
     lamina(root, "gc")
     assert "it has 22 files, not 23; run `lamina fsck --repair`" in caplog.text
     lamina(root, "fsck", "--repair")
+
+
+def test_a_note_that_a_power_cut_emptied_is_another_boots(
+    image: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    lamina(root, "import", "--snapshotter", "overlay", image)
+    (file,) = root.glob("snapshots/overlay/*/fs/etc/passwd")
+    file.unlink()
+    (root / "boot").write_text("")
+    lamina(root, "gc")
+    assert "it has 22 files, not 23" in caplog.text
+
+
+def test_the_note_is_durable_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        recovery, "flush", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}"))
+    )
+    with Root(tmp_path / "root") as root:
+        recovery.recover(root)
+    assert flushed == [f"{tmp_path}/root/boot.new"]
+
+
+def test_a_recovery_without_time_lets_go_of_tries(tmp_path: Path) -> None:
+    """A collection takes them."""
+    with Root(tmp_path / "root") as root:
+        left = root.trash / ".probe-dead-x"
+        left.mkdir()
+        plugins.sweep(root, time.monotonic() - 1)
+        assert left.exists()
+        plugins.sweep(root)
+        assert not left.exists()
 
 
 def test_what_cannot_be_done_keeps_nobody_out(

@@ -13,12 +13,14 @@ from engine import limits
 from engine.content.ingests import BeingWritten
 from engine.errors import (
     AlreadyExists,
+    DataLoss,
     DigestMismatch,
     EngineError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     Refused,
+    ResourceExhausted,
     Unavailable,
 )
 from engine.failpoints import armed
@@ -184,6 +186,54 @@ def test_a_failure_leaves_what_is_durable(stores, step):
         assert writer.offset == offset >= 2 * EXTENT
         writer.write(data[offset:])
         assert writer.commit().digest == digest_of(data)
+
+
+@pytest.mark.parametrize("step", ["content.ingest.written", "content.commit.before"])
+def test_who_failed_keeps_nobody_out(stores, step):
+    """The process lives on, as a daemon does: another one goes on with it, or it expires."""
+    data = pattern(2 * EXTENT + 5)
+    writer = stores.content.ingest("x", lease="", total=len(data))
+    with armed(step, "error"), pytest.raises(EngineError, match="failpoint"):  # noqa: PT012
+        writer.write(data)
+        writer.commit()
+    assert not record(stores, "x").owner.id
+    assert record(stores, "x").expires
+
+
+def test_a_close_that_fails_keeps_nobody_out(stores, monkeypatch):
+    writer = stores.content.ingest("x", lease="", total=2 * EXTENT)
+    writer.write(b"tail")
+
+    def full(*_):
+        raise ResourceExhausted("no room")
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceExhausted):  # noqa: PT012
+        patch.setattr("engine.content.extents.append", full)
+        writer.close()
+    assert not record(stores, "x").owner.id
+
+
+def test_a_resumption_that_fails_keeps_nobody_out(stores, monkeypatch):
+    with stores.content.ingest("x", lease="", total=2 * EXTENT) as writer:
+        writer.write(bytes(EXTENT))
+
+    def unreadable(*_):
+        raise DataLoss("gone")
+
+    with monkeypatch.context() as patch, pytest.raises(DataLoss):  # noqa: PT012
+        patch.setattr("engine.content.extents.feed", unreadable)
+        stores.content.ingest("x", lease="", total=2 * EXTENT)
+    assert not record(stores, "x").owner.id
+
+
+def test_a_failure_after_the_commit_leaves_the_blob(stores):
+    data = pattern(2 * EXTENT)
+    writer = stores.content.ingest("x", lease="", total=len(data))
+    writer.write(data)
+    with armed("content.commit.after", "error"), pytest.raises(EngineError, match="failpoint"):
+        writer.commit()
+    stores.content.cleanup()
+    assert stores.content.read_all(digest_of(data), len(data)) == data
 
 
 # -- one writer ---------------------------------------------------------------------------------

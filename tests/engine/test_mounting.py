@@ -24,8 +24,8 @@ from engine.mount import Mount, activate, deactivate, mounted
 from engine.mounts import mounting
 from engine.mounts.claims import Claims, placed
 from engine.mounts.mounting import Order
-from engine.mounts.table import MountTable, boot_id, here, is_mounted
-from engine.processes import pid_namespace
+from engine.mounts.table import MountTable, here, is_mounted
+from engine.processes import boot_id, pid_namespace
 from engine.snapshots import Kind
 from engine.stores import Stores
 from engine.testing.archives import archive, member

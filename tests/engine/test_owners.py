@@ -4,9 +4,11 @@ import fcntl
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from engine import processes
 from engine.content.ingests import BeingWritten
 from engine.kv.schema import EXTENT
 from engine.processes import Owner, Owners
@@ -91,6 +93,33 @@ def test_a_sweep_that_comes_between_making_and_locking(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", swept)
     assert owners.me.id == "second"
     owners.close()
+
+
+def test_a_sweep_takes_no_file_that_is_locked_after_its_look(tmp_path, monkeypatch):
+    """The owner has made its file before the look, and locks it between that and the removal."""
+    ours, others = Owners(tmp_path), Owners(tmp_path)
+    real_lock, real_unlink = processes.lock, Path.unlink
+    sweeping = []
+
+    def late(file, *, alone):
+        if alone and not sweeping:
+            sweeping.append(True)
+            others.sweep()
+        return real_lock(file, alone=alone)
+
+    def unlink(path, missing_ok=False):
+        if len(sweeping) == 1:
+            sweeping.append(True)
+            with path.open("rb") as file:
+                assert not real_lock(file.fileno(), alone=True), "it could be locked, and lose its name"
+        real_unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(processes, "lock", late)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    me = ours.me
+    assert len(sweeping) == 2
+    assert others.is_alive(me.id)
+    ours.close()
 
 
 def test_one_process_claims_a_thing_once(tmp_path):

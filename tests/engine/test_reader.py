@@ -1,5 +1,6 @@
 """Readers: anywhere in a blob, without a copy, whoever deletes it meanwhile, in any process."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -189,17 +190,52 @@ def test_a_reader_in_another_process(stores, how, end):
     assert not extents(stores)
 
 
-def test_a_store_without_the_file_of_holds_can_be_read(tmp_path):
-    data = pattern(EXTENT + 1)
-    with Root(tmp_path / "root") as root:
-        digest = put(Stores(root, "default", Platform()).content, data).digest
-    (tmp_path / "root" / "readers").unlink(missing_ok=True)
-    with Root(tmp_path / "root", readonly=True) as root:
-        content = Stores(root, "default", Platform()).content
+def without_holds(root, data):
+    """Make a store that nobody has opened to write since there is a file of holds; return the blob."""
+    with Root(root) as opened:
+        assert (root / "readers").exists(), "who opens to write makes it"
+        digest = put(Stores(opened, "default", Platform()).content, data).digest
+    (root / "readers").unlink()
+    return digest
+
+
+_COLLECTOR = """
+import sys
+from pathlib import Path
+from engine.content.store import ContentStore
+from engine.root import Root
+with Root(Path(sys.argv[1])) as root:
+    content = ContentStore(root.meta, root.blobs, "default")
+    content.delete(sys.argv[2])
+    content.cleanup()
+"""
+
+
+def test_who_only_reads_holds_too(tmp_path):
+    """Else a collection beside `content get` would take the second half of it."""
+    root, data = tmp_path / "root", pattern(EXTENT + 1)
+    digest = without_holds(root, data)
+    with Root(root, readonly=True) as opened:
+        content = Stores(opened, "default", Platform()).content
         with content.open(digest) as reader:
+            subprocess.run([sys.executable, "-c", _COLLECTOR, str(root), digest], check=True)
             assert reader.read_at(0, len(data)) == data
-        assert content.verify(digest) == len(data)
-    assert not (tmp_path / "root" / "readers").exists()
+
+
+@pytest.mark.parametrize("why", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_store_that_cannot_be_written_is_read_without_holds(tmp_path, monkeypatch, why):
+    root, data = tmp_path / "root", pattern(EXTENT + 1)
+    digest, real = without_holds(root, data), os.open
+
+    def refusing(path, flags, *more, **options):
+        if flags & os.O_CREAT and str(path).endswith("/readers"):
+            raise OSError(why, os.strerror(why))
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with Root(root, readonly=True) as opened:
+        assert Stores(opened, "default", Platform()).content.verify(digest) == len(data)
+    assert not (root / "readers").exists()
 
 
 def test_threads_share_a_reader(stores):
