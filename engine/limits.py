@@ -65,5 +65,5 @@ LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in container
 # That the time of day may be ahead or behind of what passed: beyond, it was set anew,
 CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
-USE_NOTED_S = 3600  # between two notes that an image was used
+USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet

@@ -28,6 +28,7 @@ from engine.kv.schema import (
     SNAPSHOTS,
     TRASH,
     Lease,
+    Snapshot,
     now,
 )
 from engine.metadata import ledger, marks
@@ -282,6 +283,31 @@ def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
     collected = opened.collect()
     assert (collected.blobs, collected.snapshots) == ([digest_of(b"garbage")], [])
     assert len(collected.errors) == 2
+    assert blobs(stores) == {held}
+
+
+def test_what_a_backend_holds_that_is_first_used_while_a_collection_waits_stays(stores, monkeypatch):
+    """Which backends there are was seen before another collection ended, minutes later maybe."""
+    held, begin = put(stores, b"held"), marks.begin
+    waiting = []
+
+    def begins(txn, namespace, owner):
+        if not waiting:
+            waiting.append(owner)
+            record = Snapshot(
+                key="new", id=99, kind="committed", parent="", created=1, updated=1, labels=ROOT
+            )
+            held_by = msgspec.structs.replace(record, labels={**ROOT, f"{CONTENT}.0": held})
+            ledger.put_snapshot(txn, "copy", "default", held_by)
+            loose = msgspec.structs.replace(record, key="loose", id=98, labels={})
+            ledger.put_snapshot(txn, "copy", "default", loose)
+            return False
+        return begin(txn, namespace, owner)
+
+    assert stores.snapshotters() == []
+    monkeypatch.setattr(marks, "begin", begins)
+    collected = stores.collect()
+    assert (collected.blobs, collected.snapshots) == ([], [])
     assert blobs(stores) == {held}
 
 
