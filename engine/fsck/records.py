@@ -166,6 +166,7 @@ class _Reading:
             backend, namespace = names[:2]
         elif table == TRASH.name:
             backend, namespace = names[1], ""
+            mend = partial(_drop_trash, self._meta, names[0], backend)
         elif table in {MARKS.name, TOUCHED.name}:
             mend = partial(_end_mark, self._meta, namespace)
         elif table == LEASE_ITEMS.name and not self._is_there(namespace, Node(LEASE, "", names[1])):
@@ -381,6 +382,12 @@ def _end_mark(meta: Environment, namespace: str) -> str:
         if MARKS.any(txn, namespace):
             raise FailedPrecondition("the namespace is being collected; check once more")
     return "removed: nobody is collecting"
+
+
+def _drop_trash(meta: Environment, kind: str, backend: str) -> str:
+    with meta.write() as txn:
+        TRASH.drop_damaged(txn, kind, backend)
+    return "removed; what it was about belongs to nothing now, and is found by the next check"
 
 
 def _drop_items(meta: Environment, namespace: str, lease: str) -> str:

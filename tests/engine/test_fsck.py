@@ -346,8 +346,7 @@ ROWS: dict[str, Row] = {
         lambda w: w.put_raw("trash", b"\xff", "snapshot", w.backend, 999),
         What.RECORD,
         "a record of trash cannot be read",
-        "",
-        1,
+        "removed",
     ),
     "a parent is missing": Row(forget_parent, What.SNAPSHOT, "its parent", "", 2),
     "a circle of parents": Row(stand_in_circle, What.SNAPSHOT, "in a circle", "", 3),
@@ -419,6 +418,20 @@ def test_trash_is_of_no_namespace(world: World) -> None:
     world.put_raw("trash", b"\xff", "snapshot", "overlay", 999)
     (told,) = damage(world.check())
     assert (told.namespace, told.snapshotter) == ("", "overlay")
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_what_damaged_trash_was_about_is_an_orphan(world: World) -> None:
+    number = world.record(2).id
+    backend = world.stores.snapshotter("overlay")
+    world.stores.images.remove(NAME)
+    assert backend.remove(world.chain[2]) == number
+    world.put_raw("trash", b"\xff", "snapshot", "overlay", number)
+    (told,) = damage(world.check(repair=True))
+    assert told.what is What.RECORD
+    (told,) = damage(world.check(repair=True))
+    assert (told.what, told.done) == (What.FOLDER, "removed")
+    assert damage(world.check()) == []
 
 
 @pytest.mark.parametrize("world", ["overlay"], indirect=True)
