@@ -56,7 +56,7 @@ XATTR_BYTES = 64 * 1024  # names and values of one file together
 ZSTD_WINDOW = 128 * MIB
 XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 
-COLLECT_WAIT_S = 600  # for another collection of the same namespace
+COLLECT_WAIT_S = 30  # for another collection of the same namespace that does not get on
 RECOVERY_S = 5.0  # seconds that whoever opens a store after a crash puts it in order for, at most
 VERIFIED_PAGES = 1 << 24  # of an LMDB file, 64 GiB: two bytes of memory for each
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from engine.errors import EngineError, InvalidArgument, NotSupported, os_errors
 from engine.fs.attributes import folder_descriptor
-from engine.fs.removal import remove_tree
+from engine.fs.removal import remove_entry
 from engine.kv.environment import Environment
 from engine.mount import deactivate_below
 from engine.root import Root
@@ -112,8 +113,12 @@ def sweep(root: Root, until: float = math.inf) -> None:
         owner = folder.name.removeprefix(_PROBE).partition("-")[0]
         if not root.owners.is_alive(owner):
             deactivate_below(folder)
-            with os_errors(str(folder)), folder_descriptor(root.trash) as trash:
-                remove_tree(trash, os.fsencode(folder.name))
+            with (
+                os_errors(str(folder)),
+                folder_descriptor(root.trash) as trash,
+                suppress(FileNotFoundError),
+            ):
+                remove_entry(trash, os.fsencode(folder.name))
 
 
 def default_name(root: Root) -> str:

@@ -115,6 +115,17 @@ class Owners:
             # Not alone: another who looks at the same time would take it for alive.
             yield not lock(file, alone=False)
 
+    def beat(self, owner: Owner) -> None:
+        """Have others see that an owner of this process gets on."""
+        with suppress(OSError):  # then they wait less long
+            os.utime(self._folder / owner.id)
+
+    def beaten(self, owner: Owner) -> int:
+        """Return when an owner last got on, 0 where there is none."""
+        with suppress(OSError):
+            return os.stat(self._folder / owner.id).st_mtime_ns
+        return 0
+
     def any_dead(self) -> bool:
         """Say whether someone died at work: who ends in order takes his file along."""
         with os_errors(str(self._folder)):

@@ -25,7 +25,7 @@ from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgu
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.durable import flush_names
-from engine.fs.removal import Unfinished, remove_tree
+from engine.fs.removal import Unfinished, remove_entry
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
@@ -344,7 +344,7 @@ class BaseSnapshotter(ABC):
 
     def _leftover(self, number: int, trash: Path, error: Exception) -> Leftover:
         moved = trash / f"{self.name}-{number}"
-        place = moved if moved.exists() else self._folder / str(number)
+        place = moved if os.path.lexists(moved) else self._folder / str(number)
         reason = error.strerror or "" if isinstance(error, OSError) else str(error)
         return Leftover(str(place), reason)
 
@@ -353,12 +353,13 @@ class BaseSnapshotter(ABC):
         away = trash / f"{self.name}-{number}"
         if table.uses(folder) or table.uses(away):
             raise FailedPrecondition("it is mounted")
-        if not away.exists():
+        if not os.path.lexists(away):
             with suppress(FileNotFoundError):  # another process moves it, or deleted it already
                 folder.rename(away)
         hit("trash.moved")
-        with folder_descriptor(trash) as parent:
-            remove_tree(parent, os.fsencode(away.name), until=until)
+        # Whatever came in its place, a link is not followed.
+        with folder_descriptor(trash) as parent, suppress(FileNotFoundError):
+            remove_entry(parent, os.fsencode(away.name), until=until)
 
     def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""

@@ -1,8 +1,8 @@
-"""Who reads a blob holds its bytes: a lock on one byte of a file, at the offset that is its number.
+"""Who reads a blob or writes an ingest holds its bytes: a lock on one byte of a file, at its number.
 
 Sync; safe from any thread. Each reader of a process has a lock of its own, which the kernel drops with
-the process (`engine.fs.locks`). Whoever deletes bytes has dropped their record before: a reader locks
-first and looks at the record then, so that one of the two sees the other.
+the process (`engine.fs.locks`). Whoever deletes bytes has dropped their record before: a reader or
+writer locks first and looks at the record then, so that one of the two sees the other.
 """
 
 import errno

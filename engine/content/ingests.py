@@ -13,9 +13,10 @@ import msgspec
 
 from engine.content import discard, extents
 from engine.content.holds import Holds
+from engine.content.lasting import keep_record
 from engine.content.reader import Reader
 from engine.content.sharing import borrow
-from engine.content.writer import Writer, keep_record
+from engine.content.writer import Writer
 from engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, printable
 from engine.failpoints import hit
 from engine.filters import Filter, fields, matches

@@ -5,20 +5,22 @@ record by the blob record. A blob that is announced to be small has neither exte
 record, unless its writer is closed before it is committed: its bytes come with its record. One that
 another namespace shares with this one is complete as it is opened, and has no bytes of its own. A commit
 that fails on size or digest discards the ingest, so that a bad download is not resumed for ever.
+A writer holds its bytes (`engine.content.holds`): if someone drops the ingest they stay in trash until
+it lets go, with what it wrote meanwhile.
 """
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
 from engine import labels as label_rules
-from engine import limits
 from engine.content import discard, extents
-from engine.content.holds import Holds
+from engine.content.holds import Holds, release
+from engine.content.lasting import keep_record, lasting
 from engine.content.reader import Reader
 from engine.content.sharing import share
 from engine.errors import (
@@ -49,24 +51,10 @@ from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, hasher
 from engine.processes import Owner
 
-__all__ = ["BATCH", "Writer", "keep_record"]
+__all__ = ["BATCH", "Writer"]
 
 BATCH = 8 * EXTENT
 """The best size of one write, in bytes: one transaction, and no copy on the way."""
-
-
-def keep_record(txn: Transaction, namespace: str, record: Ingest) -> Ingest:
-    """Write an ingest's record, for as long as its lease lives, without one for a while; return it."""
-    record = _lasting(record)
-    ledger.put(txn, namespace, record)
-    ledger.pin(txn, namespace, record.lease, Node(INGEST, "", record.ref), made=True)
-    return record
-
-
-def _lasting(record: Ingest) -> Ingest:
-    at = now()
-    expires = 0 if record.lease else at + limits.INGEST_LIFE_S * 10**9
-    return msgspec.structs.replace(record, updated=at, expires=expires)
 
 
 class _Aborted(FailedPrecondition):
@@ -95,12 +83,15 @@ class Writer:
         self._on_close = closed
         self._borrowed = borrowed
         self._is_open = True
+        self._held = ExitStack()
         self._begin()
         if record.number:
             try:
+                self._hold()
                 self._resume()
             except BaseException:
                 self._free()
+                self._held.close()
                 raise
 
     def _begin(self) -> None:
@@ -148,14 +139,11 @@ class Writer:
         if total is not None and self.offset + len(data) > total:
             self.abort()
             raise Refused(f"{self.ref} is longer than the {total} bytes announced for it")
-        try:
+        with self._leaving():
             if self._borrowed and len(data):
                 self._unshare()
             with self._hashing(data):
                 self._take(memoryview(data))
-        except BaseException:
-            self._leave()
-            raise
 
     @contextmanager
     def _hashing(self, data: bytes | memoryview) -> Iterator[None]:
@@ -215,13 +203,14 @@ class Writer:
         self._check_open()
         if size:
             raise InvalidArgument("an ingest can only be cut to nothing, not to some of its bytes")
-        if self._borrowed:
-            self._borrowed.close()
-            self._borrowed = None
-            self._own()
-        if self._stored:
-            self._leave_bytes()
-        self._begin()
+        with self._leaving():
+            if self._borrowed:
+                self._borrowed.close()
+                self._borrowed = None
+                self._own()
+            if self._stored:
+                self._leave_bytes()
+            self._begin()
 
     def _leave_bytes(self) -> None:
         """Go on under another number, so that no byte of before can be met again."""
@@ -236,6 +225,7 @@ class Writer:
             raise
         self._record = new
         self._delete_bytes(old)
+        self._hold()
 
     def commit(
         self, labels: Labels | None = None, *, size: int | None = None, expected: Digest | None = None
@@ -349,6 +339,7 @@ class Writer:
         self._delete_bytes(self._record.number)
 
     def _delete_bytes(self, number: int) -> None:
+        self._held.close()
         discard.empty(self._meta, self._blobs, self._holds, [number])
 
     def close(self) -> None:
@@ -372,7 +363,7 @@ class Writer:
             is_ours = self._is_ours(txn)
             if is_ours:
                 idle = msgspec.structs.replace(self._record, owner=Owner())
-                ledger.put(txn, self._namespace, _lasting(idle))
+                ledger.put(txn, self._namespace, lasting(idle))
         return is_ours
 
     def _settle(self) -> bool:
@@ -382,20 +373,32 @@ class Writer:
                 return False
             record = self._renumbered(txn)
         self._record = record
+        self._hold()
         return True
 
     def _renumbered(self, txn: Transaction) -> Ingest:
         record = msgspec.structs.replace(self._record, number=COUNTERS.next(txn, "blob"))
         return keep_record(txn, self._namespace, record)
 
+    def _hold(self) -> None:
+        """Hold the bytes, and look then: they may have been dropped, and deleted, before."""
+        self._held.callback(release, self._holds.take(self._record.number))
+        with self._meta.read() as txn:
+            self._check_ours(txn)
+
     @contextmanager
     def _closing(self) -> Iterator[None]:
+        with self._leaving():
+            yield
+        self._let_go()
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
             self._leave()
             raise
-        self._let_go()
 
     def _leave(self) -> None:
         """Let go after a failure, of what is durable too: this process may live long."""
@@ -413,6 +416,7 @@ class Writer:
     def _let_go(self) -> None:
         if self._is_open:
             self._is_open = False
+            self._held.close()
             if self._borrowed:
                 self._borrowed.close()
             self._on_close(self.ref)

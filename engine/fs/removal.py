@@ -20,12 +20,15 @@ UNFINISHED = "not finished yet"
 _FAILURES = 1000  # after so many nothing will go: a disk that fails, a file system that is read-only
 
 
-def remove_entry(folder: int, name: bytes) -> bool:
-    """Remove `name` in `folder`, a whole tree if it is one; say whether it was a directory."""
+def remove_entry(folder: int, name: bytes, *, until: float = math.inf) -> bool:
+    """Remove `name` in `folder`, a whole tree if it is one; say whether it was a directory.
+
+    FileNotFoundError if it is not there; else as `remove_tree`.
+    """
     try:
         os.unlink(name, dir_fd=folder)
     except IsADirectoryError:
-        remove_tree(folder, name)
+        remove_tree(folder, name, until=until)
         return True
     return False
 

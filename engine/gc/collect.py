@@ -10,8 +10,9 @@ Only records go here; `ContentStore.cleanup` and `Snapshotter.cleanup` delete by
 """
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -34,7 +35,7 @@ from engine.snapshots import Leftover
 __all__ = ["Collected", "collect"]
 
 _SLICE = 256  # records dropped in one transaction at most,
-_SLICE_S = 0.004  # and for so long; the same for sparing
+_SLICE_S = 0.002  # and for so long; the same for sparing
 _SPARED = 256  # records of what was touched that are looked at in one
 _RELEASE_EVERY = 1 << 14  # records dropped: what that reads counts as memory of the process
 _S = 10**9
@@ -81,7 +82,7 @@ def collect(
     """Drop the records of all garbage of a namespace and return what that was.
 
     With `dry_run` only return it. Several may be asked to at once, in any process: one collects at a
-    time, the others wait, for which `report` is told. Raises Unavailable if that takes too long.
+    time, the others wait, for which `report` is told. Raises Unavailable if that one does not get on.
     """
     if dry_run:
         with meta.read() as txn:
@@ -91,12 +92,12 @@ def collect(
             for node in garbage:
                 tally.add(txn, places.namespace, node, ledger.get(txn, places.namespace, node))
             return tally.result(found, clock)
-    with _marking(meta, places.namespace, report) as clock:
+    with _marking(meta, places.namespace, report) as (clock, beat):
         with meta.read() as txn:
-            found, garbage = survey(meta, txn, places, time_of(clock))
+            found, garbage = survey(meta, txn, places, time_of(clock), beat)
         found.forget()
         hit("gc.marked")
-        tally = _sweep(meta, places.namespace, found, garbage, report)
+        tally = _sweep(meta, places.namespace, found, garbage, report, beat)
     return tally.result(found, clock)
 
 
@@ -104,24 +105,30 @@ def collect(
 
 
 @contextmanager
-def _marking(meta: Environment, namespace: str, report: Report) -> Iterator[Clock]:
-    """Have everyone note what they touch, for the length of a block; give the time."""
+def _marking(
+    meta: Environment, namespace: str, report: Report
+) -> Iterator[tuple[Clock, Callable[[], None]]]:
+    """Have everyone note what they touch, for the length of a block.
+
+    Give the time, and what tells those who wait that the block gets on.
+    """
     try:
         with meta.owners.at_work() as owner:
-            yield _begun(meta, namespace, owner, report)
+            yield _begun(meta, namespace, owner, report), partial(meta.owners.beat, owner)
     finally:
         marks.end(meta, namespace)
 
 
 def _begun(meta: Environment, namespace: str, owner: Owner, report: Report) -> Clock:
     """Begin a mark as soon as nobody else is at it; return the time."""
-    end = time.monotonic() + limits.COLLECT_WAIT_S
-    waiting = ""
+    waiting, seen, since = "", (owner, 0), time.monotonic()
     while isinstance(busy := _begin(meta, namespace, owner), Owner):
         waiting = f"{busy} is collecting"
-        if time.monotonic() > end:
+        if (now := (busy, meta.owners.beaten(busy))) != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > limits.COLLECT_WAIT_S:
             raise Unavailable(
-                f"{waiting} for over {limits.COLLECT_WAIT_S} s; see whether it was stopped"
+                f"{waiting} and has not got on for {limits.COLLECT_WAIT_S} s; see whether it was stopped"
             )
         report(Step.WAIT, waiting, 1, 0)
         time.sleep(_POLL_S)
@@ -144,7 +151,12 @@ def _begin(meta: Environment, namespace: str, owner: Owner) -> Clock | Owner:
 
 
 def _sweep(
-    meta: Environment, namespace: str, found: Survey, garbage: list[Node], report: Report
+    meta: Environment,
+    namespace: str,
+    found: Survey,
+    garbage: list[Node],
+    report: Report,
+    beat: Callable[[], None],
 ) -> "_Tally":
     left = dict.fromkeys(garbage)
     sparing = _Sparing(namespace, left, found.alone)
@@ -152,6 +164,7 @@ def _sweep(
     tally = _Tally()
     total, released, more = len(garbage), len(garbage), True
     while more:
+        beat()
         report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
             if sparing.step(txn):

@@ -177,7 +177,7 @@ def _why(record: object) -> str:
 def explain_node(meta: Environment, namespace: str, node: Node) -> Kept:
     """Explain one object."""
     with meta.read() as txn:
-        way = _way(meta, txn, namespace, node)
+        way = _way(meta, txn, namespace, node, time_of(look(txn, note=False)))
         holder = Keeper(way[0], _why(ledger.get(txn, namespace, way[0]))) if way else None
         above = (ledger.get(txn, namespace, one) for one in way)
         roles = ("", *starmap(_role, zip(above, way[1:], strict=False)))
@@ -195,17 +195,17 @@ def _role(above: object, node: Node) -> str:
     return next((_ROLES[part] for part in parts if part in _ROLES), "")
 
 
-def _way(meta: Environment, txn: Transaction, namespace: str, node: Node) -> list[Node]:
+def _way(meta: Environment, txn: Transaction, namespace: str, node: Node, at: int | None) -> list[Node]:
     """Return a shortest way to an object from something that keeps it, both included; or nothing."""
     pending = deque([node])
     below: dict[Node, Node | None] = {node: None}
     while pending:
-        at = pending.popleft()
-        if stands(meta.owners, txn, namespace, at):
-            return list(_followed(below, at))
-        for above in holders(txn, namespace, at):
+        one = pending.popleft()
+        if stands(meta.owners, txn, namespace, one, at):
+            return list(_followed(below, one))
+        for above in holders(txn, namespace, one):
             if above not in below:
-                below[above] = at
+                below[above] = one
                 pending.append(above)
     return []
 

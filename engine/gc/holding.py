@@ -12,7 +12,7 @@ from engine.errors import DataLoss, FailedPrecondition, NotFound
 from engine.gc.mark import holders_first
 from engine.gc.survey import ingest_lives
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import Blob, Ingest, Lease, Snapshot, now
+from engine.kv.schema import Blob, Image, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger, lineage
 from engine.metadata.leases import expiry, finish, is_live
 from engine.metadata.nodes import (
@@ -66,9 +66,11 @@ def stands(owners: Owners, txn: Transaction, namespace: str, node: Node, at: int
             found = in_use or is_root(SNAPSHOT, record.labels)
         case Blob():
             found = is_root(CONTENT, record.labels)
+        case Image():
+            expires = expiry(record) if at else None
+            found = expires is None or expires > (at or 0) or is_root(IMAGE, record.labels)
         case _:
-            expires = expiry(record) if at and record else None
-            found = record is not None and (expires is None or expires > (at or 0))
+            found = False
     return found
 
 

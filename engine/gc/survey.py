@@ -10,7 +10,7 @@ It takes some 3 µs for each record, in which others write as they like.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -148,11 +148,18 @@ def ingest_lives(owners: Owners, ingest: Ingest, at: int | None) -> bool:
 
 
 def survey(
-    meta: Environment, txn: Transaction, places: Places, at: int | None
+    meta: Environment,
+    txn: Transaction,
+    places: Places,
+    at: int | None,
+    beat: Callable[[], None] = lambda: None,
 ) -> tuple[Survey, list[Node]]:
-    """Return what holds what at the time `at`, and the garbage, holders first."""
+    """Return what holds what at the time `at`, and the garbage, holders first.
+
+    `beat` is called many times a second while records are read.
+    """
     found = Survey(at)
-    reader = _Reader(meta, txn, places, found)
+    reader = _Reader(meta, txn, places, found, beat)
     reader.read()
     if found.damaged:
         return found, list(reader.dead())
@@ -163,8 +170,16 @@ def survey(
 
 
 class _Reader:
-    def __init__(self, meta: Environment, txn: Transaction, places: Places, found: Survey) -> None:
+    def __init__(
+        self,
+        meta: Environment,
+        txn: Transaction,
+        places: Places,
+        found: Survey,
+        beat: Callable[[], None],
+    ) -> None:
         self._meta = meta
+        self._beat = beat
         self._txn = txn
         self._at = places
         self._found = found
@@ -185,6 +200,7 @@ class _Reader:
         self._count += 1
         if self._count % _RELEASE_EVERY == 0:
             self._meta.release_pages()
+            self._beat()
 
     def _snapshots(self) -> Iterator[tuple[str, Snapshot]]:
         for backend in SNAPSHOTS.branches(self._txn):

@@ -95,6 +95,16 @@ def test_leases_with_their_end_or_owner(stores):
     assert garbage == {Node(LEASE, "", "over"), blob_node(digest("c"))}
 
 
+def test_one_object_is_explained_by_the_clock_that_a_collection_goes_by(stores):
+    write(stores, blob("a", 1), image("name", "a", **{EXPIRE: rfc3339(1)}))
+    for node in (blob_node(digest("a")), Node(IMAGE, "", "name")):
+        kept = explain_node(stores.root.meta, "default", node)
+        assert (kept.holder, kept.chain) == (None, [])
+    about = {EXPIRE: rfc3339(1), "containerd.io/gc.bref.unknown": "x"}
+    write(stores, image("bound", "a", **about))
+    assert explain_node(stores.root.meta, "default", Node(IMAGE, "", "bound")).holder is not None
+
+
 def test_what_is_a_root_only_by_a_lease_is_no_holder_itself(stores):
     write(stores, blob("a", 1), image("name", "a", **{EXPIRE: rfc3339(1)}))
     write(stores, Lease(id="x", created=1))

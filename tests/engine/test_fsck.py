@@ -746,3 +746,21 @@ def test_what_goes_meanwhile_is_no_damage(
             assert damage(world.check(repair=repair)) == [], number
         if image and not world.stores.images.walk():
             import_image(world.stores, world.folder / "image", snapshotter=world.backend)
+
+
+@pytest.mark.parametrize("leads_to", ["precious", "nowhere"])
+def test_a_link_in_place_of_a_snapshots_folder_goes_and_is_not_followed(
+    world: World, leads_to: str
+) -> None:
+    precious = world.folder / "precious"
+    (precious / "below").mkdir(parents=True)
+    place = world.place(2)
+    shutil.rmtree(place)
+    place.symlink_to(world.folder / leads_to)
+    world.check(repair=True)
+    world.stores.images.remove(NAME)
+    collected = world.stores.collect()
+    assert (collected.left, collected.errors) == ([], [])
+    assert list(world.root.trash.iterdir()) == []
+    assert not os.path.lexists(place)
+    assert (precious / "below").is_dir()

@@ -13,6 +13,7 @@ from engine import limits, plugins
 from engine.errors import EngineError, FailedPrecondition, Unavailable
 from engine.failpoints import armed
 from engine.gc import collect as collecting
+from engine.gc import survey
 from engine.gc.collect import collect
 from engine.gc.mark import holders_first, reachable
 from engine.gc.survey import Places
@@ -190,8 +191,10 @@ def died(stores, ref, **about):
 
 @pytest.mark.parametrize("expires", [0, 1, 1 << 62])
 def test_gc_06_an_ingest_whose_writer_died_lives_until_it_expires(stores, expires):
-    stores.content.ingest("x", lease="").write(bytes(EXTENT + 1))
+    writer = stores.content.ingest("x", lease="")
+    writer.write(bytes(EXTENT + 1))
     assert stores.collect().ingests == []
+    writer.close()  # or else it holds its bytes
     died(stores, "x", expires=expires)
     is_over = expires < now()
     assert stores.collect().ingests == ["x"] * is_over
@@ -795,6 +798,45 @@ def test_who_waits_for_another_collection_is_told(stores, monkeypatch):
         with pytest.raises(Unavailable, match=f"{other} is collecting"):
             stores.collect()
         assert len(records(stores)["marks"]) == 1
+
+
+def test_nobody_waits_long_for_a_collection_that_does_not_get_on(stores, monkeypatch):
+    """But for one that does, however long that is."""
+    steps = iter([10, 20, 25])  # seconds after which another looks, at which it gets on
+
+    class Time:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, _):
+            later = next(steps, None)
+            if later:
+                stores.root.owners.beat(other)
+                self.now += later
+            else:
+                self.now += 31
+
+    with stores.root.owners.at_work() as other:
+        with stores.root.meta.write() as txn:
+            assert marks.begin(txn, "default", other)
+        monkeypatch.setattr(collecting, "time", clock := Time())
+        with pytest.raises(Unavailable, match=f"{other} is collecting and has not got on for 30 s"):
+            stores.collect()
+        assert clock.now == 10 + 20 + 25 + 31
+
+
+def test_a_collection_gets_on_as_it_reads_and_sweeps(stores, monkeypatch):
+    monkeypatch.setattr(survey, "_RELEASE_EVERY", 1)
+    monkeypatch.setattr(collecting, "_SLICE", 1)
+    beats = []
+    monkeypatch.setattr(Owners, "beat", lambda _, owner: beats.append(owner.id))
+    at_mark = []
+    some_garbage(stores)
+    stores.collect(report=lambda step, *_: at_mark.append(len(beats)))
+    assert at_mark[0] > 10
+    assert len(beats) > at_mark[0]
 
 
 def test_what_was_touched_goes_in_short_transactions_when_its_mark_ends(stores, monkeypatch):

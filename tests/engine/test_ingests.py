@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from engine import limits
+from engine.content.holds import Holds
 from engine.content.ingests import BeingWritten
 from engine.errors import (
     AlreadyExists,
@@ -251,7 +252,11 @@ writer = content.ingest("x", lease="", total=int(sys.argv[2]))
 writer.write(bytes(min(EXTENT + 5, int(sys.argv[2]))))
 print("ready", flush=True)
 sys.stdin.readline()
-if len(sys.argv) > 3:
+if sys.argv[3:] == ["more"]:
+    writer.write(bytes(EXTENT))
+    print("written", flush=True)
+    sys.stdin.readline()
+elif len(sys.argv) > 3:
     writer.close()
     print("closed", flush=True)
     sys.stdin.readline()
@@ -278,6 +283,41 @@ def test_a_killed_writer_is_noticed_at_once(stores):
     process.communicate()
     with stores.content.ingest("x", lease="", total=2 * EXTENT) as writer:
         assert writer.offset == EXTENT  # the whole extents that it wrote
+
+
+def test_what_a_killed_writer_wrote_after_an_abort_goes_too(stores):
+    process = child(stores, 3 * EXTENT, "more")
+    try:
+        stores.content.abort("x")
+        stores.content.cleanup()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "written\n"
+        stores.content.cleanup()
+        assert extents(stores)  # someone is writing them
+    finally:
+        process.kill()
+        process.communicate()
+    stores.content.cleanup()
+    assert extents(stores) == []
+
+
+def test_an_ingest_that_is_dropped_as_it_is_opened_leaves_nothing(stores, monkeypatch):
+    take = Holds.take
+
+    def late(holds, number):
+        monkeypatch.setattr(Holds, "take", take)
+        stores.content.abort("x")
+        stores.content.cleanup()
+        return holds.take(number)
+
+    monkeypatch.setattr(Holds, "take", late)
+    with pytest.raises(FailedPrecondition, match="aborted"):
+        stores.content.ingest("x", lease="")
+    with stores.content.ingest("x", lease="") as writer:
+        writer.write(bytes(EXTENT))
+        writer.abort()
+    assert extents(stores) == []
 
 
 def test_two_processes_write_one_small_blob(stores):
