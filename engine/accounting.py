@@ -267,6 +267,8 @@ class Accounts:
         size = _own(self._root.snapshots)
         for backend in self._root.snapshots.iterdir():
             size += _own(backend)
+            if not backend.is_dir():
+                continue
             with os.scandir(backend) as entries:
                 for entry in entries:
                     place = backend / entry.name

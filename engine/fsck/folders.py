@@ -5,10 +5,12 @@ a look after it was seen finds no record.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from engine import plugins
 from engine.errors import FailedPrecondition, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
@@ -22,17 +24,21 @@ from engine.root import Root
 
 __all__ = ["orphaned_folders"]
 
+_NUMBER = re.compile(r"[1-9][0-9]*")
 _OURS = (".probe-",)  # of a backend being tried; what its owner leaves is swept by a collection
 
 
 def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
     """Yield folders that belong to no snapshot, and what lies in trash without a record."""
-    for backend in sorted(path for path in root.snapshots.iterdir() if path.is_dir()):
+    for backend in sorted(root.snapshots.iterdir()):
+        if not backend.is_dir() or _is_unknown(root, read, backend.name):
+            yield _orphan(root, What.FOLDER, backend, "no snapshotter has it")
+            continue
         known = read.ids.get(backend.name, set())
-        names = [name for name in os.listdir(backend) if not (name.isdigit() and int(name) in known)]
+        names = [name for name in os.listdir(backend) if _number(name) not in known]
         named = _named(root, backend.name) if names else set()
         for name in sorted(names):
-            if not (name.isdigit() and int(name) in named) and (backend / name).exists():
+            if _number(name) not in named and os.path.lexists(backend / name):
                 if backend.name in read.torn:
                     detail = "no record has it, and it may be a parent that is missing"
                     yield _orphan(root, What.FOLDER, backend / name, detail, is_sure=False)
@@ -43,9 +49,25 @@ def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
     named_by = {backend: _named(root, backend) for backend in backends}
     for path in dead:
         backend_name, _, number = path.name.rpartition("-")
+<<<<<<< HEAD
         is_named = number.isdigit() and int(number) in named_by[backend_name]
         if not is_named and not path.name.startswith(_OURS) and path.exists():
+=======
+        is_named = _number(number) in _named(root, backend_name)
+        if not is_named and not path.name.startswith(_OURS) and os.path.lexists(path):
+>>>>>>> fixc
             yield _orphan(root, What.TRASH, path, "no record says that it is to be deleted")
+
+
+def _number(name: str) -> int | None:
+    """Return the id of the snapshot whose folder has this name, None if the engine names none so."""
+    return int(name) if _NUMBER.fullmatch(name) else None
+
+
+def _is_unknown(root: Root, read: Read, backend: str) -> bool:
+    """Say whether there is no such backend, nor a record that names it."""
+    here = (*plugins.names(), *read.ids, *read.torn)
+    return backend not in here and not _named(root, backend)
 
 
 def _orphan(root: Root, what: What, path: Path, detail: str, *, is_sure: bool = True) -> Trouble:
@@ -64,6 +86,14 @@ def _named(root: Root, backend: str) -> set[int]:
 
 def _remove(root: Root, path: Path) -> str:
     """Move an orphan to trash and delete it there."""
+<<<<<<< HEAD
+=======
+    backend = path.parent.name
+    is_backend = path.parent == root.snapshots
+    named = _named(root, path.name if is_backend else backend)
+    if named if is_backend else _number(path.name) in named:
+        raise FailedPrecondition("a record has it by now; check once more")
+>>>>>>> fixc
     if MountTable.read().uses(path):
         raise FailedPrecondition("it is mounted; unmount it first")
     with os_errors(str(path)):

@@ -748,6 +748,26 @@ def test_what_goes_meanwhile_is_no_damage(
             import_image(world.stores, world.folder / "image", snapshotter=world.backend)
 
 
+def test_only_what_the_engine_writes_is_a_snapshots_folder(world: World) -> None:
+    backend, trash = world.root.snapshots / world.backend, world.root.trash
+    number = world.record(0).id
+    strange = [backend / name for name in ("²", f"0{number}", "٢", "+1", " 1")]
+    strange += [world.root.snapshots / "unknown", trash / f"{world.backend}-³"]
+    for folder in strange:
+        (folder / "below").mkdir(parents=True)
+    links = [backend / "link", world.root.snapshots / "link", trash / "link"]
+    files = [backend / "file", world.root.snapshots / "file"]
+    for link in links:
+        link.symlink_to("nowhere")
+    for file in files:
+        file.touch()
+    placed = sorted(str(path.relative_to(world.root.path)) for path in (*strange, *links, *files))
+    found = world.check().findings
+    assert sorted(finding.name for finding in found) == placed
+    assert {finding.done for finding in world.check(repair=True).findings} == {"removed"}
+    assert world.check().findings == []
+
+
 @pytest.mark.parametrize("leads_to", ["precious", "nowhere"])
 def test_a_link_in_place_of_a_snapshots_folder_goes_and_is_not_followed(
     world: World, leads_to: str
