@@ -49,13 +49,8 @@ def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
     named_by = {backend: _named(root, backend) for backend in backends}
     for path in dead:
         backend_name, _, number = path.name.rpartition("-")
-<<<<<<< HEAD
-        is_named = number.isdigit() and int(number) in named_by[backend_name]
-        if not is_named and not path.name.startswith(_OURS) and path.exists():
-=======
-        is_named = _number(number) in _named(root, backend_name)
+        is_named = _number(number) in named_by[backend_name]
         if not is_named and not path.name.startswith(_OURS) and os.path.lexists(path):
->>>>>>> fixc
             yield _orphan(root, What.TRASH, path, "no record says that it is to be deleted")
 
 
@@ -86,14 +81,8 @@ def _named(root: Root, backend: str) -> set[int]:
 
 def _remove(root: Root, path: Path) -> str:
     """Move an orphan to trash and delete it there."""
-<<<<<<< HEAD
-=======
-    backend = path.parent.name
-    is_backend = path.parent == root.snapshots
-    named = _named(root, path.name if is_backend else backend)
-    if named if is_backend else _number(path.name) in named:
+    if path.parent == root.snapshots and _named(root, path.name):
         raise FailedPrecondition("a record has it by now; check once more")
->>>>>>> fixc
     if MountTable.read().uses(path):
         raise FailedPrecondition("it is mounted; unmount it first")
     with os_errors(str(path)):
