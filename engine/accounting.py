@@ -1,8 +1,8 @@
 """What a store takes up on the disk, by whom, and what removing an image would free.
 
 Sync. It asks of one object at a time who holds it (`engine.gc.holding`), so that it takes memory for one
-image, whatever the store has. Each image and each batch of records is seen by a transaction of its own:
-what others change meanwhile counts or does not.
+image, and a row for each, whatever else the store has. Each image and each batch of records is seen by a
+transaction of its own: what others change meanwhile counts or does not.
 """
 
 import os
@@ -133,10 +133,13 @@ class Accounts:
         self, txn: Transaction, node: Node, *, but: Collection[Node], known: dict[Node, Node | None]
     ) -> bool:
         """Say whether the bytes of an object stay, whatever only `but` holds."""
-        if node.backend in self._kept or self._is_elsewhere(txn, node):
-            return True
         owners = self._root.owners
-        found = holder(owners, txn, self._namespace, node, but=but, at=self._at, known=known)
+        try:
+            if node.backend in self._kept or self._is_elsewhere(txn, node):
+                return True
+            found = holder(owners, txn, self._namespace, node, but=but, at=self._at, known=known)
+        except DataLoss:  # nobody knows who holds it: a collection keeps it too
+            return True
         return found is not None
 
     def _is_elsewhere(self, txn: Transaction, node: Node) -> bool:
@@ -219,7 +222,10 @@ class Accounts:
         if not namespaces:
             return False
         with self._root.meta.read() as txn:
-            held = list(ledger.holdings(txn, blob.digest))
+            try:
+                held = ledger.holdings(txn, blob.digest)
+            except DataLoss:
+                return False
         return any(one.namespace in namespaces and one.number == blob.number for one in held)
 
     # -- on the disk --------------------------------------------------------------------------
@@ -267,7 +273,9 @@ class Accounts:
                 for entry in entries:
                     place = backend / entry.name
                     if place not in self._counted:
-                        size += _own(place) + sum(map(_own, place.iterdir() if entry.is_dir() else ()))
+                        size += _own(place)
+                        with suppress(FileNotFoundError, NotADirectoryError):  # it went, or is a file
+                            size += sum(map(_own, place.iterdir()))
         return size
 
 

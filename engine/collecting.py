@@ -56,5 +56,5 @@ async def _collect(stores: Stores, policy: Policy | None) -> Collected:
     return await trio.to_thread.run_sync(work)
 
 
-async def _look(stores: Stores, policy: Policy | None, since: int, before: Seen | None) -> Seen:
+async def _look(stores: Stores, policy: Policy | None, since: int, before: Seen) -> Seen:
     return await trio.to_thread.run_sync(stores.glance, since, before, policy)

@@ -58,11 +58,12 @@ XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 
 COLLECT_WAIT_S = 30  # for another collection of the same namespace that does not get on
 RECOVERY_S = 5.0  # seconds that whoever opens a store after a crash puts it in order for, at most
+VERIFIED_PAGES = 1 << 24  # of an LMDB file, 64 GiB: two bytes of memory for each
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
 FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
 # That the time of day may be ahead or behind of what passed: beyond, it was set anew,
 CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
-USE_NOTED_S = 3600  # between two notes that an image was used
+USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet

@@ -142,7 +142,7 @@ def _check_last(root: Root, until: float) -> None:
 def _last(root: Root, until: float) -> list[tuple[str, str, Snapshot]]:
     """Return the snapshots that were committed last, the newest first: backends, namespaces, records.
 
-    All records are looked through, some 300,000 a second; in a larger store as far as time goes.
+    All records are looked through, some 200,000 a second; in a larger store as far as time goes.
     """
     found: list[tuple[str, str, Snapshot]] = []
     newest = 0

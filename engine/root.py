@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from engine.errors import (
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -36,7 +37,8 @@ from engine.errors import (
 from engine.fs.durable import flush, flush_names
 from engine.fs.locks import holders, lock, named
 from engine.kv.environment import Environment
-from engine.kv.schema import FORMAT, TABLES
+from engine.kv.opening import is_there
+from engine.kv.schema import COUNTERS, FORMAT, TABLES
 from engine.metadata.upgrade import from_format_1
 from engine.processes import Owners
 
@@ -89,9 +91,11 @@ class Root:
                     self._folder("owners")
                     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
                     os.close(os.open(self.path / "readers", flags, 0o600))
+            self._check_whole()
             if not readonly:
                 self.keep_reserve()
             self.meta = self._open("meta.lmdb", _META_MAP, TABLES)
+            self._check_bytes()
             self.blobs = self._open(BLOBS_FILE, _BLOBS_MAP, ())
             if self._format < FORMAT:
                 self._upgrade(alone=alone)
@@ -113,6 +117,20 @@ class Root:
         )
         self._environments.append(environment)
         return environment
+
+    def _check_whole(self) -> None:
+        """Raise DataLoss if there is something, but not the records of it: they are made first."""
+        # In this order: another process may be making all of it just now.
+        has_more = is_there(self.path / BLOBS_FILE) or any(self.snapshots.glob("*/*"))
+        if has_more and not is_there(self.path / "meta.lmdb"):
+            raise DataLoss(f"root {self.path}: meta.lmdb is missing; restore it from a backup")
+
+    def _check_bytes(self) -> None:
+        """Raise DataLoss if there are records, but not the file that is made before the first."""
+        with self.meta.read() as txn:
+            had_blobs = COUNTERS.last(txn, "blob") > 0
+        if had_blobs and not is_there(self.path / BLOBS_FILE):
+            raise DataLoss(f"root {self.path}: blobs.lmdb is missing; restore it from a backup")
 
     def _none(self) -> NotFound:
         return NotFound(f"no store at {self.path}; `lamina import` makes one, --root names another")

@@ -18,7 +18,7 @@ from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
-from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused
+from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused, os_errors
 from engine.fs.removal import UNFINISHED
 from engine.fsck.checking import Scope, check
 from engine.fsck.findings import Checked, Finding
@@ -282,11 +282,12 @@ class Stores:
 
     def disk(self) -> Disk:
         """Return the disk that the root is on; what the root's own files can take again is free."""
-        found = os.statvfs(self.root.path)
+        with os_errors(f"root {self.root.path}"):
+            found = os.statvfs(self.root.path)
         free = found.f_bavail * found.f_frsize + self.root.blobs.unused()
         return Disk(found.f_blocks * found.f_frsize, free)
 
-    def glance(self, since: int, before: Seen | None, policy: Policy | None) -> Seen:
+    def glance(self, since: int, before: Seen, policy: Policy | None) -> Seen:
         """Look whether there is something to collect, or for a policy to do (`engine.gc.activity`)."""
         seen = glance(self.root.meta, self.namespace, since, before)
         if policy is None:
@@ -309,9 +310,8 @@ class Stores:
 
     def places(self, vanished: Collection[tuple[str, str]] = ()) -> Places:
         """Return where a collection looks; `vanished` are the snapshots of mounts that are gone."""
-        working, broken = self._used()
-        names = [snapshotter.name for snapshotter in working]
-        return Places(namespace=self.namespace, backends=names, kept=broken, vanished=vanished)
+        names = [snapshotter.name for snapshotter in self.snapshotters()]
+        return Places(namespace=self.namespace, backends=names, vanished=vanished)
 
     @contextmanager
     def _freeing_space(self) -> Iterator[None]:

@@ -353,13 +353,13 @@ class BaseSnapshotter(ABC):
         away = trash / f"{self.name}-{number}"
         if table.uses(folder) or table.uses(away):
             raise FailedPrecondition("it is mounted")
-        if not os.path.lexists(away):
+        with folder_descriptor(trash) as parent:
+            if os.path.lexists(away):  # of an earlier attempt, or in the way; a link is not followed
+                _remove(parent, away, until)
             with suppress(FileNotFoundError):  # another process moves it, or deleted it already
                 folder.rename(away)
-        hit("trash.moved")
-        # Whatever came in its place, a link is not followed.
-        with folder_descriptor(trash) as parent, suppress(FileNotFoundError):
-            remove_entry(parent, os.fsencode(away.name), until=until)
+            hit("trash.moved")
+            _remove(parent, away, until)
 
     def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""
@@ -371,6 +371,11 @@ class BaseSnapshotter(ABC):
 
     def _tree(self, record: Snapshot) -> Path:
         return self._place(record) / TREE
+
+
+def _remove(parent: int, away: Path, until: float) -> None:
+    with suppress(FileNotFoundError):
+        remove_entry(parent, os.fsencode(away.name), until=until)
 
 
 def _make_lasting(folder: Path) -> None:

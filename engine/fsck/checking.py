@@ -13,13 +13,14 @@ import msgspec
 from engine import labels
 from engine.errors import EngineError, ResourceExhausted
 from engine.fsck.blobs import check_blobs, orphaned_bytes
-from engine.fsck.findings import Checked, Counts, Finding, Trouble
+from engine.fsck.findings import Checked, Counts, Finding, Trouble, What
 from engine.fsck.folders import orphaned_folders
 from engine.fsck.images import blobs_of, check_images
 from engine.fsck.reapplying import Apply
 from engine.fsck.records import Read, SnapshotKey, read_records
 from engine.fsck.snapshots import Snapshots
 from engine.kv.schema import BLOBS, Image
+from engine.kv.verifying import page_troubles
 from engine.oci.platform import Platform
 from engine.progress import Report, Step, silent
 from engine.root import Root
@@ -120,6 +121,7 @@ def _troubles(
 ) -> Iterator[Trouble]:
     if limits.images is None:
         yield from read.troubles
+        yield from _pages(root)
     meter = _Meter(report, "blobs", read.blob_bytes)
     broken: set[int] = set()
     yield from check_blobs(root, counts, meter, broken, limits.blobs)
@@ -132,6 +134,16 @@ def _troubles(
     meter.end()
     if limits.images is None and read.is_readable:
         yield from chain(orphaned_bytes(root, read.numbers), orphaned_folders(root, read))
+
+
+def _pages(root: Root) -> Iterator[Trouble]:
+    """Look at the files that all of it is in."""
+    for environment in (root.meta, root.blobs):
+        if found := page_troubles(environment):
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            advice = "`lamina compact` copies what can be read, or restore the store from a backup"
+            detail = f"{found[0]}{more}; {advice}"
+            yield Trouble(Finding(what=What.PAGES, name=environment.path.name, detail=detail))
 
 
 def _packed_bytes(root: Root, read: Read, limits: _Limits) -> int:

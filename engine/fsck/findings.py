@@ -17,6 +17,7 @@ class What(StrEnum):
     RECORD = "record"
     EDGE = "edge"
     COUNTER = "counter"
+    PAGES = "pages"
     IMAGE = "image"
     BLOB = "blob"
     EXTENTS = "extents"

@@ -1,7 +1,7 @@
 """Checks that every folder of snapshots and trash has a record, and moves away those that have none.
 
-Sync. A record comes before its folder and goes before it too, so that a folder is an orphan only if a
-second look finds no record either.
+Sync. A record comes before its folder and no id is used again, so that a folder is an orphan for ever if
+a look after it was seen finds no record.
 """
 
 import os
@@ -44,9 +44,12 @@ def orphaned_folders(root: Root, read: Read) -> Iterator[Trouble]:
                     yield _orphan(root, What.FOLDER, backend / name, detail, is_sure=False)
                 else:
                     yield _orphan(root, What.FOLDER, backend / name, "no record has it")
-    for path in sorted(root.trash.iterdir()):
+    dead = sorted(root.trash.iterdir())
+    backends = {path.name.rpartition("-")[0] for path in dead}
+    named_by = {backend: _named(root, backend) for backend in backends}
+    for path in dead:
         backend_name, _, number = path.name.rpartition("-")
-        is_named = _number(number) in _named(root, backend_name)
+        is_named = _number(number) in named_by[backend_name]
         if not is_named and not path.name.startswith(_OURS) and os.path.lexists(path):
             yield _orphan(root, What.TRASH, path, "no record says that it is to be deleted")
 
@@ -78,15 +81,12 @@ def _named(root: Root, backend: str) -> set[int]:
 
 def _remove(root: Root, path: Path) -> str:
     """Move an orphan to trash and delete it there."""
-    backend = path.parent.name
-    is_backend = path.parent == root.snapshots
-    named = _named(root, path.name if is_backend else backend)
-    if named if is_backend else _number(path.name) in named:
+    if path.parent == root.snapshots and _named(root, path.name):
         raise FailedPrecondition("a record has it by now; check once more")
     if MountTable.read().uses(path):
         raise FailedPrecondition("it is mounted; unmount it first")
     with os_errors(str(path)):
-        away = root.trash / f"{backend}-{path.name}" if path.parent != root.trash else path
+        away = root.trash / f"{path.parent.name}-{path.name}" if path.parent != root.trash else path
         if away != path:
             path.rename(away)
             hit("fsck.folder.moved")

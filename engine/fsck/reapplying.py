@@ -6,16 +6,18 @@ snapshot of a dead lease, or the old folder in trash, which a collection takes.
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from engine import failpoints, labels
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
-from engine.errors import DataLoss, FailedPrecondition
+from engine.errors import DataLoss, EngineError, FailedPrecondition
 from engine.failpoints import hit
 from engine.kv.schema import Blob, Snapshot
 from engine.metadata.leases import leased
 from engine.mounts.table import MountTable
+from engine.oci.digest import Digest
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
 from engine.unpack.jobs import ApplyJob
@@ -48,30 +50,33 @@ def apply_again(again: Again, apply: Apply) -> str:
         raise FailedPrecondition("it is mounted, or something that stands on it is; unmount that first")
     key = f"repair-{secrets.token_hex(6)} {record.key}"
     parent = "" if place.capabilities.rebase else record.parent
+    content = ContentStore(again.root.meta, again.root.blobs, again.namespace)
     with leased(again.root.meta, again.namespace) as lease:
+        # What a worker reads is held: the layer's image may go meanwhile.
+        (layer,) = content.pin([Digest(again.layer.digest)], lease)
         place.prepare(key, parent, labels={labels.SNAPSHOT_REF: record.key}, lease=lease)
         hit("fsck.snapshot.prepared")
         try:
-            applied = apply(_job(again, key))
+            applied = apply(_job(again, content, layer, key))
             if applied.diff_id != record.labels[labels.DIFF_ID]:
                 raise DataLoss(f"blob {again.layer.digest} holds another layer")
             hit("fsck.snapshot.applied")
             left = place.replace(Commit(name=record.key, key=key, lease=lease))
         except BaseException:
-            place.cleanup(only={place.remove(key)})
+            with suppress(EngineError):  # NotFound once it has replaced the other; a collection can too
+                place.cleanup(only={place.remove(key)})
             raise
     stays = f"; its old files stay in {left[0].path} ({left[0].reason})" if left else ""
     return f"applied again from its layer{stays}"
 
 
-def _job(again: Again, key: str) -> ApplyJob:
-    content = ContentStore(again.root.meta, again.root.blobs, again.namespace)
+def _job(again: Again, content: ContentStore, layer: Blob, key: str) -> ApplyJob:
     return ApplyJob(
         root=str(again.root.path),
-        number=again.layer.number,
-        size=again.layer.size,
+        number=layer.number,
+        size=layer.size,
         diff_id=again.record.labels[labels.DIFF_ID],
         target=again.place.sink(key),
-        data=content.small(again.layer),
+        data=content.small(layer),
         failpoints=failpoints.terms(),
     )

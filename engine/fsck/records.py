@@ -40,7 +40,7 @@ from engine.kv.schema import (
     Trash,
 )
 from engine.kv.table import Damaged, Table
-from engine.metadata import ledger
+from engine.metadata import ledger, marks
 from engine.metadata.nodes import (
     INGEST,
     LEASE,
@@ -77,6 +77,8 @@ _TABLES: tuple[Table[Any], ...] = (
 )
 _IsUsed = Callable[[Transaction], bool]
 _KINDS = {str(kind) for kind in Kind}
+_NAMING = {table.name for table in (SNAPSHOTS, BLOBS, IMAGES, INGESTS, LEASES, LEASE_ITEMS)}
+_RELEASE_EVERY = 10_000  # records read between two calls that give the memory of their pages back
 
 
 @dataclass
@@ -123,6 +125,8 @@ class _Reading:
         for table in _TABLES:
             for names, record in table.entries(self._txn):
                 self._counts.records += 1
+                if self._counts.records % _RELEASE_EVERY == 0:
+                    self._meta.release_pages()
                 if isinstance(record, Damaged):
                     self._unreadable(table.name, names, record)
                 else:
@@ -154,11 +158,23 @@ class _Reading:
         self.read.troubles.append(Trouble(finding, mend))
 
     def _unreadable(self, table: str, names: list[str], record: Damaged) -> None:
-        self._is_whole = False
+        if table in _NAMING:
+            self._is_whole = False
         if table in {BLOBS.name, INGESTS.name, SNAPSHOTS.name, TRASH.name}:
             self.read.is_readable = False
-        place = 1 if table == SNAPSHOTS.name else 0
-        self._tell(What.RECORD, record.name, record.error, namespace=names[place] if names else "")
+        namespace, backend, mend = names[0], "", None
+        if table == SNAPSHOTS.name:
+            backend, namespace = names[:2]
+        elif table == TRASH.name:
+            backend, namespace = names[1], ""
+            mend = partial(_drop_trash, self._meta, names[0], backend)
+        elif table in {MARKS.name, TOUCHED.name}:
+            mend = partial(_end_mark, self._meta, namespace)
+        elif table == LEASE_ITEMS.name and not self._is_there(namespace, Node(LEASE, "", names[1])):
+            mend = partial(_drop_items, self._meta, namespace, names[1])
+        self._tell(
+            What.RECORD, record.name, record.error, namespace=namespace, snapshotter=backend, mend=mend
+        )
 
     def _take(self, names: list[str], record: object) -> None:
         match record:
@@ -181,7 +197,10 @@ class _Reading:
                 self._mention(namespace, Node(LEASE, "", lease), Mention(MEMBER, member))
                 if not self._is_there(namespace, Node(LEASE, "", lease)):
                     detail = f"belongs to lease {lease}, which is not here"
-                    self._tell(What.EDGE, record.key, detail, namespace=namespace, is_damage=False)
+                    mend = partial(_drop_items, self._meta, namespace, lease)
+                    self._tell(
+                        What.EDGE, record.key, detail, namespace=namespace, is_damage=False, mend=mend
+                    )
             case Trash():
                 self._dead.append(record)
             case MountRecord():
@@ -358,6 +377,29 @@ def _rebuild(meta: Environment) -> str:
     with meta.write() as txn:
         ledger.rebuild(txn)
     return "noted anew from all records"
+
+
+def _end_mark(meta: Environment, namespace: str) -> str:
+    marks.end(meta, namespace)
+    with meta.read() as txn:
+        if MARKS.any(txn, namespace):
+            raise FailedPrecondition("the namespace is being collected; check once more")
+    return "removed: nobody is collecting"
+
+
+def _drop_trash(meta: Environment, kind: str, backend: str) -> str:
+    with meta.write() as txn:
+        TRASH.drop_damaged(txn, kind, backend)
+    return "removed; what it was about belongs to nothing now, and is found by the next check"
+
+
+def _drop_items(meta: Environment, namespace: str, lease: str) -> str:
+    node = Node(LEASE, "", lease)
+    with meta.write() as txn:
+        if ledger.exists(txn, namespace, node):
+            raise FailedPrecondition("its lease is here by now; check once more")
+        ledger.drop(txn, namespace, node)
+    return "removed with all that was its lease's"
 
 
 def _spare(meta: Environment, dead: Trash, is_used: "_IsUsed") -> str:

@@ -26,6 +26,7 @@ from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import TOUCHED, Blob, Clock, Snapshot
 from engine.metadata import ledger, lineage, marks
+from engine.metadata.leases import finish
 from engine.metadata.nodes import CONTENT, IMAGE, INGEST, LEASE, SNAPSHOT, Node, token
 from engine.processes import Owner
 from engine.progress import Report, Step, silent
@@ -34,8 +35,8 @@ from engine.snapshots import Leftover
 __all__ = ["Collected", "collect"]
 
 _SLICE = 256  # records dropped in one transaction at most,
-_SLICE_S = 0.004  # and for so long
-_SPARED = 1024  # records of what was touched that are looked at in one
+_SLICE_S = 0.002  # and for so long; the same for sparing
+_SPARED = 256  # records of what was touched that are looked at in one
 _RELEASE_EVERY = 1 << 14  # records dropped: what that reads counts as memory of the process
 _S = 10**9
 _POLL_S = 0.05  # another process cannot tell us that it is done
@@ -158,6 +159,7 @@ def _sweep(
     beat: Callable[[], None],
 ) -> "_Tally":
     left = dict.fromkeys(garbage)
+    sparing = _Sparing(namespace, left, found.alone)
     order = iter(garbage)
     tally = _Tally()
     total, released, more = len(garbage), len(garbage), True
@@ -165,35 +167,57 @@ def _sweep(
         beat()
         report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
-            if _spare(txn, namespace, left, found.alone):
+            if sparing.step(txn):
                 more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
         if released - len(left) >= _RELEASE_EVERY:
             released = len(left)
             meta.release_pages()
+    finish(meta, namespace)
     report(Step.SWEEP, "records", total, total)
     return tally
 
 
-def _spare(txn: Transaction, namespace: str, left: dict[Node, None], alone: Collection[Node]) -> bool:
-    """Take what was touched since, and all that it holds, off the list; say whether that was all."""
-    records = list(islice(TOUCHED.each(txn, namespace), _SPARED))
-    touched = {Node(one.kind, one.backend, one.key) for one in records}
-    for node in touched:
-        TOUCHED.delete(txn, namespace, token(node))
-    pending = list(touched)
-    seen: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+class _Sparing:
+    """Takes what was touched since the mark, and all that it holds, off the list of garbage."""
+
+    def __init__(self, namespace: str, left: dict[Node, None], alone: Collection[Node]) -> None:
+        self._namespace = namespace
+        self._left = left
+        self._alone = alone
+        self._touched: set[Node] = set()
+        self._seen: set[Node] = set()
+        self._pending: list[Node] = []
+
+    def step(self, txn: Transaction) -> bool:
+        """Do so for a short time; say whether that was all."""
+        end = time.monotonic() + _SLICE_S
+        records = list(islice(TOUCHED.each(txn, self._namespace), _SPARED))
+        touched = [Node(one.kind, one.backend, one.key) for one in records]
+        for node in touched:
+            TOUCHED.delete(txn, self._namespace, token(node))
+        self._touched.update(touched)
+        self._seen.difference_update(touched)  # what it has come to hold since it was seen counts
+        self._pending += touched
+        while self._pending:
+            self._spare(txn, self._pending.pop())
+            if time.monotonic() > end:
+                break
+        if self._pending or len(records) == _SPARED:
+            return False
+        self._touched.clear()
+        self._seen.clear()
+        return True
+
+    def _spare(self, txn: Transaction, node: Node) -> None:
+        if node in self._seen:
+            return
+        self._seen.add(node)
         # What was held whole when the mark was made holds what it held then, and what it has come to
         # hold since was touched as well.
-        if node in left or node in touched or node in alone:
-            left.pop(node, None)
-            pending += ledger.held(txn, namespace, node)
-    return len(records) < _SPARED
+        if node in self._left or node in self._touched or node in self._alone:
+            self._left.pop(node, None)
+            self._pending += ledger.held(txn, self._namespace, node)
 
 
 def _drop_some(

@@ -118,7 +118,7 @@ def _sizes(txn: Transaction, places: Places) -> Iterator[tuple[Node, int]]:
     for blob in BLOBS.survey_each(txn, places.namespace):
         if isinstance(blob, Blob):
             yield blob_node(blob.digest), blob.size
-    for backend in (*places.backends, *places.kept):
+    for backend in SNAPSHOTS.branches(txn):
         for record in SNAPSHOTS.survey_each(txn, backend, places.namespace):
             if isinstance(record, Snapshot):
                 yield snapshot_node(backend, record.key), record.size
@@ -144,7 +144,7 @@ def _others(
         if node.kind == LEASE:
             continue
         record = ledger.get(txn, places.namespace, node)  # it could be read just now
-        if node.kind == SNAPSHOT and node.backend in places.kept:
+        if node.kind == SNAPSHOT and node.backend not in places.backends:
             yield Keeper(node, f"{node.backend} cannot be used"), _reaching([node], found.references)
         elif isinstance(record, Image) and _is_over(found, record):
             continue

@@ -14,7 +14,7 @@ from engine.gc.survey import ingest_lives
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import Blob, Image, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger, lineage
-from engine.metadata.leases import expiry, is_live
+from engine.metadata.leases import expiry, finish, is_live
 from engine.metadata.nodes import (
     BACK,
     CONTENT,
@@ -196,7 +196,9 @@ def give_up(meta: Environment, namespace: str, lease: str) -> Dropped:
         made = ledger.members(txn, namespace, lease, made=True)
         free = only_held_by(meta.owners, txn, namespace, made, [gone])
         ledger.drop(txn, namespace, gone)
-        return _drop(txn, namespace, lease, free)
+        dropped = _drop(txn, namespace, lease, free)
+    finish(meta, namespace, lease)
+    return dropped
 
 
 def _drop(txn: Transaction, namespace: str, lease: str, nodes: Collection[Node]) -> Dropped:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engine import labels
+from engine import labels, limits
 from engine.errors import InvalidArgument
 from engine.gc.clock import look, time_of
 from engine.gc.collect import Collected
@@ -76,7 +76,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Unpinned:
-    """An image with all its names, and when it last came or was used."""
+    """An image with all its names, and when it last came or may have been used."""
 
     names: Sequence[str]
     used: int
@@ -87,7 +87,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
     names: Sequence[str]
     used: int
-    """When it last came or was used, in nanoseconds since the epoch."""
+    """When it last came or may have been used, in nanoseconds since the epoch."""
     why: str
     bytes: int
 
@@ -113,8 +113,13 @@ def _all_unpinned(meta: Environment, namespace: str) -> list[Unpinned]:
 
 
 def _unpinned(images: Collection[Image]) -> Unpinned:
-    used = max(max(image.created, image.updated, image.used) for image in images)
+    used = max(max(image.created, image.updated, _last_use(image)) for image in images)
     return Unpinned([image.name for image in images], used)
+
+
+def _last_use(image: Image) -> int:
+    """Return when an image may have been used last: not every use is noted."""
+    return image.used + limits.USE_NOTED_S * _S if image.used else 0
 
 
 def _is_pinned(image: Image) -> bool:

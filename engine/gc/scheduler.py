@@ -78,7 +78,7 @@ class Scheduler:
         self,
         schedule: Schedule,
         collect: Callable[[], Awaitable[Collected]],
-        look: Callable[[int, Seen | None], Awaitable[Seen]],
+        look: Callable[[int, Seen], Awaitable[Seen]],
     ) -> None:
         """`look` is `engine.gc.activity.glance` of a store, on a thread."""
         self._schedule = schedule
@@ -93,6 +93,8 @@ class Scheduler:
         self._spent, self._count = 0.0, 0
         self._expires: int | None = None  # as the last collection says
         self._look_s = 0.0
+        self._since = self._seen = Seen(at=0, transactions=0, deletions=0, expires=None)
+        self._seen_at = 0.0
 
     async def collect(self) -> Collected:
         """Have a collection begin and return what it did; raise what it failed with."""
@@ -108,8 +110,7 @@ class Scheduler:
     async def run(self) -> None:
         """Collect whenever it is time to, until cancelled."""
         try:
-            self._since = self._seen = await self._do_look(0, None)
-            self._seen_at = trio.current_time()
+            self._since = await self._look()
             if self._schedule.startup_delay:
                 self._want(self._schedule.startup_delay)
             while True:

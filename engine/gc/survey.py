@@ -12,7 +12,6 @@ It takes some 3 µs for each record, in which others write as they like.
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, TypeVar
 
 from engine import labels, times
@@ -63,15 +62,14 @@ _RELEASE_EVERY = 1 << 14  # records read between two calls that give their memor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where to look: a namespace, the backends that have snapshots, and those that cannot be used.
+    """Where to look: a namespace, and the backends that can be used.
 
-    The snapshots of the latter are kept. `vanished` are the snapshots, by backend and key, of mounts
-    that are gone: nobody holds those.
+    The snapshots of any other are kept: of those that are broken here, or were first used just now.
+    `vanished` are the snapshots, by backend and key, of mounts that are gone: nobody holds those.
     """
 
     namespace: str
     backends: Collection[str]
-    kept: Collection[str] = ()
     vanished: Collection[tuple[str, str]] = ()
 
 
@@ -205,7 +203,7 @@ class _Reader:
             self._beat()
 
     def _snapshots(self) -> Iterator[tuple[str, Snapshot]]:
-        for backend in chain(self._at.backends, self._at.kept):
+        for backend in SNAPSHOTS.branches(self._txn):
             for record in self._each(SNAPSHOTS, backend, self._at.namespace):
                 yield backend, record
 
@@ -261,7 +259,8 @@ class _Reader:
         if labels.GC_USED_AT in record.labels:
             self._used[node] = record.labels[labels.GC_USED_AT]
         in_use = record.kind != Kind.COMMITTED and not record.lease
-        if backend in self._at.kept or (in_use and (backend, record.key) not in self._at.vanished):
+        is_vanished = (backend, record.key) in self._at.vanished
+        if backend not in self._at.backends or (in_use and not is_vanished):
             self._found.root(node)
 
     def _note(self, node: Node, record: Object, about: labels.Labels) -> None:
@@ -280,7 +279,7 @@ class _Reader:
         namespace = self._at.namespace
         for kind in (LEASE, IMAGE, INGEST, CONTENT):
             yield from (Node(kind, "", name) for name in self._names(ledger.table_of(kind), namespace))
-        for backend in chain(self._at.backends, self._at.kept):
+        for backend in SNAPSHOTS.branches(self._txn):
             for name in self._names(SNAPSHOTS, backend, namespace):
                 yield snapshot_node(backend, name)
 

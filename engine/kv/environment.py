@@ -8,7 +8,7 @@ environment must not touch it; lamina only starts helpers by exec.
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import lmdb
@@ -20,8 +20,9 @@ from engine.kv.faults import OUTGROWN, is_of_the_disk, mapped
 from engine.kv.freelist import pages_of_tree
 from engine.kv.gate import Gate
 from engine.kv.growth import grow
-from engine.kv.opening import HEADROOM, allocate_lock, make_file, open_file
+from engine.kv.opening import HEADROOM, allocate_lock, is_unmade, make_file, open_file
 from engine.kv.turn import Turn
+from engine.kv.whole import check_length
 from engine.processes import Owners
 
 __all__ = ["Environment", "Transaction"]
@@ -76,7 +77,8 @@ class Environment:
             else:
                 self._turn = Turn(path)
                 undo.callback(self._turn.close)
-                with self._turn.taken():
+                # Who makes nothing waits for nobody: a bulk write holds up no record.
+                with self._turn.taken() if tables or is_unmade(path) else nullcontext():
                     make_file(path)
                     self._open()
                 undo.callback(self._close_file)
@@ -99,6 +101,7 @@ class Environment:
             self.path, map_bytes=self._map_bytes, tables=len(self._tables), readonly=self.readonly
         )
         try:
+            check_length(self.path / "data.mdb", page=env.stat()["psize"])
             self._databases = dict(self._open_tables(env))
         except BaseException:
             env.close()

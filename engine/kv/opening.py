@@ -21,6 +21,8 @@ __all__ = [
     "READERS",
     "UNFINISHED",
     "allocate_lock",
+    "is_there",
+    "is_unmade",
     "make_file",
     "open_file",
 ]
@@ -67,6 +69,17 @@ def _keep_in_place(file: int) -> None:
         fcntl.ioctl(file, _SET_FLAGS, struct.pack("l", struct.unpack("l", flags)[0] | _NOCOW))
 
 
+def is_there(folder: Path) -> bool:
+    """Say whether there is a file in `folder` that was ever complete."""
+    data = folder / "data.mdb"
+    return data.exists() and data.stat().st_size >= _PAGES
+
+
+def is_unmade(folder: Path) -> bool:
+    """Say whether there is something for `make_file` to do."""
+    return not is_there(folder) or (folder / UNFINISHED).exists()
+
+
 def make_file(folder: Path) -> None:
     """Make the file in `folder` if there is none; remove what a crash left of it, or of a copy.
 
@@ -75,7 +88,7 @@ def make_file(folder: Path) -> None:
     """
     data = folder / "data.mdb"
     (folder / UNFINISHED).unlink(missing_ok=True)
-    if data.exists() and data.stat().st_size >= _PAGES:
+    if is_there(folder):
         return
     # In a folder of its own: LMDB notes in the file if it is opened by its name (MDB_NOSUBDIR).
     making = folder / "making"

@@ -126,7 +126,7 @@ class Ingest(Record, frozen=True):
 
 
 class Image(Record, frozen=True):
-    """A name for a manifest or an index; `used` is when something was made of it, within the hour."""
+    """A name for a manifest or an index; `used` is when something was made of it, to the minute."""
 
     name: str
     target: Descriptor

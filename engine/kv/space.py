@@ -34,7 +34,7 @@ __all__ = ["GivenBack", "give_back"]
 _WORTH = 1 << 20  # bytes below which nothing is done: a commit on the way costs about as many
 _LEAST = 16  # pages of a run: holes that are smaller cost the file system more than they give
 _PIECE = 256  # pages of one hole
-_PART = 4096  # pages of the list at one time
+_PART = 1024  # pages of the list at one time
 _SLICE_S = 0.008  # of others' time to write
 _TRIES = 8
 _BEYOND = 1 << 40
@@ -54,6 +54,8 @@ def give_back(environment: Environment, *, spare: int = 0, report: Report = sile
 
     Others write between two slices of it. Raises what a write does.
     """
+    if environment.unused() - spare < _WORTH:
+        return GivenBack()
     with os_errors(f"store {environment.path}"), _opened(environment) as file:
         giving = _Giving(environment, file)
         try:
@@ -134,7 +136,8 @@ class _Giving:
             meta = self._meta()
             if meta.txnid != txn.raw.id() - 1:
                 raise Odd(f"transaction {txn.raw.id()} is on top of {meta.txnid}")
-            for found, end in self._chunks(meta, self._oldest(meta)):
+            oldest = self._oldest(meta)
+            for found, end in self._chunks(meta, oldest, until):
                 for run in freelist.merged(found):
                     if run.length < _LEAST:
                         continue
@@ -145,6 +148,8 @@ class _Giving:
                         if self.bytes >= most or time.monotonic() > until:
                             return self.bytes < most
                 self._at = end
+                if end[0] < oldest and time.monotonic() > until:
+                    return True
             # XFS keeps blocks behind the end of a file that grew, gigabytes maybe, while it is open.
             punch_hole(self._file, os.fstat(self._file).st_size, _BEYOND)
         return False
@@ -157,8 +162,10 @@ class _Giving:
             self.held = f"process {pids} still reads what was freed; the next `lamina gc` goes on"
         return min([meta.txnid, *(state for _, state in behind)])
 
-    def _chunks(self, meta: Meta, oldest: int) -> Iterator[tuple[list[Run], tuple[int, int]]]:
-        """Yield runs of the list from where it is, and where it is after them."""
+    def _chunks(
+        self, meta: Meta, oldest: int, until: float
+    ) -> Iterator[tuple[list[Run], tuple[int, int]]]:
+        """Yield runs of the list from where it is, fewer when time is up, and where it is after them."""
         found: list[Run] = []
         count = 0
         for freed in freelist.records(self._read, meta, self._at[0]):
@@ -170,7 +177,7 @@ class _Giving:
                 pages = freed.pages[start : start + _PART]
                 found += freelist.runs(pages, meta)
                 count += len(pages)
-                if count >= _PART:
+                if count >= _PART or time.monotonic() > until:
                     yield found, (freed.txnid, start + len(pages))
                     found, count = [], 0
         yield found, (oldest, 0)

@@ -196,6 +196,13 @@ class Table(Generic[R]):
                 cursor.delete()
         return True
 
+    def drop_damaged(self, txn: Transaction, *prefix: Part) -> None:
+        """Remove the records that cannot be read whose keys begin with `prefix`."""
+        items = self._items(txn, keys.encode(prefix))
+        damaged = [bytes(key) for key, value in items if isinstance(self._readable(key, value), Damaged)]
+        for key in damaged:
+            txn.raw.delete(key, db=txn.databases[self.name])
+
     def _items(
         self, txn: Transaction, start: bytes, after: bytes = b""
     ) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:

@@ -34,7 +34,7 @@ from engine.metadata.nodes import INGEST, LEASE, Node
 from engine.metadata.resources import Resource, parse_resource, resource
 from engine.processes import Owners
 
-__all__ = ["LeaseStore", "expiry", "is_live", "leased"]
+__all__ = ["LeaseStore", "expiry", "finish", "is_live", "leased"]
 
 _log = logging.getLogger(__name__)
 _NO_LABELS: Labels = MappingProxyType({})
@@ -53,8 +53,20 @@ def leased(meta: Environment, namespace: str) -> Iterator[str]:
         try:
             with meta.write() as txn:
                 ledger.drop(txn, namespace, Node(LEASE, "", lease.id))
+            finish(meta, namespace, lease.id)
         except EngineError as error:  # what was done is done; the lease ends with this process
             _log.warning("lease %s stays for now: %s", lease.id, error)
+
+
+def finish(meta: Environment, namespace: str, *leases: str) -> None:
+    """Let go, in short transactions, of what ended leases still have: some leases, or all."""
+    with meta.read() as txn:
+        ended = ledger.ended(txn, namespace, leases)
+    for lease in ended:
+        is_done = False
+        while not is_done:
+            with meta.write() as txn:
+                is_done = LEASES.any(txn, namespace, lease) or ledger.let_go(txn, namespace, lease)
 
 
 def expiry(lease: Lease | Image) -> int | None:
@@ -91,11 +103,13 @@ class LeaseStore:
             created=at,
             labels=label_rules.merge(_expiring(at, life), labels),
         )
-        with self._meta.write() as txn:
-            if LEASES.any(txn, self._namespace, lease.id):
-                raise AlreadyExists(f"lease {lease.id} exists; choose another ID")
-            ledger.put(txn, self._namespace, lease)
-        return lease
+        while True:
+            with self._meta.write() as txn:
+                if LEASES.any(txn, self._namespace, lease.id):
+                    raise AlreadyExists(f"lease {lease.id} exists; choose another ID")
+                if ledger.let_go(txn, self._namespace, lease.id):  # of an earlier one, if any
+                    ledger.put(txn, self._namespace, lease)
+                    return lease
 
     def get(self, name: str) -> Lease:
         """Return a lease. Raises NotFound."""
@@ -135,6 +149,7 @@ class LeaseStore:
             for name in names:
                 ledger.drop(txn, self._namespace, Node(LEASE, "", name))
             ledger.note_deletion(txn, self._namespace)
+        finish(self._meta, self._namespace, *names)
 
     def _check_idle(self, txn: Transaction, name: str) -> None:
         try:

@@ -27,7 +27,7 @@ from engine.kv.schema import (
 from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import ledger
-from engine.metadata.leases import is_live
+from engine.metadata.leases import finish, is_live
 from engine.metadata.nodes import LEASE, Node
 
 __all__ = ["NamespaceStore"]
@@ -106,6 +106,8 @@ class NamespaceStore:
         with self._meta.write() as txn:
             for name in names:
                 self._remove(txn, name)
+        for name in names:
+            finish(self._meta, name)
 
     def _remove(self, txn: Transaction, name: str) -> None:
         self._get(txn, name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import accounting
 from engine.accounting import ImageUsage, Share
 from engine.cli.du import drawn
 from engine.kv import keys
@@ -112,6 +113,37 @@ def test_an_image_that_cannot_be_read_is_a_row_and_what_is_lost_takes_up_nothing
     assert [row["name"] for row in usage["images"]] == ["docker.io/library/app:1", "bad:1"]
     assert "cannot be read" in usage["images"][1]["error"]
     assert "bad:1" in lamina(stocked, "du").stdout
+
+
+@pytest.mark.parametrize("table", ["mentions", "holdings"])
+def test_what_is_noted_and_cannot_be_read_loses_no_report(stocked: Path, table: str):
+    before = lamina_json(stocked, "du")
+    with Root(stocked) as root, root.meta.write() as txn:
+        db = txn.databases[table]
+        with txn.raw.cursor(db=db) as cursor:
+            damaged = [bytes(key) for key, _ in cursor]
+        for key in damaged:
+            txn.raw.put(key, b"\xc1", db=db)
+    usage = lamina_json(stocked, "du")
+    assert [row["name"] for row in usage["images"]] == ["docker.io/library/app:1"]
+    assert usage["total"] == pytest.approx(before["total"], abs=1 << 16)
+
+
+def test_a_folder_that_goes_meanwhile_takes_up_nothing(stocked: Path, monkeypatch: pytest.MonkeyPatch):
+    """A collection beside it removes the folder between the listing and the look."""
+    gone = stocked / "snapshots/overlay/999"
+    gone.mkdir(parents=True)
+    own = accounting._own
+
+    def late(path: Path) -> int:
+        size = own(path)
+        if path == gone:
+            gone.rmdir()
+        return size
+
+    monkeypatch.setattr(accounting, "_own", late)
+    assert lamina_json(stocked, "du")["images"]
+    assert not gone.exists()
 
 
 def test_du_of_an_empty_store(tmp_path: Path, image: Path):

@@ -131,7 +131,7 @@ def test_labels_snapshots_and_ingests(stores):
 
 def test_a_backend_that_cannot_be_used(stores):
     write(stores, snapshot("base", size=50))
-    places = Places(namespace="default", backends=[], kept=["copy"])
+    places = Places(namespace="default", backends=[])
     holder = Keeper(snapshot_node("copy", "base"), "copy cannot be used")
     assert held(stores, places) == {holder: (1, 50, 0)}
 

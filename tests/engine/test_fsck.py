@@ -1,18 +1,22 @@
 """Each kind of damage: how it comes, what a check says, what a repair does, and what is then so."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from lmdb import verify
 
 from engine import labels
 from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import NotFound
+from engine.failpoints import armed
 from engine.fsck.findings import Checked, Finding, What
 from engine.kv import keys
 from engine.kv.schema import (
@@ -29,6 +33,8 @@ from engine.kv.schema import (
     Snapshot,
     Trash,
 )
+from engine.kv.table import Table
+from engine.kv.verifying import page_troubles
 from engine.metadata.namespaces import NamespaceStore
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
@@ -318,6 +324,30 @@ ROWS: dict[str, Row] = {
         "",
         1,
     ),
+    "a mark": Row(
+        lambda w: w.put_raw("marks", b"\xff", "default"),
+        What.RECORD,
+        "a record of marks cannot be read",
+        "removed",
+    ),
+    "what was touched": Row(
+        lambda w: w.put_raw("touched", b"\xff", "default", b"x" * 16),
+        What.RECORD,
+        "a record of touched cannot be read",
+        "removed",
+    ),
+    "what belongs to a lease that is gone": Row(
+        lambda w: w.put_raw("lease_items", b"\xff", "default", "gone", "content", "", "x"),
+        What.RECORD,
+        "cannot be read",
+        "removed",
+    ),
+    "a record of trash": Row(
+        lambda w: w.put_raw("trash", b"\xff", "snapshot", w.backend, 999),
+        What.RECORD,
+        "a record of trash cannot be read",
+        "removed",
+    ),
     "a parent is missing": Row(forget_parent, What.SNAPSHOT, "its parent", "", 2),
     "a circle of parents": Row(stand_in_circle, What.SNAPSHOT, "in a circle", "", 3),
 }
@@ -381,6 +411,48 @@ def test_what_is_noted_stays_while_a_record_cannot_be_read(world: World) -> None
     assert {finding.what for finding in mended.left} == {What.EDGE, What.RECORD}
     with world.root.meta.read() as txn:
         assert MENTIONS.count(txn) == before
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_trash_is_of_no_namespace(world: World) -> None:
+    world.put_raw("trash", b"\xff", "snapshot", "overlay", 999)
+    (told,) = damage(world.check())
+    assert (told.namespace, told.snapshotter) == ("", "overlay")
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_what_damaged_trash_was_about_is_an_orphan(world: World) -> None:
+    number = world.record(2).id
+    backend = world.stores.snapshotter("overlay")
+    world.stores.images.remove(NAME)
+    assert backend.remove(world.chain[2]) == number
+    world.put_raw("trash", b"\xff", "snapshot", "overlay", number)
+    (told,) = damage(world.check(repair=True))
+    assert told.what is What.RECORD
+    (told,) = damage(world.check(repair=True))
+    assert (told.what, told.done) == (What.FOLDER, "removed")
+    assert damage(world.check()) == []
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_orphans_are_looked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(900, 905):
+        (world.root.snapshots / "overlay" / str(number)).mkdir()
+        (world.root.trash / f"overlay-{number + 100}").mkdir()
+        with world.root.blobs.write() as txn:
+            txn.raw.put(number.to_bytes(8, "big") + bytes(4), b"nobody's")
+    looks: list[str] = []
+    real = Table.survey
+
+    def survey(table: Any, txn: Any, *prefix: Any) -> Any:
+        looks.append(table.name)
+        return real(table, txn, *prefix)
+
+    monkeypatch.setattr(Table, "survey", survey)
+    assert len(world.check(repair=True).findings) == 15
+    assert looks.count("blobs") == 1
+    assert looks.count("snapshots") == 2
+    assert world.check().findings == []
 
 
 @pytest.mark.parametrize("world", ["overlay"], indirect=True)
@@ -538,6 +610,30 @@ def test_once_a_layer_is_here_again_its_snapshot_is_mended(world: World) -> None
     assert world.check().findings == []
 
 
+def test_a_repair_that_fails_late_says_why(world: World) -> None:
+    """The other snapshot has been replaced by then, and nothing is left to be undone."""
+    (world.tree(2) / "more").touch()
+    with armed("snapshot.replace.recorded", "error"):
+        (told,) = world.check(repair=True).findings
+    assert "failpoint" in told.waits
+    assert world.check().left == []
+
+
+def test_a_layer_that_is_applied_again_is_held(world: World) -> None:
+    (world.tree(2) / "more").touch()
+
+    verified: list[int] = []
+
+    def apply(job: ApplyJob) -> Applied:
+        world.stores.images.remove(NAME)
+        world.stores.collect()
+        verified.append(world.stores.content.verify(digest_of(BIG)))
+        return world.apply(job)
+
+    world.stores.check(apply=apply)
+    assert verified == [len(BIG)]
+
+
 def test_what_is_lost_for_good_is_told(world: World) -> None:
     backend = world.stores.snapshotter(world.backend)
     backend.prepare("active", world.chain[2])
@@ -590,6 +686,42 @@ def test_only_the_images_that_are_named(world: World) -> None:
     (found,) = world.check(NAME).findings
     assert found.name == world.chain[2]
     assert world.check("example.org/b:1").counts.snapshots == 2
+
+
+def miscount(world: World) -> None:
+    """Let the tree of a table, which LMDB notes behind the table's name, have an entry more."""
+    file = world.root.path / "meta.lmdb/data.mdb"
+    data = file.read_bytes()
+    with file.open("r+b") as opened:
+        for found in re.finditer(b"clocks\\0{4}", data):  # MDB_db: the count of entries is at 32
+            opened.seek(found.start() + len("clocks") + 32)
+            opened.write((7).to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_damaged_pages_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.stores.collect()
+    miscount(world)
+    (told,) = damage(world.check(repair=True))
+    assert (told.what, told.name, told.done) == (What.PAGES, "meta.lmdb", "")
+    assert "`lamina compact`" in told.detail
+    assert world.check(NAME).findings == [], "in a full check only"
+    monkeypatch.setattr("engine.limits.VERIFIED_PAGES", 1)
+    assert world.check().findings == []
+
+
+@pytest.mark.parametrize("world", ["overlay"], indirect=True)
+def test_pages_that_change_meanwhile_are_not_judged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verify.verify
+
+    def beside(path: str) -> list[str]:
+        world.stores.images.remove(NAME)
+        return [*real(path), "torn"]
+
+    monkeypatch.setattr(verify, "verify", beside)
+    assert page_troubles(world.root.meta) is None
 
 
 # -- beside others ---------------------------------------------------------------------------------

@@ -194,6 +194,13 @@ def test_both_thresholds_at_100(store):
     assert Disk(100, 7).above(100) == 0
 
 
+def test_an_image_stays_that_may_have_been_used_since_that_was_noted(store):
+    """Use is noted once a minute; the image here was noted just over two, its age in the policy, ago."""
+    store.image("a", {"1": 900}, idle=130 * S)
+    store.image("b", {"2": 900}, idle=181 * S)
+    assert removed(store.enforce(Policy())) == ["b"]
+
+
 def test_an_image_that_is_used_meanwhile_stays(store, monkeypatch):
     store.image("a", {"1": 900})
     remove, chosen = policies._remove, []
@@ -279,7 +286,7 @@ def test_a_policy_against_its_rules(stores, images, sizes, low, gap, oldest):
     assert store.enforce(policy).chosen == []
 
 
-def test_use_is_noted_once_an_hour(stores, store, monkeypatch):
+def test_use_is_noted_once_a_minute(stores, store, monkeypatch):
     store.image("a", {}, idle=store.at)
     (image,) = stores.images.walk()
     assert image.used == 0
@@ -293,8 +300,8 @@ def test_use_is_noted_once_an_hour(stores, store, monkeypatch):
     first = used()
     assert now() - first.used < MINUTE
     assert used() == first
-    monkeypatch.setattr("engine.metadata.images.now", lambda: first.used + 3601 * S)
-    assert used().used == first.used + 3601 * S
+    monkeypatch.setattr("engine.metadata.images.now", lambda: first.used + 61 * S)
+    assert used().used == first.used + 61 * S
     monkeypatch.setattr("engine.metadata.images.now", lambda: first.used)  # set back: noted again
     assert used().used == first.used
     gone = stores.images.get(image.name)

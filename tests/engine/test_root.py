@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from engine.errors import (
+    DataLoss,
     EngineError,
     FailedPrecondition,
     InvalidArgument,
@@ -363,3 +364,32 @@ def test_a_store_of_format_1_is_brought_up(tmp_path):
         with pytest.raises(FailedPrecondition, match="lease lease"):
             stores.remove_blob(digest)
     assert (path / "format").read_text() == f"{FORMAT}\n"
+
+
+@pytest.fixture
+def used(tmp_path):
+    """Return a root that has a blob and a snapshot."""
+    path = tmp_path / "root"
+    with open_stores(path, "default", AMD64) as stores:
+        with stores.content.ingest("x", lease="") as writer:
+            writer.write(bytes(50_000_000))
+            writer.commit()
+        stores.snapshotter("copy").prepare("work")
+    return path
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("name", ["meta.lmdb", "blobs.lmdb"])
+@pytest.mark.parametrize("size", [None, 0, 20_000])
+def test_a_file_that_is_gone_or_cut_is_never_made_anew(used, name, size, readonly):
+    """Numbers would begin again, and what the other file and the folders have would be garbage."""
+    data = used / name / "data.mdb"
+    if size is None:
+        data.unlink()
+    else:
+        os.truncate(data, size)
+    before = sorted(used.rglob("*"))
+    with pytest.raises(DataLoss, match="restore it from a backup"):
+        Root(used, readonly=readonly)
+    assert {path for path in before if path.name != "lock.mdb"} <= set(used.rglob("*"))

@@ -201,6 +201,26 @@ async def test_a_failure_is_tried_again_later_and_told_to_who_waits():
 
 
 @simulated
+async def test_a_look_that_fails_ends_nothing_not_even_the_first():
+    store = Store()
+    scheduler = store.scheduler()
+    look, failing = scheduler._do_look, [Unavailable("busy"), EngineError("EIO")]
+
+    async def fails(since, before):
+        if failing:
+            raise failing.pop()
+        return await look(since, before)
+
+    scheduler._do_look = fails
+    async with scheduling(scheduler):
+        await trio.sleep(0.2)
+        assert (store.runs, failing) == ([pytest.approx(0.1)], [])
+        store.deletions += 1
+        await trio.sleep(1)
+        assert len(store.runs) == 2
+
+
+@simulated
 async def test_what_expires_is_collected_on_time():
     """containerd #6294: nothing else happens, and it goes."""
     store = Store()

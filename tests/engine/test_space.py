@@ -327,6 +327,34 @@ def between_slices(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> I
         yield
 
 
+def test_a_slice_that_finds_only_old_holes_is_short_too(
+    file: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(file, range(12))
+    for number in range(12):
+        with file.read():  # so that nobody takes them
+            drop(file, range(number, number + 1))
+    assert give_back(file).bytes > 11 * _EXTENT
+    monkeypatch.setattr(space, "_SLICE_S", 0)
+    with space._opened(file) as opened:
+        giving = space._Giving(file, opened)
+        slices = 1
+        while giving.slice(_MAP):
+            slices += 1
+    assert giving.bytes < _FRESH
+    assert slices >= 12
+
+
+def test_a_list_of_what_is_not_worth_it_is_not_read(
+    file: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(file, range(12))
+    drop(file, range(8))
+    assert give_back(file).bytes > 7 * _EXTENT
+    monkeypatch.setattr(space._Giving, "survey", None)
+    assert give_back(file) == GivenBack()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_others_write_and_read_between_two_slices(
     file: Environment, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int

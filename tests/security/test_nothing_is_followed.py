@@ -293,10 +293,11 @@ def test_an_owners_file_is_its_own(to: str, tmp_path: Path, world: World) -> Non
     owners = Owners(tmp_path / "owners")
     (tmp_path / "owners" / "me").symlink_to(world.victim / to)
     with pytest.raises(FileExistsError):
-        owners._begin("me")
+        owners._locked("me")
     world.check_untouched(tmp_path / "owners")
     (tmp_path / "owners" / "me").unlink()
-    assert owners._begin("me")
+    held = owners._locked("me")
+    assert held is not None
     with pytest.raises(FileExistsError):
-        Owners(tmp_path / "owners")._begin("me")
-    os.close(owners._held)
+        Owners(tmp_path / "owners")._locked("me")
+    os.close(held)

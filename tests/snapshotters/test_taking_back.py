@@ -8,7 +8,7 @@ import pytest
 
 from engine import failpoints
 from engine.errors import EngineError, FailedPrecondition, NotFound, ResourceExhausted
-from engine.fs.removal import remove_tree
+from engine.fs.removal import remove_entry
 from engine.kv.schema import LEASE_ITEMS, LEASES
 from engine.metadata.leases import leased
 from engine.mount import Mount, activate, deactivate_below, mounted
@@ -146,10 +146,10 @@ def test_one_that_resists_does_not_keep_the_others(
     def resists(folder: int, name: bytes, *, until: float) -> None:
         if name == b"copy-%d" % numbers[1]:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        remove_tree(folder, name, until=until)
+        remove_entry(folder, name, until=until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(base, "remove_tree", resists)
+        patch.setattr(base, "remove_entry", resists)
         (left,) = backend.cleanup()
         assert left.path == str(stores.root.trash / f"copy-{numbers[1]}")
         assert left.reason == os.strerror(errno.EPERM)
