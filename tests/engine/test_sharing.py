@@ -133,6 +133,7 @@ def test_there_is_no_store_to_read(tmp_path, made):
 @pytest.mark.parametrize("absent", ["snapshots", "meta.lmdb", "meta.lmdb/data.mdb"])
 def test_a_store_whose_maker_died_is_none_to_read(tmp_path, absent):
     Root(tmp_path / "root").close()
+    (tmp_path / "root" / "blobs.lmdb" / "data.mdb").unlink()  # it is made last
     (tmp_path / "root" / absent).rename(tmp_path / "away")
     with pytest.raises(NotFound):
         Root(tmp_path / "root", readonly=True)
