@@ -61,7 +61,7 @@ BOUNDS = {
     "CLOCK_DRIFT_S": (60, "NTP steps clocks by less; what lives by the clock lives for minutes"),
     "CLOCK_GRACE_S": (900, "a clock that was set wrong is set right by then"),
     "VERIFIED_PAGES": (1 << 24, "of 64 GiB: 32 MiB of memory, two bytes for each"),
-    "USE_NOTED_S": (60, "ages that a policy goes by are hours; a write for each use is none's gain"),
+    "USE_NOTED_S": (60, "ages that a policy goes by are minutes; a write for each use is no gain"),
     "POLICY_EVERY_S": (300, "as in kubelet"),
     "ZSTD_WINDOW": (128 * MIB, "`zstd --long=27`, what the zstd command takes unasked"),
 }
