@@ -132,7 +132,7 @@ def asks(meta: Environment, namespace: str, policy: Policy, disk: Disk, at: int)
         return True
     if policy.max_age is None:
         return False
-    return any(at - one.used > policy.max_age for one in _all_unpinned(meta, namespace)[:1])
+    return any(at - one.used >= policy.max_age for one in _all_unpinned(meta, namespace)[:1])
 
 
 def choose(
@@ -146,8 +146,8 @@ def choose(
     freed = 0
     gone: set[Node] = set()
     for candidate in _all_unpinned(meta, namespace):
-        age = at - candidate.used
-        is_old = policy.max_age is not None and age > policy.max_age
+        age = max(0, at - candidate.used)  # a use is reckoned up to a minute late
+        is_old = policy.max_age is not None and age >= policy.max_age
         if age < policy.min_age or not (is_old or freed < wanted):
             return  # as all that follow were used later
         with meta.read() as txn:
