@@ -97,6 +97,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.budget",
     "engine.diff.layer",
     "engine.diff.outline",
+    "engine.diff.pax",
     "engine.diff.rules",
     "engine.gc.mark",
     "engine.fsck.findings",
