@@ -28,6 +28,7 @@ LAYERS = {
     "engine.fieldpaths": 0,
     "engine.identifiers": 0,
     "engine.limits": 0,
+    "engine.memory": 0,
     "engine.failpoints": 0,
     "engine.progress": 0,
     "engine.callables": 0,
