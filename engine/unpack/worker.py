@@ -21,6 +21,7 @@ from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import EngineError
 from engine.kv.environment import Environment
+from engine.memory import keep_memory
 from engine.oci.digest import parse_digest
 from engine.root import open_blobs
 from engine.snapshots import Sealing
@@ -190,6 +191,7 @@ def main() -> None:
     # A layer's tree is many objects that live as long as the job: looking through them again and again
     # finds nothing, so garbage is looked for between jobs.
     gc.disable()
+    keep_memory()
     while True:
         _send(out, worker.run(*jobs.get()))
         gc.collect()
