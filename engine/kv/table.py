@@ -17,6 +17,7 @@ from engine.kv.keys import Part
 
 __all__ = ["Counter", "Damaged", "Record", "Table"]
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 _PAGE = 1000  # records read in one transaction
 # Pages read between two calls that give their memory back: each look maps sixteen pages of the file.
 _RELEASE_EVERY = 10
@@ -84,8 +85,13 @@ class Table(Generic[R]):
 
     def survey_each(self, txn: Transaction, *prefix: Part) -> Iterator[R | Damaged]:
         """Yield what `survey` returns; nothing may be written to the table meanwhile."""
+        decode = self._decoder.decode
         for key, value in self._items(txn, keys.encode(prefix)):
-            yield self._readable(key, value)
+            try:
+                record: R | Damaged = decode(value)
+            except _UNREADABLE:
+                record = self._readable(key, value)
+            yield record
 
     def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
         """Yield all records, each with the parts of its key; as `survey_each`."""
@@ -136,15 +142,6 @@ class Table(Generic[R]):
     def numbers(self, txn: Transaction) -> Iterator[int]:
         """Yield the keys of a table whose keys are numbers, whatever is under them."""
         return (int.from_bytes(key, "big") for key, _ in self._items(txn, b""))
-
-    def names(self, txn: Transaction, *prefix: Part, name: Callable[[R], str]) -> Iterator[str]:
-        """Yield the last parts of the keys of `prefix` and one part more.
-
-        `name` returns it for a record whose key does not tell, being too long.
-        """
-        start = keys.encode(prefix)
-        for key, value in self._items(txn, start):
-            yield keys.told(key, len(start)) or name(self._decode(value))
 
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
@@ -226,7 +223,7 @@ class Table(Generic[R]):
     def _decode(self, raw: bytes | memoryview) -> R:
         try:
             return self._decoder.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise DataLoss(f"a record of {self.name} cannot be read: {error}") from error
 
 
