@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 
 from engine.errors import DataLoss
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import EXTENT
 
-__all__ = ["append", "drop", "feed", "numbers", "read", "stored_bytes", "view"]
+__all__ = ["append", "drop", "feed", "follow", "numbers", "read", "stored_bytes", "view"]
 
 _RELEASE_EVERY = 32  # extents read between two calls that give their memory back
 _FED_AT_ONCE = 16  # extents in one transaction, some milliseconds to a hash
@@ -53,13 +54,27 @@ def _keep_memory() -> None:
 
 
 def read(blobs: Environment, number: int, size: int) -> Iterator[bytes]:
-    """Yield a blob's extents in order.
+    """Yield a blob's extents in order, as `follow`."""
+    return follow(blobs, number, lambda _seen: (size, True))
 
-    Each is copied in a transaction that ends before it is handed out: a reader that takes its time
-    never holds back the pages that others free. Raises DataLoss where an extent is missing or has
-    the wrong length.
+
+def follow(
+    blobs: Environment, number: int, await_more: Callable[[int], tuple[int, bool]]
+) -> Iterator[bytes]:
+    """Yield the extents of a blob in order, while they are still being written.
+
+    `await_more` waits until there are more than so many bytes, and returns how many, and whether those
+    are all. Each extent is copied in a transaction that ends before it is handed out: a reader that
+    takes its time never holds back the pages that others free. Raises DataLoss where an extent is
+    missing or has the wrong length.
     """
-    for index in range(-(-size // EXTENT)):
+    size, is_whole = 0, False
+    for index in count():
+        start = index * EXTENT
+        while not is_whole and size < start + EXTENT:  # the last extent is written anew as it grows
+            size, is_whole = await_more(size)
+        if start >= size:
+            return
         with view(blobs, number, index, size) as extent:
             piece = bytes(extent)
         yield piece

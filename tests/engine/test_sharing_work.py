@@ -15,7 +15,7 @@ from engine.kv.schema import LEASES
 from engine.progress import Step
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
-from engine.unpack import unpacker
+from engine.unpack import making
 from engine.unpack.workshop import Workshop, open_workshop
 from snapshotters.overlay import OverlaySnapshotter
 from tests.command import lamina, lamina_json
@@ -318,7 +318,7 @@ def below(pid: int) -> list[int]:
 def test_cleaning_up_is_bounded_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacker, "CLEANUP_S", 0.0)
+    monkeypatch.setattr(making, "CLEANUP_S", 0.0)
     bad = archive(*(member(f"{n}") for n in range(50)), member("h", "1", link="nowhere"))
 
     async def work(engine: Engine) -> None:
