@@ -58,11 +58,14 @@ class Table(Generic[R]):
     def put(self, txn: Transaction, record: R, *key: Part) -> None:
         """Write `record` under `key`, over what is there."""
         value = self._encoder.encode(record)
+        txn.changes += 1
         txn.raw.put(keys.encode(key), value, db=txn.databases[self.name])
 
     def delete(self, txn: Transaction, *key: Part) -> bool:
         """Remove the record under `key`; say whether there was one."""
-        return bool(txn.raw.delete(keys.encode(key), db=txn.databases[self.name]))
+        found = bool(txn.raw.delete(keys.encode(key), db=txn.databases[self.name]))
+        txn.changes += found
+        return found
 
     def scan(self, txn: Transaction, *prefix: Part) -> list[R]:
         """Return all records whose keys begin with `prefix`, in key order."""
@@ -190,6 +193,7 @@ class Table(Generic[R]):
                 if most == 0:
                     return False
                 most = None if most is None else most - 1
+                txn.changes += 1
                 cursor.delete()
         return True
 
