@@ -177,6 +177,12 @@ class Snapshotter(Protocol):
         Nothing for steps that are sealed already, nor from the first on that `commit` will refuse.
         """
 
+    def flushing(self) -> Sealing:
+        """Return what may be done elsewhere, again and again, while snapshots are written.
+
+        It makes durable what was written so far, so that a seal finds less to do.
+        """
+
     def commit(self, *steps: Commit) -> None:
         """Commit actives, bottom first, each durable before it is visible; seal what is not sealed.
 

@@ -154,10 +154,11 @@ class BaseSnapshotter(ABC):
             for step, record, below in self._checked(steps):
                 if load_sealed(self._place(record)) is None or self._is_whole(record, below):
                     self._plan(seals, step, record, below)
-        return [
-            Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
-            for plan in seals
-        ]
+        return [_sealing(plan) for plan in seals]
+
+    def flushing(self) -> Sealing:
+        """Return what may be done elsewhere, again and again, while snapshots are written."""
+        return _sealing(Seal(settle=self.settle, folder=str(self._folder)))
 
     def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
         """Say whether a snapshot was written through a mount, on top of `below`."""
@@ -371,6 +372,10 @@ class BaseSnapshotter(ABC):
 
     def _tree(self, record: Snapshot) -> Path:
         return self._place(record) / TREE
+
+
+def _sealing(plan: Seal) -> Sealing:
+    return Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
 
 
 def _remove(parent: int, away: Path, until: float) -> None:

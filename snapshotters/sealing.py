@@ -48,17 +48,20 @@ class Settle(Protocol):
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers to seal: snapshot numbers below `folder`, each standing on the one before it."""
+    """Layers to seal: snapshot numbers below `folder`, each standing on the one before it.
+
+    Without layers what was written so far is flushed, and no more.
+    """
 
     settle: str
     """The name of what makes a `Settle`."""
     folder: str
-    below: list[int]
+    below: list[int] = []
     """What the first stands on, nearest first."""
-    layers: list[int]
-    parents: list[str]
+    layers: list[int] = []
+    parents: list[str] = []
     """The names of what each layer is settled on, "" for none."""
-    is_whole: bool
+    is_whole: bool = False
     """Whether there is one layer, and it is right as it is: written through a mount, or alone."""
 
 
@@ -90,6 +93,9 @@ class Sealer:
         """Do what an encoded `Seal` says; return how many layers are sealed, and why not all are."""
         work = msgspec.msgpack.decode(argument, type=Seal)
         folder = Path(work.folder)
+        if not work.layers:
+            _flush(folder)
+            return 0, None
         usages: list[Usage] = []
         failure: EngineError | None = None
         try:
@@ -101,8 +107,7 @@ class Sealer:
             failure = error
         hit("snapshot.commit.settled")
         if usages:
-            with os_errors(f"snapshots in {folder}"):
-                flush_file_system(folder)
+            _flush(folder)
         hit("snapshot.commit.flushed")
         for parent, number, usage in zip(work.parents, work.layers, usages, strict=False):
             _mark(folder / str(number), Settled(parent=parent, size=usage.size, inodes=usage.inodes))
@@ -119,6 +124,11 @@ class Sealer:
         except BaseException:
             del self._settles[work.settle]  # what it remembers may be half of something
             raise
+
+
+def _flush(folder: Path) -> None:
+    with os_errors(f"snapshots in {folder}"):
+        flush_file_system(folder)
 
 
 def _begun(snapshots: Sequence[Path]) -> Iterator[tuple[Path, Outline]]:

@@ -87,6 +87,7 @@ ASYNC |= {
         "arrivals",
         "committer",
         "flights",
+        "flusher",
         "layer_flight",
         "lease",
         "making",

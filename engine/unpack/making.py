@@ -123,6 +123,7 @@ class Maker:
 
     async def _made(self, work: Work, flight: LayerFlight) -> Applied:
         key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
+        failures = self._shop.flusher.failures
         try:
             applied = await self._apply(work, flight, key)
             if work.below is not None:
@@ -132,7 +133,7 @@ class Maker:
             _count(work, flight, applied.entries, applied.bytes_unpacked)
             flight.is_ready.set()
             committer = self._shop.committer(self._namespace, work.snapshotter)
-            if not await committer.commit(work.commit(key), flight.report):
+            if not await committer.commit(work.commit(key), flight.report, failures):
                 await self._discard(work.snapshotter, key)
         except EngineError:
             await self._discard(work.snapshotter, key)
@@ -170,7 +171,9 @@ class Maker:
                 job = await trio.to_thread.run_sync(self._begin, work, key, parent)
                 show(0)
                 try:
-                    applied = await self._shop.pool.apply(job, show, partial(_more, arrival, slot))
+                    with self._shop.flusher.beside(work.snapshotter, show) as told:
+                        more = partial(_more, arrival, slot)
+                        applied = await self._shop.pool.apply(job, told, more)
                 except DataLoss:
                     # What was read went when an equal blob turned out to be here already.
                     if job.number == arrival.number:

@@ -494,6 +494,8 @@ def test_what_is_settled_is_not_settled_on_something_else(stores: Stores, name: 
 class Pool:
     """Seals nothing: `commit` does it then."""
 
+    failures = 0
+
     async def seal(self, _job: object) -> tuple[int, None]:
         return 0, None
 
@@ -504,7 +506,7 @@ def commit_all(backend: Snapshotter, steps: list[Commit]) -> list[bool | EngineE
 
     async def one(committer: committing.Committer, number: int) -> None:
         try:
-            told[number] = await committer.commit(steps[number], silent)
+            told[number] = await committer.commit(steps[number], silent, 0)
         except EngineError as error:
             told[number] = error
 
@@ -602,6 +604,8 @@ def test_what_is_sealed_before_one_that_cannot_be_counts(
 class SlowPool:
     """Seals once a test lets it: an event for each batch."""
 
+    failures = 0
+
     def __init__(self) -> None:
         self.batches: list[trio.Event] = []
 
@@ -626,7 +630,7 @@ def test_a_layer_that_is_given_up_while_it_waits_is_not_committed_and_the_others
 
         async def one(number: int) -> None:
             with scope if number == 2 else trio.CancelScope():
-                told[number] = await committer.commit(steps[number], silent)
+                told[number] = await committer.commit(steps[number], silent, 0)
 
         async def until(batches: int) -> None:
             while len(pool.batches) < batches:
@@ -680,7 +684,7 @@ def test_a_store_is_not_closed_while_a_commit_is_under_way(
         async with trio.open_nursery() as outside:
             async with open_workshop(stores.root) as workshop, trio.open_nursery() as inside:
                 committer = workshop.committer("default", backend)
-                inside.start_soon(committer.commit, Commit(name="b", key="a"), silent)
+                inside.start_soon(committer.commit, Commit(name="b", key="a"), silent, 0)
                 await trio.to_thread.run_sync(begun.wait)
                 inside.cancel_scope.cancel()
                 outside.start_soon(let_end)
