@@ -18,6 +18,7 @@ from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
+from engine.doubts import flush_waiting
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused, os_errors
 from engine.fs.removal import UNFINISHED
 from engine.fsck.checking import Scope, check
@@ -256,6 +257,7 @@ class Stores:
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
         self.root.owners.sweep()
+        flush_waiting(self.root, after_s=0)
         with self._freeing_space():
             seen = _, table = self.mounting.claims.read()
             healed = [snapshot_node(*snapshot) for snapshot in self.mounting.claims.heal(seen)]
@@ -407,8 +409,11 @@ def open_stores(
     *,
     readonly: bool = False,
     create: bool = True,
+    passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Stores]:
     """Open the stores at `path` for the length of a block.
+
+    `passed` is called often where that takes long, and may end it.
 
     With `create` they are made if need be, with `readonly` nothing is. NotFound where there are none.
 
@@ -416,7 +421,7 @@ def open_stores(
     """
     with open_root(path, readonly=readonly, create=create) as root:
         if not readonly:
-            recover(root)
+            recover(root, passed)
         stores = Stores(root, namespace, platform)
         try:
             yield stores

@@ -58,6 +58,7 @@ LAYERS = {
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
     "engine.recovery": 5,
+    "engine.doubts": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.beside": 5,

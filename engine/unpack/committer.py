@@ -5,6 +5,7 @@ layers of a chain that are there by then. A batch that nobody waits for any more
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 
 import trio
@@ -20,10 +21,11 @@ __all__ = ["Committer", "has"]
 class _Ready:
     """A layer that is applied, whose parent is committed or was ready before it."""
 
-    def __init__(self, step: Commit, report: Report, failures: int) -> None:
+    def __init__(self, step: Commit, report: Report, failures: int, *, flush: bool) -> None:
         self.step = step
         self.report = report
         self.failures = failures
+        self.flush = flush
         self.done = trio.Event()
         self.error: EngineError | None = None
         self.batch: _Batch | None = None
@@ -51,13 +53,13 @@ class Committer:
         self._idle = trio.Event()
         self._idle.set()
 
-    async def commit(self, step: Commit, report: Report, failures: int) -> bool:
+    async def commit(self, step: Commit, report: Report, failures: int, *, flush: bool = True) -> bool:
         """Commit a layer, whose parent is committed or was given here before it.
 
         `failures` is how many flushes had failed before its first byte was written. Say whether it
         became this snapshot: another process may have been first with an equal one.
         """
-        layer = _Ready(step, report, failures)
+        layer = _Ready(step, report, failures, flush=flush)
         self._ready.append(layer)
         if self._idle.is_set():
             self._idle = trio.Event()
@@ -121,7 +123,7 @@ class Committer:
     async def _commit_some(self, layers: list[_Ready]) -> list[_Ready]:
         """Commit what can be; return what is to be tried again."""
         steps = [layer.step for layer in layers]
-        count, failed = await self._seal(steps)
+        count, failed = await self._seal(steps, flush=any(layer.flush for layer in layers))
         flushed = takewhile(lambda layer: layer.failures == self._flusher.failures, layers[:count])
         if (whole := len(list(flushed))) < count:
             count, failed = whole, Unavailable("what was written could not be flushed; look at the disk")
@@ -136,10 +138,11 @@ class Committer:
             layer.error = failed
         return []
 
-    async def _seal(self, steps: Sequence[Commit]) -> tuple[int, EngineError | None]:
+    async def _seal(self, steps: Sequence[Commit], *, flush: bool) -> tuple[int, EngineError | None]:
         """Seal `steps`; return how many may be committed, and why not all."""
         sealed = 0
-        for sealing in await trio.to_thread.run_sync(self._snapshotter.sealing, *steps):
+        plan = partial(self._snapshotter.sealing, *steps, flush=flush)
+        for sealing in await trio.to_thread.run_sync(plan):
             count, failed = await self._flusher.seal(sealing)
             sealed += count
             if failed is not None:

@@ -595,10 +595,14 @@ def test_what_is_sealed_before_one_that_cannot_be_counts(
     async def some(_pool: Pool, _job: object) -> object:
         return next(replies)
 
-    monkeypatch.setattr(backend, "sealing", lambda *_steps: [None, None])
+    monkeypatch.setattr(backend, "sealing", lambda *_steps, flush=True: [None, None])
     monkeypatch.setattr(Pool, "seal", some)
     committer = committing.Committer(backend, Pool())  # type: ignore[arg-type]
-    assert trio.run(committer._seal, steps) == (3, error)
+
+    async def sealed() -> tuple[int, EngineError | None]:
+        return await committer._seal(steps, flush=True)
+
+    assert trio.run(sealed) == (3, error)
 
 
 class SlowPool:
@@ -673,7 +677,7 @@ def test_a_store_is_not_closed_while_a_commit_is_under_way(
         assert may_end.wait(30)
         order.append("committed")
 
-    monkeypatch.setattr(backend, "sealing", lambda *_steps: [])
+    monkeypatch.setattr(backend, "sealing", lambda *_steps, flush=True: [])
     monkeypatch.setattr(backend, "commit", slow)
 
     async def let_end() -> None:
