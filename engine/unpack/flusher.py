@@ -59,7 +59,7 @@ class Flusher:
                 while self._writers:
                     await trio.sleep(limits.FLUSH_EVERY_S)
                     written, self._written = self._written, set()
-                    for flushing in written:
+                    for flushing in written if self._writers else ():  # else a seal does it
                         await self._flush(flushing)
         finally:
             self._idle.set()
