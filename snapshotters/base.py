@@ -13,7 +13,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +30,7 @@ from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
 from engine.labels import Labels
-from engine.metadata.leases import leased
+from engine.metadata.leases import end
 from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
@@ -86,12 +86,8 @@ class BaseSnapshotter(ABC):
         return self._create(key, Kind.VIEW, parent, labels or {}, lease)
 
     def _create(self, key: str, kind: Kind, parent: str, labels: Labels, lease: str) -> list[Mount]:
-        # Work in progress needs a lease, so that a crash before the end leaves no root behind.
-        own: AbstractContextManager[str] = (
-            nullcontext(lease) if lease else leased(self._meta, self._namespace)
-        )
-        with own as pin:
-            record, parents = self._store.create(key, kind, parent, labels, pin)
+        record, parents = self._store.create(key, kind, parent, labels, lease or None)
+        try:
             hit("snapshot.prepare.recorded")
             below = [self._tree(above) for above in parents]
             try:
@@ -109,8 +105,12 @@ class BaseSnapshotter(ABC):
             if not lease:
                 with os_errors(f"snapshot {key}"):
                     self._make_durable(record)
-                self._store.release(key)
-            return self._mounts(record, below)
+                self._store.release(key, record.lease)
+        except BaseException:
+            if not lease:  # that of its own
+                end(self._meta, self._namespace, record.lease)
+            raise
+        return self._mounts(record, below)
 
     def _make_durable(self, record: Snapshot) -> None:
         """Flush a new snapshot's own folders; what `_make` put in them is its to flush."""

@@ -6,6 +6,7 @@ given out once and never again; a snapshot keeps its id from prepare through com
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -23,14 +24,15 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
-from engine.metadata import ledger, unflushed
+from engine.metadata import leases, ledger, unflushed
 from engine.metadata.digests import full_name
-from engine.metadata.nodes import snapshot_node
+from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
 
 __all__ = ["MetaStore", "drop", "full_key", "info_of"]
 
 _KIND = "snapshot"
+_FORGOTTEN = 500  # records in one transaction: a millisecond
 
 
 def info_of(record: Snapshot) -> Info:
@@ -119,9 +121,13 @@ class MetaStore:
         return chain
 
     def create(
-        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str
+        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str | None
     ) -> tuple[Snapshot, list[Snapshot]]:
-        """Record a new active snapshot or view; return it and what it stands on, nearest first."""
+        """Record a new active snapshot or view; return it and what it stands on, nearest first.
+
+        Work in progress needs a lease, so that a crash before the end leaves no root behind: with None
+        it gets one of its own.
+        """
         label_rules.check(labels)
         if not key:
             raise InvalidArgument("a snapshot needs a key")
@@ -131,6 +137,8 @@ class MetaStore:
             if parent and self._sound(txn, parent).kind != Kind.COMMITTED:
                 raise InvalidArgument(f"parent {parent} is not committed")
             at = now()
+            if lease is None:
+                lease = leases.begin(txn, self._namespace, self._meta.owners.me)
             record = Snapshot(
                 key=key,
                 id=COUNTERS.next(txn, "snapshot"),
@@ -145,10 +153,12 @@ class MetaStore:
             self._pin(txn, key, lease, made=True)
             return record, self._parents(txn, parent, self._sound)
 
-    def release(self, key: str) -> None:
-        """Let a finished active snapshot or view stand without the lease that it was made under."""
+    def release(self, key: str, own: str = "") -> None:
+        """Let a finished active snapshot or view stand without its lease; one of its `own` ends."""
         with self._meta.write() as txn:
             self._put(txn, msgspec.structs.replace(self._get(txn, key), lease=""))
+            if own:
+                ledger.drop(txn, self._namespace, Node(LEASE, "", own))
 
     def check_commit(self, name: str, key: str, parent: str | None) -> tuple[Snapshot, str]:
         """Return the active record and the parent it would have; raise what commit would."""
@@ -269,10 +279,12 @@ class MetaStore:
             return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Note that the folders of removed snapshots are gone, for good."""
-        with self._meta.write() as txn:
-            for number in numbers:
-                TRASH.delete(txn, _KIND, self._backend, number)
+        """Note that the folders of removed snapshots are gone, for good; in short transactions."""
+        left = iter(numbers)
+        while some := list(islice(left, _FORGOTTEN)):
+            with self._meta.write() as txn:
+                for number in some:
+                    TRASH.delete(txn, _KIND, self._backend, number)
 
     def _put(self, txn: Transaction, record: Snapshot) -> None:
         ledger.put_snapshot(txn, self._backend, self._namespace, record)

@@ -106,7 +106,7 @@ class Maker:
             await (
                 work.below.done.wait()
             )  # that process is not done before, and one look at a time is enough
-        show = partial(flight.report, Step.WAIT, f"another process unpacks {work.chain_id}", 1)
+        show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
             while (lock := await trio.to_thread.run_sync(take)) < 0:  # noqa: ASYNC110  no event comes

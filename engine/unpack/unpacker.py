@@ -151,7 +151,8 @@ class Unpacker:
                     order=(asked, position),
                     flush=self._is_durable,
                 )
-                key = (self._namespace, snapshotter.name, work.chain_id)
+                # By its blob, too: an image that lies about what is in it fails alone.
+                key = (self._namespace, snapshotter.name, work.chain_id, layer.descriptor.digest)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
                 if (made := await flight.result()) is not None:
