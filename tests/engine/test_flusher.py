@@ -89,7 +89,7 @@ def test_it_goes_on_with_the_next_layer(stores: Stores) -> None:
         for _ in range(3):
             with flusher.beside(backend, lambda _read: None) as progress:
                 progress(1)
-                await trio.sleep(EVERY)
+                await trio.sleep(1.5 * EVERY)
             await trio.sleep(5)
 
     assert len(timed(work).took) == 3
