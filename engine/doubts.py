@@ -61,10 +61,10 @@ def settle_doubts(root: Root, passed: Callable[[], None]) -> None:
 def _alone(root: Root, passed: Callable[[], None]) -> Iterator[None]:
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with os_errors(f"root {root.path}"):
-        file = os.open(root.path / "doubts", flags, 0o600)
+        file = os.open(root.path / "recovery", flags, 0o600)
     try:
         if not lock(file, alone=True):
-            _log.warning("waiting for %s, which checks snapshots", named(holders(file)))
+            _log.warning("waiting for %s, which puts the store in order", named(holders(file)))
             while not lock(file, alone=True):
                 passed()
                 time.sleep(_POLL_S)

@@ -257,7 +257,6 @@ class Stores:
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
         self.root.owners.sweep()
-        flush_waiting(self.root, after_s=0)
         with self._freeing_space():
             seen = _, table = self.mounting.claims.read()
             healed = [snapshot_node(*snapshot) for snapshot in self.mounting.claims.heal(seen)]
@@ -268,7 +267,7 @@ class Stores:
             collected,
             snapshots=snapshots,
             left=left,
-            errors=[*collected.errors, *self._give_back(report)],
+            errors=[*collected.errors, *self._give_back(report), *self._flush()],
         )
 
     def enforce(self, policy: Policy, *, dry_run: bool = False, report: Report = silent) -> Enforced:
@@ -302,6 +301,13 @@ class Stores:
         for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
             if why := give_back(environment, spare=spare, report=report).why:
                 yield f"freed space of {environment.path.name}: {why}"
+
+    def _flush(self) -> Iterator[str]:
+        """Flush what was committed without that; yield why it could not be."""
+        try:
+            flush_waiting(self.root, after_s=0)
+        except EngineError as error:
+            yield str(error)
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
         places = self.places(vanished=self.mounting.claims.stale() if dry_run else ())

@@ -234,6 +234,21 @@ def test_what_is_damaged_is_applied_again(
     lamina(root, "fsck")
 
 
+@pytest.mark.parametrize("name", ["aufs", "copy"])
+def test_every_backend_is_held_against_its_layers(
+    image: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    lamina(root, "import", "--durability=lazy", f"--snapshotter={name}", "--name", NAME, image)
+    changed(root, boot="another")
+    for file in root.glob(f"snapshots/{name}/*/fs/*/*"):
+        os.truncate(file, 1)
+    with opened(root) as stores:
+        assert stores.snapshotter(name).stat(chain(stores)[-1])
+    assert caplog.text.count("applied again from its layer") == 2
+    lamina(root, "fsck")
+
+
 def test_what_cannot_be_mended_goes_with_what_stands_on_it(
     root: Path, image: Path, right: dict[bytes, TreeEntry], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -321,12 +336,12 @@ def test_a_process_that_dies_leaves_nothing_in_doubt(image: Path, tmp_path: Path
 
 def test_who_opens_it_meanwhile_waits(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     order: list[str] = []
-    lock = os.open(root / "doubts", os.O_RDONLY | os.O_CREAT, 0o600)
+    lock = os.open(root / "recovery", os.O_RDONLY | os.O_CREAT, 0o600)
     waits = threading.Event()
 
     class Heard(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "which checks snapshots" in record.getMessage():
+            if "waiting for" in record.getMessage():
                 waits.set()
 
     def work() -> None:
@@ -350,7 +365,7 @@ def test_who_opens_it_meanwhile_waits(root: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_who_waits_can_be_cancelled(root: Path) -> None:
-    lock = os.open(root / "doubts", os.O_RDONLY | os.O_CREAT, 0o600)
+    lock = os.open(root / "recovery", os.O_RDONLY | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
 
     async def work() -> None:
