@@ -69,3 +69,23 @@ CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
 USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
+
+# What a registry decides.
+CHALLENGE = 16 * 1024  # characters of what a host asks for credentials with
+CHALLENGE_PARAMETERS = 64
+TOKEN = 1 * MIB  # a token server's answer
+TOKEN_LIFE_S = 60  # at least, whatever it says: the distribution spec's default
+TOKEN_LIFE_MOST_S = 24 * 3600
+ERROR_BODY = 64 * 1024  # read of an answer that is an error
+REDIRECTS = 5
+ATTEMPTS = 5  # of one request, and of a blob without one more byte
+RETRY_AFTER_S = 60  # the longest that a host may have us wait; beyond that it is unavailable
+CONNECT_S = 30
+ANSWER_S = 30  # from the request to the header of an answer, as in containerd
+PROGRESS_BYTES = 64 * 1024  # of a body that is on its way, in each
+PROGRESS_S = 60
+FETCHES = 6  # blobs on their way at once, of an engine; each has at most two batches in memory
+REFERRERS = 1000
+REFERRER_PAGES = 100
+CREDENTIALS_FILE = 1 * MIB
+CREDENTIAL_PROGRAM_S = 30

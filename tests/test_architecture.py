@@ -52,6 +52,7 @@ LAYERS = {
     "snapshotters": 4,
     # orchestration
     "engine.archive": 4,
+    "engine.registry": 4,
     "engine.unpack": 4,
     "engine.gc": 4,
     "engine.fsck": 4,
@@ -99,6 +100,9 @@ ASYNC |= {
         "workshop",
     )
 }
+ASYNC |= {
+    f"engine.registry.{room}" for room in ("asking", "client", "connections", "fetching", "tokens")
+}
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.errors",
@@ -121,6 +125,11 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.fsck.findings",
     "engine.metadata.nodes",
     "engine.metadata.resources",
+    "engine.registry.challenge",
+    "engine.registry.credentials",
+    "engine.registry.hosts",
+    "engine.registry.protocol",
+    "engine.registry.retrying",
     "engine.times",
     "engine.kv.keys",
     "engine.unpack.plan",
@@ -131,6 +140,7 @@ OWNERS = {
     "lmdb": "engine.kv",  # transactions and buffers have rules that one place can keep
     "isal": "engine.diff.decompress",  # hostile bytes go in: one place to bound and to sandbox
     "zstandard": "engine.diff.decompress",
+    "httpx": "engine.registry",  # one place for what is sent to whom
     "click": "engine.cli",
     "rich": "engine.cli",
     "ctypes": ("engine.fs.kernel", "engine.mount", "engine.mounts.table"),  # system calls that os lacks

@@ -1,0 +1,1 @@
+"""Registries: what their hosts are, how they are asked, and how blobs come from them."""

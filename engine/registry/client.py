@@ -1,0 +1,334 @@
+"""Reads from registries: what a name means, documents, blobs from any byte on, what refers to an image.
+
+Async. The hosts of a registry are asked in order; the next one where one does not answer, does not have
+it, or lies. Once a name is resolved all is asked for by digest, which decides what is taken.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from engine import limits
+from engine.errors import (
+    DigestMismatch,
+    EngineError,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    Refused,
+    Unavailable,
+)
+from engine.oci.digest import Digest, digest_of
+from engine.oci.documents import Descriptor, parse_index
+from engine.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
+from engine.oci.reference import Reference
+from engine.registry.asking import Asking
+from engine.registry.connections import Answer, Connections
+from engine.registry.credentials import Credentials, nobody
+from engine.registry.hosts import Capability, Host
+from engine.registry.hosts_folder import HostsFolder
+from engine.registry.protocol import (
+    ACCEPT,
+    BadAnswer,
+    Request,
+    blob_path,
+    check_digest,
+    content_length,
+    document_type,
+    manifest_path,
+    next_page,
+    part,
+    referrers_path,
+    stated_digest,
+)
+from engine.registry.retrying import PASSING, Patience
+
+__all__ = ["Access", "Body", "Client", "Found", "open_client"]
+
+T = TypeVar("T")
+_NOT_THERE = frozenset({404, 405})
+_NO_HEAD = frozenset(range(400, 600)) - PASSING - {401}  # asked again by GET, which says why
+_NO_RANGE = 416
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How registries are reached; `hosts` and `credentials` may block."""
+
+    hosts: Callable[[str], Sequence[Host]] = field(default_factory=HostsFolder)
+    credentials: Credentials = nobody
+    proxy: str | None = None
+    """The URL of an HTTP proxy; none is taken from the environment."""
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a reference means, and the document itself if that had to be read to find out."""
+
+    descriptor: Descriptor
+    data: bytes | None = None
+
+
+class Body:
+    """The rest of a blob from a byte on, or a part of that, as it comes from `host`."""
+
+    def __init__(self, answer: Answer, host: str, skipped: int, size: int) -> None:
+        """`size` bytes count, after those that are `skipped` because the host cannot do so."""
+        self.host = host
+        self._answer = answer
+        self._skipped = skipped
+        self._left = size
+
+    async def read(self) -> bytes:
+        """Return some more bytes, none at the end. Raises Unavailable, BadAnswer."""
+        while True:
+            try:
+                chunk = await self._answer.read()
+            except Unavailable:
+                if self._left:
+                    raise
+                return b""  # all is here, though the host did not say so
+            if not chunk and self._left:
+                raise Unavailable(f"{self.host} broke off {self._left} bytes before the end")
+            skipped = min(self._skipped, len(chunk))
+            self._skipped -= skipped
+            if len(chunk) - skipped > self._left:
+                raise BadAnswer(f"{self.host} sends more bytes than there are of the blob")
+            self._left -= len(chunk) - skipped
+            if not chunk or skipped < len(chunk):
+                return chunk[skipped:]
+
+
+class Client:
+    """Open one with `open_client`; its methods may run concurrently."""
+
+    def __init__(self, access: Access, connections: Connections) -> None:
+        self._access = access
+        agent = f"lamina/{version('lamina')}"
+        self._asking = Asking(connections, access.credentials, access.patience, agent)
+        self._hosts: dict[str, Sequence[Host]] = {}
+
+    async def resolve(self, reference: Reference) -> Found:
+        """Return what a reference means now. Raises NotFound, Unavailable, PermissionDenied, Refused."""
+        # Read anew for each: someone may have changed them.
+        domain = reference.domain
+        self._hosts[domain] = await trio.to_thread.run_sync(self._access.hosts, domain)
+        capability = Capability.PULL if reference.digest else Capability.RESOLVE
+        name = reference.digest or reference.tag or ""
+        request = Request(
+            path=manifest_path(reference.path, name),
+            what=str(reference),
+            scope=_scope(reference),
+            accept=ACCEPT,
+        )
+
+        async def at(host: Host, is_last: bool) -> Found:
+            looked = await self._looked_at(host, request, reference.digest, is_last)
+            return looked or await self._read(host, request, reference.digest, is_last)
+
+        return await self._first(domain, capability, at)
+
+    async def _looked_at(
+        self, host: Host, request: Request, digest: Digest | None, is_last: bool
+    ) -> Found | None:
+        """Return what the header of a document says, None if that is not enough."""
+        head = msgspec.structs.replace(request, method="HEAD")
+        async with self._asking.ask(host, head, known=_NO_HEAD, is_last=is_last) as answer:
+            stated = stated_digest(answer.header("Docker-Content-Digest"))
+            size = content_length(answer.header("Content-Length"))
+            if answer.status != 200 or not stated or not size or (digest and stated != digest):
+                return None
+            kind = document_type(answer.header("Content-Type") or "", None, request.what)
+        if not kind:
+            return None
+        if size > limits.MANIFEST:
+            raise BadAnswer(f"{request.what} is over {limits.MANIFEST} bytes")
+        return Found(Descriptor(media_type=kind, digest=stated, size=size))
+
+    async def _read(self, host: Host, request: Request, digest: Digest | None, is_last: bool) -> Found:
+        async with self._asking.ask(host, request, is_last=is_last) as answer:
+            data = await answer.whole(limits.MANIFEST, request.what)
+            stated = digest or stated_digest(answer.header("Docker-Content-Digest"))
+            content_type = answer.header("Content-Type") or ""
+        if stated:
+            check_digest(data, stated, f"{request.what}, as {host.origin.name} sent it,")
+        kind = document_type(content_type, data, request.what)
+        descriptor = Descriptor(media_type=kind, digest=stated or digest_of(data), size=len(data))
+        return Found(descriptor, data)
+
+    async def document(self, reference: Reference, descriptor: Descriptor, limit: int) -> bytes:
+        """Return a manifest, index or config whole, verified. Raises what `resolve` does."""
+        if descriptor.size > limit:
+            raise Refused(f"{descriptor.digest} has {descriptor.size} bytes, too many for its kind")
+        digest = descriptor.key
+        is_manifest = descriptor.media_type in INDEXES | MANIFESTS
+        path = (
+            manifest_path(reference.path, digest) if is_manifest else blob_path(reference.path, digest)
+        )
+        what = f"{digest} of {reference}"
+        request = Request(
+            path=path,
+            what=what,
+            scope=_scope(reference),
+            accept=descriptor.media_type if is_manifest else "*/*",
+        )
+
+        async def at(host: Host, is_last: bool) -> bytes:
+            async with self._asking.ask(host, request, is_last=is_last) as answer:
+                data = await answer.whole(descriptor.size, what)
+            if len(data) < descriptor.size:
+                raise BadAnswer(f"it sent {len(data)} bytes of {what}, which has {descriptor.size}")
+            check_digest(data, digest, f"{what}, as {host.origin.name} sent it,")
+            return data
+
+        return await self._first(reference.domain, Capability.PULL, at)
+
+    @asynccontextmanager
+    async def blob(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        offset: int = 0,
+        *,
+        avoid: Collection[str] = (),
+    ) -> AsyncIterator[Body]:
+        """Give a blob from `offset` on for the length of the block, but not from hosts to `avoid`."""
+        request = Request(
+            path=blob_path(reference.path, descriptor.key),
+            what=f"{descriptor.digest} of {reference}",
+            scope=_scope(reference),
+            offset=offset,
+        )
+        async with AsyncExitStack() as stack:
+
+            async def at(host: Host, is_last: bool) -> Body:
+                async with AsyncExitStack() as attempt:
+                    body = await self._body(attempt, host, request, descriptor.size, is_last)
+                    stack.push_async_exit(attempt.pop_all())
+                    return body
+
+            yield await self._first(reference.domain, Capability.PULL, at, avoid)
+
+    async def _body(
+        self, stack: AsyncExitStack, host: Host, request: Request, size: int, is_last: bool
+    ) -> Body:
+        asked = self._asking.ask(host, request, known={_NO_RANGE}, is_last=is_last)
+        answer = await stack.enter_async_context(asked)
+        if answer.status == _NO_RANGE:
+            await answer.aclose()
+            whole = msgspec.structs.replace(request, offset=0)
+            answer = await stack.enter_async_context(self._asking.ask(host, whole, is_last=is_last))
+        start, end = 0, size
+        if answer.status == 206:
+            start, end = part(answer.header("Content-Range") or "", size)
+            if start != request.offset:
+                raise BadAnswer(f"it sent bytes from {start} on, not from {request.offset}")
+        length = content_length(answer.header("Content-Length"))
+        if length is not None and length != end - start:
+            raise BadAnswer(f"it sends {length} bytes of {request.what}, not {end - start}")
+        return Body(answer, host.origin.name, request.offset - start, end - request.offset)
+
+    async def referrers(
+        self, reference: Reference, digest: Digest, artifact_type: str = ""
+    ) -> list[Descriptor]:
+        """Return what refers to a manifest, of one type or any. Raises what `resolve` does."""
+
+        async def at(host: Host, is_last: bool) -> list[Descriptor]:
+            found = await self._listed(host, reference, digest, is_last)
+            return [one for one in found if artifact_type in {"", one.artifact_type}]
+
+        return await self._first(reference.domain, Capability.REFERRERS, at)
+
+    async def _listed(
+        self, host: Host, reference: Reference, digest: Digest, is_last: bool
+    ) -> list[Descriptor]:
+        what = f"what refers to {digest} of {reference}"
+        request = Request(
+            path=referrers_path(reference.path, digest),
+            what=what,
+            scope=_scope(reference),
+            accept=OCI_INDEX,
+        )
+        found: list[Descriptor] = []
+        seen = {request}
+        while True:
+            async with self._asking.ask(host, request, known=_NOT_THERE, is_last=is_last) as answer:
+                if answer.status in _NOT_THERE:
+                    return await self._tagged(host, reference, digest, is_last)
+                data = await answer.whole(limits.MANIFEST, what)
+                link = answer.header("Link") or ""
+            found += parse_index(data, OCI_INDEX, what).manifests
+            if len(found) > limits.REFERRERS:
+                raise BadAnswer(f"it lists over {limits.REFERRERS} of {what}")
+            page = next_page(host.origin, host.path + request.path, link)
+            if page is None:
+                return found
+            path, _, query = page.removeprefix(host.path).partition("?")
+            request = msgspec.structs.replace(request, path=path, query=query)
+            if request in seen or len(seen) >= limits.REFERRER_PAGES:
+                raise BadAnswer(f"its pages of {what} do not end")
+            seen.add(request)
+
+    async def _tagged(
+        self, host: Host, reference: Reference, digest: Digest, is_last: bool
+    ) -> list[Descriptor]:
+        """Return what is listed under the tag that stands for the list where hosts have none."""
+        request = Request(
+            path=manifest_path(reference.path, digest.replace(":", "-")[:128]),
+            what=f"what refers to {digest} of {reference}",
+            scope=_scope(reference),
+            accept=OCI_INDEX,
+        )
+        try:
+            async with self._asking.ask(host, request, is_last=is_last) as answer:
+                data = await answer.whole(limits.MANIFEST, request.what)
+        except NotFound:
+            return []
+        return parse_index(data, OCI_INDEX, request.what).manifests[: limits.REFERRERS]
+
+    async def _first(
+        self,
+        domain: str,
+        capability: Capability,
+        at: Callable[[Host, bool], Awaitable[T]],
+        avoid: Collection[str] = (),
+    ) -> T:
+        """Return what the first host gives that can; else raise what the last one, its own, said."""
+        if domain not in self._hosts:
+            self._hosts[domain] = await trio.to_thread.run_sync(self._access.hosts, domain)
+        able = [host for host in self._hosts[domain] if capability in host.capabilities]
+        if not able:
+            raise FailedPrecondition(
+                f"no host of {domain} may be asked to {capability}; see its hosts.toml (`capabilities`)"
+            )
+        hosts = [host for host in able if host.origin.name not in avoid]
+        failure: EngineError = Unavailable(f"no other host of {domain} has it")
+        for host in hosts:
+            try:
+                return await at(host, host is hosts[-1])
+            except BadAnswer as error:
+                failure = BadAnswer(f"{host.origin.name}: {error}")
+            except (Unavailable, NotFound, PermissionDenied, DigestMismatch) as error:
+                failure = error
+        raise failure
+
+
+def _scope(reference: Reference) -> str:
+    return f"repository:{reference.path}:pull"
+
+
+@asynccontextmanager
+async def open_client(access: Access) -> AsyncIterator[Client]:
+    """Give a client whose connections last as long as the block."""
+    connections = Connections(access.patience, access.proxy)
+    try:
+        yield Client(access, connections)
+    finally:
+        with trio.CancelScope(shield=True):
+            await connections.aclose()

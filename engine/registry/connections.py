@@ -1,0 +1,256 @@
+"""Connections to hosts: one pool for each, with its own trust; headers in time, bodies that get on.
+
+Async. Nothing is taken from the environment, nothing is followed or answered here. Where others than the
+configuration name a host, it may not be one that only this machine's surroundings can reach.
+"""
+
+import ipaddress
+import logging
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import trio
+
+from engine import limits
+from engine.errors import EngineError, PermissionDenied, Unavailable, printable
+from engine.registry.hosts import Origin, Tls, is_loopback
+from engine.registry.hosts_folder import trust
+from engine.registry.protocol import BadAnswer
+from engine.registry.retrying import Patience
+
+__all__ = ["Answer", "Connections", "Peer"]
+
+_KEPT_S = 30.0  # idle connections, as in containerd
+_KEPT = 10
+_DRAIN_S = 1.0
+
+for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
+    # Else debugging another part of a program logs headers, and with them signed URLs.
+    logging.getLogger(_name).setLevel(logging.INFO)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whom to talk to, and how; `is_foreign` if an answer named it, not the configuration."""
+
+    origin: Origin
+    tls: Tls = field(default_factory=Tls)
+    is_foreign: bool = False
+
+    def named(self, origin: Origin, *, with_secrets: bool = False) -> "Peer":
+        """Return a host that this one names: another trusts whom this one does, but never blindly.
+
+        Raises BadAnswer for an address that a public host has no business with, and for private ones
+        too where secrets are to go.
+        """
+        if origin == self.origin:
+            return self
+        is_same = origin.host == self.origin.host
+        both_here = is_loopback(origin.host) and is_loopback(self.origin.host)
+        if not is_same and not both_here and _is_inside(origin.host, with_private=with_secrets):
+            raise BadAnswer(f"it leads to {printable(origin.name)}, where nobody outside may lead")
+        return Peer(origin, self.tls if is_same else Tls(self.tls.ca), is_foreign=not is_same)
+
+
+class Connections:
+    """The pools of one client."""
+
+    def __init__(self, patience: Patience, proxy: str | None = None) -> None:
+        self._patience = patience
+        self._proxy = proxy
+        self._pools: dict[Peer, httpx.AsyncHTTPTransport] = {}
+        self._making = trio.Lock()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        pools = [*self._pools.values()]
+        self._pools.clear()
+        for pool in pools:
+            await pool.aclose()
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        peer: Peer,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
+    ) -> AsyncIterator["Answer"]:
+        """Send a request and give its answer for the length of the block.
+
+        Raises Unavailable where none comes, Refused where the host may not be asked.
+        """
+        answer = Answer(await self._send(peer, method, url, headers, content), peer, self._patience)
+        try:
+            yield answer
+        finally:
+            with trio.CancelScope(shield=True):
+                await answer.aclose()
+
+    async def _send(
+        self,
+        peer: Peer,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+    ) -> httpx.Response:
+        pool = await self._pool(peer)
+        patience = self._patience
+        timeout = {"connect": patience.connect, "write": patience.answer}
+        extensions: dict[str, Any] = {"timeout": timeout}
+        if peer.is_foreign and not self._proxy:
+            extensions["trace"] = _refuse_inside
+        request = httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
+        try:
+            with trio.fail_after(patience.connect + patience.answer):
+                return await pool.handle_async_request(request)
+        except trio.TooSlowError:
+            raise Unavailable(f"{peer.origin.name} does not answer") from None
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise _mapped(peer.origin.name, error) from None
+
+    async def _pool(self, peer: Peer) -> httpx.AsyncHTTPTransport:
+        async with self._making:
+            if peer not in self._pools:
+                context = await trio.to_thread.run_sync(trust, peer.tls)
+                self._pools[peer] = httpx.AsyncHTTPTransport(
+                    verify=context,
+                    trust_env=False,
+                    limits=httpx.Limits(
+                        max_connections=None, max_keepalive_connections=_KEPT, keepalive_expiry=_KEPT_S
+                    ),
+                    proxy=self._proxy,
+                )
+            return self._pools[peer]
+
+
+class Answer:
+    """The header of an answer, and its body as it comes, as it was sent: nothing is decoded."""
+
+    def __init__(self, response: httpx.Response, peer: Peer, patience: Patience) -> None:
+        self.peer = peer
+        self.status = response.status_code
+        self._response = response
+        self._patience = patience
+        self._chunks = aiter(response.stream) if isinstance(response.stream, AsyncIterable) else None
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._left = self._patience.progress
+        self._seen = 0
+
+    def header(self, name: str) -> str | None:
+        """Return a header, None if it is not there."""
+        found: str | None = self._response.headers.get(name)
+        return found
+
+    def headers(self, name: str) -> list[str]:
+        """Return a header as often as it is there."""
+        return self._response.headers.get_list(name)
+
+    async def read(self) -> bytes:
+        """Return some more bytes, none at the end. Unavailable if it breaks off or hardly gets on."""
+        if self._chunks is None:
+            return b""
+        began = trio.current_time()
+        try:
+            with trio.fail_after(max(0, self._left)):
+                chunk = await anext(self._chunks, b"")
+        except trio.TooSlowError:
+            self._chunks = None
+            raise Unavailable(
+                f"{self.peer.origin.name} sends less than {self._patience.progress_bytes} bytes "
+                f"in {self._patience.progress:.3g} s"
+            ) from None
+        except httpx.TransportError as error:
+            self._chunks = None
+            raise _mapped(self.peer.origin.name, error) from None
+        # Whoever takes the bytes may take his time: what counts is how long they are waited for.
+        self._left -= trio.current_time() - began
+        self._seen += len(chunk)
+        if self._seen >= self._patience.progress_bytes:
+            self._begin_window()
+        if not chunk:
+            self._chunks = None
+        return chunk
+
+    async def whole(self, limit: int, what: str) -> bytes:
+        """Return a small body whole. BadAnswer over `limit` bytes."""
+        found = await self.beginning(limit + 1)
+        if len(found) > limit:
+            raise BadAnswer(f"{what} is over {limit} bytes")
+        return found
+
+    async def beginning(self, limit: int) -> bytes:
+        """Return the first bytes of a body, so many at most."""
+        found = bytearray()
+        while len(found) < limit and (chunk := await self.read()):
+            found += chunk
+        return bytes(found[:limit])
+
+    async def aclose(self) -> None:
+        """Let go of the connection, for the next request if little is left to read."""
+        if self._chunks is not None:
+            # To the end or to an error: else the generators below are left to the garbage collector.
+            wait = min(_DRAIN_S, self._patience.progress)
+            seen = 0
+            with trio.move_on_after(wait) as scope:
+                try:
+                    while chunk := await anext(self._chunks, b""):
+                        seen += len(chunk)
+                        if seen > limits.ERROR_BODY:
+                            scope.cancel()
+                except httpx.TransportError:
+                    pass
+            self._chunks = None
+        await self._response.aclose()
+
+
+async def _refuse_inside(event: str, about: Mapping[str, Any]) -> None:
+    """Before anything is sent: end a connection that a name led to an address that none may lead to."""
+    if event != "connection.connect_tcp.complete":
+        return
+    stream = about["return_value"]
+    address = stream.get_extra_info("server_addr")
+    if address and ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
+        await stream.aclose()
+        raise BadAnswer("it leads to a host with a link-local address")
+
+
+def _is_inside(host: str, *, with_private: bool) -> bool:
+    """Say whether a host is named by an address that means another machine wherever it is used."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return is_loopback(host)
+    near = address.is_loopback or address.is_link_local or address.is_unspecified
+    return near or address.is_multicast or (with_private and not address.is_global)
+
+
+def _mapped(host: str, error: Exception) -> EngineError:
+    """Return the error of ours that stands for one of httpx, which may quote a URL."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return PermissionDenied(
+                f"{host}: its certificate is not to be trusted: {printable(cause.verify_message)}; "
+                "name its CA in hosts.toml (`ca`)"
+            )
+        if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
+            return Unavailable(f"{host} does not speak HTTPS; add --plain-http if HTTP is meant")
+        cause = cause.__cause__ or cause.__context__
+    match error:
+        case httpx.ProxyError():
+            return Unavailable(f"{host}: the proxy does not let it be reached: {printable(str(error))}")
+        case httpx.ConnectTimeout() | httpx.ConnectError():
+            return Unavailable(f"{host} cannot be reached: {printable(str(error)) or 'no connection'}")
+        case httpx.RemoteProtocolError():
+            return Unavailable(f"{host} broke off, or does not speak HTTP: {printable(str(error))}")
+        case _:
+            return Unavailable(f"{host} broke off: {type(error).__name__}")
