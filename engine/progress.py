@@ -11,6 +11,7 @@ class Step(StrEnum):
 
     READ = "reading"
     STORE = "storing"
+    FETCH = "fetching"
     WAIT = "waiting"
     UNPACK = "unpacking"
     FLUSH = "committing"

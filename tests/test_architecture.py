@@ -101,7 +101,8 @@ ASYNC |= {
     )
 }
 ASYNC |= {
-    f"engine.registry.{room}" for room in ("asking", "client", "connections", "fetching", "tokens")
+    f"engine.registry.{room}"
+    for room in ("asking", "bandwidth", "client", "connections", "fetching", "tokens")
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {

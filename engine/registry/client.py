@@ -48,9 +48,15 @@ from engine.registry.protocol import (
 )
 from engine.registry.retrying import PASSING, Patience
 
-__all__ = ["Access", "Body", "Client", "Found", "open_client"]
+__all__ = ["Access", "Body", "Client", "Found", "NobodyElse", "open_client"]
 
 T = TypeVar("T")
+
+
+class NobodyElse(NotFound):
+    """There is no host left to ask: all are to be avoided."""
+
+
 _NOT_THERE = frozenset({404, 405})
 _NO_HEAD = frozenset(range(400, 600)) - PASSING - {401}  # asked again by GET, which says why
 _NO_RANGE = 416
@@ -308,7 +314,7 @@ class Client:
                 f"no host of {domain} may be asked to {capability}; see its hosts.toml (`capabilities`)"
             )
         hosts = [host for host in able if host.origin.name not in avoid]
-        failure: EngineError = Unavailable(f"no other host of {domain} has it")
+        failure: EngineError = NobodyElse(f"there is no other host of {domain}")
         for host in hosts:
             try:
                 return await at(host, host is hosts[-1])

@@ -1,0 +1,293 @@
+"""Brings blobs from registries into the content store, each as an ingest that is gone on with.
+
+Async; threads write. While one batch is written the next is received; no more is in memory.
+A blob that breaks off goes on where it stopped, from any host; what has another digest is dropped, and
+asked of another host, or once more if it came in parts.
+"""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from engine import limits
+from engine.content.ingests import BeingWritten
+from engine.content.store import ContentStore
+from engine.content.writer import BATCH, Writer
+from engine.errors import (
+    AlreadyExists,
+    DigestMismatch,
+    EngineError,
+    FailedPrecondition,
+    NotFound,
+    Refused,
+    Unavailable,
+)
+from engine.fs.room import Room
+from engine.kv.schema import EXTENT, Blob
+from engine.labels import Labels
+from engine.oci.documents import Descriptor
+from engine.oci.reference import Reference
+from engine.progress import Report, Step, silent
+from engine.registry.bandwidth import Bandwidth
+from engine.registry.client import Body, Client, NobodyElse
+from engine.registry.protocol import BadAnswer
+from engine.registry.retrying import Patience
+from engine.unpack.arrivals import Arrival
+
+__all__ = ["Fetcher", "Sought"]
+
+_HAND_OVER_S = 1.0  # of a slow host whole extents are written so often, so that they are not lost
+
+
+class _WrongBytes(BadAnswer):
+    """What came of a body cannot be the blob."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """A blob to bring in: where from, for whose lease, with what labels, and who follows it."""
+
+    reference: Reference
+    descriptor: Descriptor
+    lease: str
+    labels: Labels = field(default_factory=dict)
+    arrival: Arrival = field(default_factory=Arrival)
+    report: Report = silent
+
+
+class Fetcher:
+    """Brings blobs of one namespace in, so many at once."""
+
+    def __init__(
+        self,
+        client: Client,
+        content: ContentStore,
+        folder: Path,
+        *,
+        patience: Patience | None = None,
+        bandwidth: Bandwidth | None = None,
+    ) -> None:
+        """`folder` is on the store's disk, of which some is left free."""
+        self._client = client
+        self._content = content
+        self._folder = folder
+        self._patience = patience or Patience()
+        self._bandwidth = bandwidth
+        self._slots = trio.CapacityLimiter(limits.FETCHES)
+
+    async def fetch(self, sought: Sought) -> Blob:
+        """Bring a blob in, or pin the one that is here; return its record.
+
+        What was received before an error is kept for the next who wants it. Raises Unavailable,
+        NotFound, PermissionDenied, Refused, ResourceExhausted and others.
+        """
+        descriptor = sought.descriptor
+        waiting = ""
+        try:
+            while True:
+                try:
+                    async with self._slots:
+                        blob = await self._fetched(sought)
+                    sought.arrival.come(blob)
+                    return blob
+                except BeingWritten as error:  # by someone who has a slot of his own
+                    waiting = str(error)
+                    sought.report(Step.WAIT, waiting, descriptor.size, 0)
+                await trio.to_thread.run_sync(self._content.wait, _ref(descriptor))
+        finally:
+            if waiting:
+                sought.report(Step.WAIT, waiting, descriptor.size, descriptor.size)
+
+    async def _fetched(self, sought: Sought) -> Blob:
+        """Fetch a blob until it is right, or no host is left that could have it right."""
+        avoid: set[str] = set()
+        was_mixed = False
+        failure: Refused | None = None
+        while True:
+            try:
+                async with self._writing(sought) as writer:
+                    transfer = _Transfer(self, sought, writer, frozenset(avoid))
+                    try:
+                        await transfer.run()
+                        commit = partial(writer.commit, sought.labels)
+                        return await trio.to_thread.run_sync(commit)
+                    except (DigestMismatch, _WrongBytes) as error:
+                        failure = error
+                        await trio.to_thread.run_sync(_drop, writer)
+            except AlreadyExists:
+                return await trio.to_thread.run_sync(self._found, sought)
+            except NobodyElse:
+                raise failure or NotFound(f"no host has {sought.descriptor.digest}") from None
+            except NotFound as error:
+                raise _explained(sought.descriptor, error) from None
+            # Of what came whole from one host, that host is to blame.
+            if transfer.is_from_one:
+                avoid |= transfer.hosts
+            elif was_mixed:
+                raise failure
+            was_mixed = was_mixed or not transfer.is_from_one
+
+    @asynccontextmanager
+    async def _writing(self, sought: Sought) -> AsyncIterator[Writer]:
+        descriptor = sought.descriptor
+        begin = partial(
+            self._content.ingest,
+            _ref(descriptor),
+            lease=sought.lease,
+            expected=descriptor.key,
+            total=descriptor.size,
+        )
+        writer = await trio.to_thread.run_sync(begin)
+        try:
+            yield writer
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(writer.close)
+
+    def _found(self, sought: Sought) -> Blob:
+        digest = sought.descriptor.key
+        blob = self._content.info(digest)
+        if blob.size != sought.descriptor.size:
+            raise Refused(
+                f"blob {digest} has {blob.size} bytes, its descriptor says {sought.descriptor.size}"
+            )
+        return self._content.update(digest, sought.labels) if sought.labels else blob
+
+
+class _Transfer:
+    """What is missing of a blob, on its way into a writer."""
+
+    def __init__(self, fetcher: Fetcher, sought: Sought, writer: Writer, avoid: frozenset[str]) -> None:
+        self.hosts: set[str] = set()
+        self._fetcher = fetcher
+        self._sought = sought
+        self._writer = writer
+        self._avoid = avoid
+        self._began_at = writer.offset
+        self._room = Room(fetcher._folder)
+        self._error: EngineError | None = None
+
+    @property
+    def is_from_one(self) -> bool:
+        """Whether all of the blob came from one host, now."""
+        return self._began_at == 0 and len(self.hosts) == 1
+
+    async def run(self) -> None:
+        """Receive all that is missing, however often it breaks off as long as it gets on."""
+        writer, sought = self._writer, self._sought
+        self._tell()
+        self._show(writer.offset)
+        failed = 0
+        await trio.to_thread.run_sync(self._make_room, sought.descriptor.size - writer.offset)
+        while (offset := writer.offset) < sought.descriptor.size:
+            opening = self._fetcher._client.blob(
+                sought.reference, sought.descriptor, offset, avoid=self._avoid
+            )
+            async with opening as body:
+                self.hosts.add(body.host)
+                broken = await self._received(body)
+            if broken is None:
+                continue
+            failed = 1 if writer.offset > offset else failed + 1
+            wait = self._fetcher._patience.wait(failed, broken, random.random())
+            if wait is None:
+                raise broken
+            await trio.sleep(wait)
+
+    async def _received(self, body: Body) -> Unavailable | None:
+        """Write what comes of a body; return why it broke off, if it did."""
+        send, receive = trio.open_memory_channel[bytearray](0)
+        broken: Unavailable | BadAnswer | None = None
+        async with trio.open_nursery() as nursery, send:
+            nursery.start_soon(self._write_all, receive)
+            try:
+                broken = await self._batched(body, send)
+            except trio.BrokenResourceError:
+                pass  # writing failed
+        if self._error:
+            raise self._error
+        if isinstance(broken, BadAnswer):
+            raise _WrongBytes(str(broken))
+        return broken
+
+    async def _batched(
+        self, body: Body, send: trio.MemorySendChannel[bytearray]
+    ) -> Unavailable | BadAnswer | None:
+        """Pass a body on in batches that end where extents end."""
+        received = self._writer.offset
+        lead = received % EXTENT
+        batch = bytearray()
+        since = trio.current_time()
+        while True:
+            broken = None
+            try:
+                chunk = await body.read()
+            except (Unavailable, BadAnswer) as error:
+                broken, chunk = error, b""
+            batch += chunk
+            if (received + len(chunk)) // EXTENT > received // EXTENT or not chunk:
+                self._show(received + len(chunk))
+            received += len(chunk)
+            if self._fetcher._bandwidth and chunk:
+                await self._fetcher._bandwidth.take(len(chunk))
+            is_due = trio.current_time() - since >= _HAND_OVER_S
+            if not chunk:
+                end = len(batch)
+            elif len(batch) + lead >= (EXTENT if is_due else BATCH):
+                end = (len(batch) + lead) // EXTENT * EXTENT - lead
+            else:
+                continue
+            if end:
+                rest = batch[end:]
+                del batch[end:]
+                await send.send(batch)
+                batch, lead, since = rest, 0, trio.current_time()
+            if not chunk:
+                return broken
+
+    def _show(self, received: int) -> None:
+        descriptor = self._sought.descriptor
+        self._sought.report(Step.FETCH, descriptor.digest, descriptor.size, received)
+
+    async def _write_all(self, receive: trio.MemoryReceiveChannel[bytearray]) -> None:
+        async with receive:
+            async for batch in receive:
+                try:
+                    await trio.to_thread.run_sync(self._write, batch)
+                except EngineError as error:
+                    self._error = error
+                    return
+                self._tell()
+
+    def _write(self, batch: bytearray) -> None:
+        self._make_room(len(batch))
+        self._writer.write(memoryview(batch))
+
+    def _make_room(self, size: int) -> None:
+        if growth := self._fetcher._content.growth(size):
+            self._room.take(growth)
+
+    def _tell(self) -> None:
+        self._sought.arrival.tell(*self._writer.durable)
+
+
+def _ref(descriptor: Descriptor) -> str:
+    return f"import-{descriptor.digest}"
+
+
+def _drop(writer: Writer) -> None:
+    """Drop what a writer wrote, unless it did that itself."""
+    with suppress(FailedPrecondition):
+        writer.abort()
+
+
+def _explained(descriptor: Descriptor, error: NotFound) -> NotFound:
+    """Say of a layer that is not to be distributed why it may be missing."""
+    if "nondistributable" in descriptor.media_type or ".foreign." in descriptor.media_type:
+        return NotFound(f"{error}: its owner gives it out elsewhere, and lamina follows no such URLs")
+    return error
