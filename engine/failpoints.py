@@ -54,6 +54,10 @@ NAMES = frozenset(
         "compact.flushed",
         "compact.unlocked",
         "compact.renamed",
+        "snapshot.flush.done",
+        "doubts.checked",
+        "doubts.mended",
+        "doubts.dropped",
         "trash.moved",
         "trash.emptied",
     }
