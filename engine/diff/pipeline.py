@@ -60,9 +60,9 @@ def ahead(pieces: Iterable[T]) -> Iterator[Iterator[T]]:
 
 @contextmanager
 def behind(take: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
-    """Give a function that has `take` called with each piece in order, on a thread.
+    """Give a function that has `take` called with each piece in order, from the second on a thread.
 
-    All is done when the block ends; an error of `take` is raised then.
+    All is done when the block ends; an error of the thread is raised then.
     """
     box: queue.Queue[T | _End] = queue.Queue(_DEPTH)
     errors: list[BaseException] = []
@@ -76,12 +76,24 @@ def behind(take: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
                 errors.append(caught)
 
     thread = threading.Thread(target=consume, name="behind", daemon=True)
-    thread.start()
+    is_first = True
+
+    def give(piece: T) -> None:
+        nonlocal is_first
+        if is_first:  # and mostly the last: to start a thread takes as long as all else of a small layer
+            is_first = False
+            take(piece)
+            return
+        if thread.ident is None:
+            thread.start()
+        box.put(piece)
+
     try:
-        yield box.put
+        yield give
     finally:
-        box.put(_End(None))
-        thread.join()
+        if thread.ident is not None:
+            box.put(_End(None))
+            thread.join()
     if errors:
         raise errors[0]
 

@@ -353,5 +353,5 @@ def test_an_error_of_what_takes_is_raised_when_the_block_ends_and_keeps_nobody_w
         give_all(range(1000))
     assert taken == [0, 1, 2, 3]
     with pytest.raises(KeyError):
-        give_all([3], KeyError())  # the block's own comes first
+        give_all([2, 3], KeyError())  # the block's own comes first
     assert not running()
