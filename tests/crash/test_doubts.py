@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from engine import doubts, failpoints
-from engine.app import open_engine
+from engine.app import Engine, open_engine
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, NotFound
 from engine.kv.schema import SNAPSHOTS, UNFLUSHED, now
@@ -28,6 +28,7 @@ from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import TreeEntry
 from engine.unpack.apart import apply_apart
+from engine.unpack.flusher import Flusher
 from engine.unpack.jobs import ApplyJob
 from tests.command import dump, lamina
 from tests.filesystems import formatted, in_memory
@@ -152,6 +153,50 @@ def test_an_unpack_that_is_durable_flushes_what_it_finds(up: Path) -> None:
     assert notes(up) == 2
     lamina(up, "unpack", "--snapshotter=overlay", NAME)
     assert notes(up) == 0
+
+
+def test_nothing_is_flushed_beside_the_work(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Flusher, "beside", lambda *_: pytest.fail("it flushes"))
+    words = ["--durability=lazy", "--snapshotter=overlay", image]
+    lamina(tmp_path / "root", "import", *words)
+
+
+def test_who_joins_work_that_is_not_durable_flushes_it(image: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    lamina(root, "import", "--no-unpack", "--name", NAME, image)
+
+    async def unpack(engine: Engine) -> None:
+        await engine.unpack(NAME, snapshotter="overlay")
+
+    async def main() -> None:
+        async with (
+            open_engine(root, durability=Durability.LAZY) as lazy,
+            open_engine(root) as full,
+            trio.open_nursery() as nursery,
+        ):
+            for engine in (lazy, full):
+                nursery.start_soon(unpack, engine)
+
+    trio.run(main)
+    assert notes(root) == 0
+
+
+def test_a_note_that_cannot_be_read_is_mended(up: Path) -> None:
+    with (
+        Root(up) as store,
+        store.meta.write() as txn,
+        txn.raw.cursor(db=txn.databases[UNFLUSHED.name]) as cursor,
+    ):
+        assert cursor.first()
+        cursor.put(cursor.key(), b"?")
+    with opened(up, readonly=True) as stores, pytest.raises(DataLoss):
+        stores.snapshotter("overlay").stat(chain(stores)[0])
+    lamina(up, "fsck", code=5)
+    lamina(up, "fsck", "--repair")
+    lamina(up, "fsck")
+    assert notes(up) == 1
 
 
 def test_a_commit_that_is_durable_flushes_what_was_there(up: Path) -> None:
