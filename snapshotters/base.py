@@ -20,7 +20,6 @@ from typing import ClassVar
 import msgspec
 
 from engine import labels as label_rules
-from engine.diff import acl
 from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
@@ -37,6 +36,7 @@ from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
 from snapshotters.comparing import Whereabouts
 from snapshotters.folder_sink import OUTLINE, TREE
+from snapshotters.new_folders import make_lasting, make_root
 from snapshotters.sealing import Seal, Sealer, load_sealed
 
 __all__ = ["BaseSnapshotter"]
@@ -60,7 +60,7 @@ class BaseSnapshotter(ABC):
         self._store = MetaStore(meta, self.name, namespace)
         if not meta.readonly:
             with os_errors(f"snapshots of {self.name}"):
-                _make_lasting(folder)
+                make_lasting(folder)
 
     # -- hooks --------------------------------------------------------------------------------
 
@@ -86,31 +86,74 @@ class BaseSnapshotter(ABC):
         return self._create(key, Kind.VIEW, parent, labels or {}, lease)
 
     def _create(self, key: str, kind: Kind, parent: str, labels: Labels, lease: str) -> list[Mount]:
-        # Work in progress needs a lease, so that a crash before the end leaves no root behind.
-        own: AbstractContextManager[str] = (
-            nullcontext(lease) if lease else leased(self._meta, self._namespace)
-        )
-        with own as pin:
+        with self._pinned(lease) as pin:
             record, parents = self._store.create(key, kind, parent, labels, pin)
-            hit("snapshot.prepare.recorded")
             below = [self._tree(above) for above in parents]
-            try:
-                with os_errors(f"snapshot {key}"):
-                    # By descriptor, not by umask: other threads have files of their own to make.
-                    folder = self._folder / str(record.id)
-                    folder.mkdir(mode=0o700)
-                    _make_root(folder / TREE)
-                    self._make(record, below)
-            except BaseException:
-                self._store.remove(key)
-                self.cleanup(only={record.id})
-                raise
-            hit("snapshot.prepare.made")
+            self._make_folder(record, below)
             if not lease:
-                with os_errors(f"snapshot {key}"):
-                    self._make_durable(record)
-                self._store.release(key)
+                self._let_stand(record)
             return self._mounts(record, below)
+
+    def _pinned(self, lease: str) -> AbstractContextManager[str]:
+        """Work in progress needs a lease, so that a crash before the end leaves no root behind."""
+        return nullcontext(lease) if lease else leased(self._meta, self._namespace)
+
+    def _let_stand(self, record: Snapshot) -> None:
+        with os_errors(f"snapshot {record.key}"):
+            self._make_durable(record)
+        self._store.release(record.key)
+
+    def _make_folder(self, record: Snapshot, below: Sequence[Path]) -> None:
+        hit("snapshot.prepare.recorded")
+        try:
+            with os_errors(f"snapshot {record.key}"):
+                # By descriptor, not by umask: other threads have files of their own to make.
+                self._place(record).mkdir(mode=0o700)
+                make_root(self._tree(record))
+                self._make(record, below)
+        except BaseException:
+            self._store.remove(record.key)
+            self.cleanup(only={record.id})
+            raise
+        hit("snapshot.prepare.made")
+
+    def reusable(self, diff_id: str) -> Usage | None:
+        """Return what a layer takes up that is here to be reused, None if it is not."""
+        found = self._standing(diff_id)
+        return Usage(found.size, found.inodes) if found else None
+
+    def _standing(self, diff_id: str) -> Snapshot | None:
+        if not (diff_id and self.capabilities.shares):
+            return None
+        return self._store.standing(diff_id, self._serves)
+
+    def _serves(self, number: int) -> bool:
+        """Say whether what is known of a folder suffices for another snapshot to have its data."""
+        place = self._folder / str(number)
+        try:
+            settled = load_sealed(place)
+        except DataLoss:
+            return False
+        return settled is not None and bool(settled.marks) and (place / OUTLINE).exists()
+
+    def reuse(
+        self, key: str, diff_id: str, *, labels: Labels | None = None, lease: str = ""
+    ) -> Usage | None:
+        """Make an active snapshot that is to have the data of a layer that is here, on any base.
+
+        From then on that stays whatever becomes of the snapshot it was found in: this one has it too.
+        """
+        standing = self._standing(diff_id)
+        if standing is None:
+            return None
+        with self._pinned(lease) as pin:
+            record = self._store.share(key, standing, labels or {}, pin)
+            if record is None:
+                return None
+            self._make_folder(record, ())
+            if not lease:
+                self._let_stand(record)
+        return Usage(standing.size, standing.inodes)
 
     def _make_durable(self, record: Snapshot) -> None:
         """Flush a new snapshot's own folders; what `_make` put in them is its to flush."""
@@ -161,7 +204,7 @@ class BaseSnapshotter(ABC):
 
     def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
         """Say whether a snapshot was written through a mount, on top of `below`."""
-        has_outline = (self._place(record) / OUTLINE).exists()
+        has_outline = bool(record.layer) or (self._place(record) / OUTLINE).exists()
         return not has_outline and bool(record.parent or not below)
 
     def _plan(self, seals: list[Seal], step: Commit, record: Snapshot, below: list[Snapshot]) -> None:
@@ -170,6 +213,7 @@ class BaseSnapshotter(ABC):
         parent = below[0].id if below else 0
         if seals and not is_whole and not seals[-1].is_whole and seals[-1].layers[-1] == parent:
             seals[-1].layers.append(record.id)
+            seals[-1].twins.append(record.layer)
             seals[-1].parents.append(step.parent or record.parent)
             return
         seals.append(
@@ -178,6 +222,7 @@ class BaseSnapshotter(ABC):
                 folder=str(self._folder),
                 below=[lower.id for lower in below],
                 layers=[record.id],
+                twins=[record.layer],
                 parents=[step.parent or record.parent],
                 is_whole=is_whole,
             )
@@ -193,6 +238,7 @@ class BaseSnapshotter(ABC):
                 break
         ready: list[tuple[Commit, Usage]] = []
         outlines: list[Path] = []
+        sharing: dict[str, int] = {}  # and the folders that they do not need then
         try:
             for step, record, _ in self._checked(steps):
                 settled = load_sealed(self._place(record))
@@ -203,14 +249,19 @@ class BaseSnapshotter(ABC):
                         f"snapshot {step.key} is settled on another parent; remove it"
                     )
                 ready.append((step, Usage(settled.size, settled.inodes)))
-                outlines.append(self._place(record) / OUTLINE)
+                if settled.folder not in {0, record.id}:
+                    sharing[step.key] = record.id
+                elif not (step.diff_id and self.capabilities.shares):
+                    outlines.append(self._place(record) / OUTLINE)
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*ready)
+        self._store.commit(*ready, sharing=sharing)
         hit("snapshot.commit.recorded")
         with os_errors(f"snapshots of {self.name}"):
             for outline in outlines:
                 outline.unlink(missing_ok=True)
+            if sharing:
+                self.cleanup(only=set(sharing.values()))
         if failure:
             raise failure
 
@@ -229,8 +280,14 @@ class BaseSnapshotter(ABC):
             if under is None:
                 under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
             self.capabilities.check_layers(self.name, len(under) + 1)
-            chains[step.name] = [record, *under]
+            chains[step.name] = [self._laid(record), *under]
             yield step, record, under
+
+    def _laid(self, record: Snapshot) -> Snapshot:
+        """Return a record as it will be of a snapshot that is sealed."""
+        settled = load_sealed(self._place(record)) if record.layer else None
+        number = settled.folder if settled else record.id
+        return msgspec.structs.replace(record, id=number)
 
     def replace(self, step: Commit) -> list[Leftover]:
         """Put an active snapshot in the place of a committed one with the same layer."""
@@ -245,8 +302,9 @@ class BaseSnapshotter(ABC):
         self._store.replace(old, record, Usage(settled.size, settled.inodes))
         hit("snapshot.replace.recorded")
         with os_errors(f"snapshots of {self.name}"):
-            (self._place(record) / OUTLINE).unlink(missing_ok=True)
-            return self._retire(old)
+            if not (old.diff_id and self.capabilities.shares):
+                (self._place(record) / OUTLINE).unlink(missing_ok=True)
+            return [] if self._store.has_folder(old) else self._retire(old)
 
     def _retire(self, old: Snapshot) -> list[Leftover]:
         """Delete the files of a snapshot that had children, some of which may be being mounted now."""
@@ -306,7 +364,8 @@ class BaseSnapshotter(ABC):
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""
         record = self._store.get(key)
-        if (table or MountTable.read()).uses(self._folder / str(record.id)):
+        is_used = (table or MountTable.read()).uses(self._folder / str(record.id))
+        if is_used and not self._store.is_shared(record):
             raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
         self._store.remove(key)
         return record.id
@@ -376,20 +435,3 @@ class BaseSnapshotter(ABC):
 def _remove(parent: int, away: Path, until: float) -> None:
     with suppress(FileNotFoundError):
         remove_entry(parent, os.fsencode(away.name), until=until)
-
-
-def _make_lasting(folder: Path) -> None:
-    """Make a folder, and be sure of its name before anything in it is recorded."""
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    flush_names(folder.parent)  # also of another's: who made it may have died before this
-
-
-def _make_root(tree: Path) -> None:
-    """Make the root of a tree: 0755 0:0 whatever it would inherit from a setgid bit or an ACL."""
-    tree.mkdir(mode=0o755)
-    os.chown(tree, 0, 0)
-    for key in (acl.ACCESS, acl.DEFAULT):
-        with suppress(OSError):  # there is none, as nearly always
-            os.removexattr(tree, key)
-    tree.chmod(0o755)

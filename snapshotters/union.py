@@ -9,12 +9,14 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
-from engine.diff.layer import Attributes, Folder
-from engine.diff.outline import Outline
+import msgspec
+
+from engine.diff.layer import Attributes, Folder, path_of
 from engine.fs.attributes import folder_descriptor
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
@@ -24,8 +26,10 @@ from snapshotters.base import BaseSnapshotter
 from snapshotters.combined import Combined, CombinedFolder
 from snapshotters.descriptors import OpenFolders
 from snapshotters.markers import Markers
+from snapshotters.remaking import remake
+from snapshotters.sealing import Settlement, Unsettled
 
-__all__ = ["Hand", "SettleUnion", "Settling", "UnionSnapshotter"]
+__all__ = ["Hand", "Noted", "SettleUnion", "Settling", "UnionSnapshotter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,45 @@ class Hand(Protocol):
 
     def inherit(self, folder: Folder, attributes: Attributes) -> None:
         """Give a folder that the layer only implies the attributes that it has below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A hand that notes what settling comes to, for another to carry it out or to compare it."""
+
+    covered: dict[Folder, None] = field(default_factory=dict)
+    hidden: dict[Folder, set[bytes]] = field(default_factory=dict)
+    inherited: dict[Folder, Attributes] = field(default_factory=dict)
+
+    def cover(self, folder: Folder) -> None:
+        """Note it."""
+        self.covered[folder] = None
+
+    def hide(self, folder: Folder, names: AbstractSet[bytes]) -> None:
+        """Note them."""
+        self.hidden.setdefault(folder, set()).update(names)
+
+    def inherit(self, folder: Folder, attributes: Attributes) -> None:
+        """Note them."""
+        self.inherited[folder] = attributes
+
+    def carry_out(self, hand: Hand) -> None:
+        """Have a hand do what was noted."""
+        for folder in self.covered:
+            hand.cover(folder)
+        for folder, names in self.hidden.items():
+            hand.hide(folder, names)
+        for folder, attributes in self.inherited.items():
+            hand.inherit(folder, attributes)
+
+    def marks(self) -> bytes:
+        """Return what stands for all that was noted."""
+        noted = (
+            sorted(path_of(folder) for folder in self.covered),
+            sorted((path_of(folder), sorted(names)) for folder, names in self.hidden.items()),
+            sorted((path_of(folder), given) for folder, given in self.inherited.items()),
+        )
+        return sha256(msgspec.msgpack.encode(noted)).digest()
 
 
 class _Making:
@@ -200,20 +243,31 @@ class SettleUnion:
         self._markers = markers
         self._known: tuple[tuple[Path, ...], Combined] | None = None
 
-    def __call__(self, below: Sequence[Path], layers: Iterable[tuple[Path, Outline]]) -> Iterator[Usage]:
-        """Settle layers, each on the one before it, the first on `below`; yield their use."""
+    def __call__(self, below: Sequence[Path], layers: Iterable[Unsettled]) -> Iterator[Settlement]:
+        """Settle layers, each on the one before it, the first on `below`."""
         known, self._known = self._known, None  # until all went well
         chain = tuple(below)
         combined = known[1] if known and known[0] == chain else Combined(chain, self._markers)
         with closing(combined):
-            for layer, outline in layers:
-                with folder_descriptor(layer) as root, OpenFolders(root) as opened:
-                    making = _Making(opened, self._markers)
-                    keeps = self._markers.lowest_opaque_counts
-                    Settling(making, combined, lowest_opaque_counts=keeps).run(outline.root)
-                chain = (layer, *chain)
-                yield Usage(outline.size, outline.inodes + making.made)
+            for layer in layers:
+                noted, keeps = Noted(), self._markers.lowest_opaque_counts
+                Settling(noted, combined, lowest_opaque_counts=keeps).run(layer.outline.root)
+                settlement = self._settle(layer, noted)
+                tree = layer.twin.tree if layer.twin and settlement.is_twin else layer.tree
+                chain = (tree, *chain)
+                yield settlement
         self._known = (chain, combined)
+
+    def _settle(self, layer: Unsettled, noted: Noted) -> Settlement:
+        marks, twin, outline = noted.marks(), layer.twin, layer.outline
+        if twin is not None and twin.settled.marks == marks:
+            return Settlement(Usage(twin.settled.size, twin.settled.inodes), marks, is_twin=True)
+        if twin is not None:
+            remake(twin.tree, layer.tree, outline.root)
+        with folder_descriptor(layer.tree) as root, OpenFolders(root) as opened:
+            making = _Making(opened, self._markers)
+            noted.carry_out(making)
+        return Settlement(Usage(outline.size, outline.inodes + making.made), marks)
 
 
 class UnionSnapshotter(BaseSnapshotter):

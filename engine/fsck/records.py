@@ -21,6 +21,7 @@ from engine.kv.schema import (
     HOLDINGS,
     IMAGES,
     INGESTS,
+    LAYERS,
     LEASE_ITEMS,
     LEASES,
     MARKS,
@@ -117,6 +118,8 @@ class _Reading:
         self._dead: list[Trash] = []
         self._mentions = 0
         self._holdings = 0
+        self._layers = 0
+        self._laid: dict[tuple[str, int], tuple[str, str]] = {}  # folders: namespace and layer
         self._is_whole = True  # as long as every record can be read
         self._not_noted = 0
         self._first_not_noted = ""
@@ -190,7 +193,8 @@ class _Reading:
                 self.read.snapshots[backend, namespace, record.key] = record
                 if labels.DIFF_ID in record.labels:
                     self.read.layers.setdefault((namespace, record.labels[labels.DIFF_ID]), [])
-                self._number(self.read.ids[backend], record, backend, namespace)
+                self._number(record, backend, namespace)
+                self._layer(record, backend, namespace)
             case LeaseItem():
                 namespace, lease = names[:2]
                 member = Node(record.kind, record.backend, record.key)
@@ -208,11 +212,14 @@ class _Reading:
                     detail = "its snapshot is gone; `lamina gc` clears it"
                     self._tell(What.MOUNT, record.key, detail, namespace=names[0], is_damage=False)
 
-    def _number(self, seen: set[int], record: Snapshot, backend: str, namespace: str) -> None:
-        if record.id in seen:
+    def _number(self, record: Snapshot, backend: str, namespace: str) -> None:
+        layer = (namespace, record.diff_id)
+        if self._laid.setdefault((backend, record.id), layer) != layer or (
+            not record.diff_id and record.id in self.read.ids[backend]
+        ):
             detail = f"another snapshot has its folder {record.id} too"
             self._tell(What.SNAPSHOT, record.key, detail, namespace=namespace, snapshotter=backend)
-        seen.add(record.id)
+        self.read.ids[backend].update(record.folders)
 
     def _is_named(self, names: list[str], namespace: str, node: Node, record: Object) -> bool:
         """Say whether a record stands under its own name; a long one the key does not tell."""
@@ -278,6 +285,18 @@ class _Reading:
         if found is None or (found.namespace, found.number) != (namespace, blob.number):
             self._miss(f"whose the bytes of {blob.digest} are")
 
+    def _layer(self, record: Snapshot, backend: str, namespace: str) -> None:
+        if not record.diff_id:
+            return
+        self._layers += 1
+        node = snapshot_node(backend, record.key)
+        try:
+            is_noted = node in ledger.sharers(self._txn, namespace, node, record)
+        except DataLoss:
+            is_noted = False
+        if not is_noted:
+            self._miss(f"in whose folder the layer of {record.key} is")
+
     def _miss(self, what: str, count: int = 1) -> None:
         self._first_not_noted = self._first_not_noted or what
         self._not_noted += count
@@ -287,6 +306,7 @@ class _Reading:
         for name, count, wanted in (
             (MENTIONS.name, MENTIONS.count(self._txn), self._mentions),
             (HOLDINGS.name, HOLDINGS.count(self._txn), self._holdings),
+            (LAYERS.name, LAYERS.count(self._txn), self._layers),
         ):
             if count > wanted and self._is_whole:
                 self._miss(f"{count - wanted} {name} that no record has", count - wanted)
@@ -352,9 +372,14 @@ class _Reading:
         if dead.kind == "blob":
             digest = self.read.numbers[dead.number]
             return lambda txn: any(held.number == dead.number for held in ledger.holdings(txn, digest))
-        keys = [k for k, r in self.read.snapshots.items() if (k[0], r.id) == (dead.backend, dead.number)]
+        keys = [
+            key
+            for key, record in self.read.snapshots.items()
+            if key[0] == dead.backend and dead.number in record.folders
+        ]
         return lambda txn: any(
-            (found := SNAPSHOTS.get(txn, *key)) is not None and found.id == dead.number for key in keys
+            (found := SNAPSHOTS.get(txn, *key)) is not None and dead.number in found.folders
+            for key in keys
         )
 
     def _counters(self) -> None:

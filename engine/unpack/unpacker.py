@@ -53,6 +53,8 @@ class Unpacked:
     xattrs_left_out: int
     mistyped: tuple[str, ...]
     """A line for each layer applied whose bytes are packed in another way than its media type says."""
+    reused: int = 0
+    """How many layers were not applied, as their data was here from another base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,14 @@ class _Work:
         if self.parent:
             about[labels.PARENT_CHAIN_ID] = self.parent
         parent = self.parent or None
-        return Commit(name=self.chain_id, key=key, parent=parent, lease=self.lease.id, labels=about)
+        return Commit(
+            name=self.chain_id,
+            key=key,
+            parent=parent,
+            lease=self.lease.id,
+            diff_id=self.layer.diff_id,
+            labels=about,
+        )
 
 
 class Unpacker:
@@ -115,7 +124,7 @@ class Unpacker:
             partial(mistyped, image.layers, self._content, strict=strict)
         )
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
-        applied: list[Applied] = []
+        made: list[Applied] = []
         async with self._shop.flights.caller(report) as join:
             # Bottom first: whoever joins one has joined all below.
             flights: list[LayerFlight] = []
@@ -127,12 +136,16 @@ class Unpacker:
                 key = (self._namespace, snapshotter.name, chain_id)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
-                applied.append(await flight.result())
+                made.append(await flight.result())
                 if flight.lease is not lease:
                     await trio.to_thread.run_sync(pinned, name)
+        applied = [one for one in made if not one.is_reused]
         top = chain[-1] if chain else ""
         if top:
-            await trio.to_thread.run_sync(self._anchor, image, first, snapshotter, top)
+            verified = [
+                layer for layer, one in zip(image.layers[first:], made, strict=True) if not one.is_reused
+            ]
+            await trio.to_thread.run_sync(self._anchor, image, verified, snapshotter, top)
         return Unpacked(
             chain_id=top,
             layers=len(chain),
@@ -141,12 +154,15 @@ class Unpacker:
             bytes_unpacked=sum(one.bytes_unpacked for one in applied),
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
             mistyped=odd,
+            reused=len(made) - len(applied),
         )
 
-    def _anchor(self, image: ResolvedImage, first: int, snapshotter: Snapshotter, top: str) -> None:
+    def _anchor(
+        self, image: ResolvedImage, verified: Sequence[Layer], snapshotter: Snapshotter, top: str
+    ) -> None:
         changes: dict[Digest, labels.Labels] = {
             layer.descriptor.key: {labels.UNCOMPRESSED: layer.diff_id}
-            for layer in image.layers[first:]
+            for layer in verified
             if layer.diff_id != layer.descriptor.key
         }
         changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
@@ -206,6 +222,9 @@ class Unpacker:
         flight.is_queued.set()
         digest = work.layer.descriptor.digest
         show = partial(flight.report, Step.UNPACK, digest, work.blob.size)
+        reused = await trio.to_thread.run_sync(self._reuse, work, key)
+        if reused is not None:
+            return reused
         async with self._shop.pool.slot():
             job = await trio.to_thread.run_sync(self._begin, work, key, parent)
             show(0)
@@ -217,6 +236,22 @@ class Unpacker:
         if applied.diff_id != work.layer.diff_id:
             raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
         return applied
+
+    @staticmethod
+    def _reuse(work: _Work, key: str) -> Applied | None:
+        """Begin a snapshot with the data of the same layer on another base, if that is here."""
+        about = {labels.SNAPSHOT_REF: str(work.chain_id)}
+        found = work.snapshotter.reuse(key, work.layer.diff_id, labels=about, lease=work.lease.id)
+        if found is None:
+            return None
+        # What it takes up counts towards the image's bounds, as that of the layers below.
+        return Applied(
+            diff_id=work.layer.diff_id,
+            bytes_unpacked=found.size,
+            entries=found.inodes,
+            xattrs_left_out=0,
+            is_reused=True,
+        )
 
     def _begin(self, work: _Work, key: str, parent: str) -> ApplyJob:
         about = {labels.SNAPSHOT_REF: str(work.chain_id)}
