@@ -252,15 +252,16 @@ class SettleUnion:
             for layer in layers:
                 noted, keeps = Noted(), self._markers.lowest_opaque_counts
                 Settling(noted, combined, lowest_opaque_counts=keeps).run(layer.outline.root)
-                settlement = self._settle(layer, noted)
+                settlement = self._settle(layer, noted, chain)
                 tree = layer.twin.tree if layer.twin and settlement.is_twin else layer.tree
                 chain = (tree, *chain)
                 yield settlement
         self._known = (chain, combined)
 
-    def _settle(self, layer: Unsettled, noted: Noted) -> Settlement:
+    def _settle(self, layer: Unsettled, noted: Noted, below: Sequence[Path]) -> Settlement:
         marks, twin, outline = noted.marks(), layer.twin, layer.outline
-        if twin is not None and twin.settled.marks == marks:
+        # Nothing can be mounted with one folder twice (overlay says ELOOP, aufs EINVAL).
+        if twin is not None and twin.settled.marks == marks and twin.tree not in below:
             return Settlement(Usage(twin.settled.size, twin.settled.inodes), marks, is_twin=True)
         if twin is not None:
             remake(twin.tree, layer.tree, outline.root)
