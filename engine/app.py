@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from engine.archive.importer import Wanted
+from engine.beside import beside
 from engine.collecting import Collect, collecting, collector
 from engine.diff.apply import Applied
 from engine.errors import EngineError
@@ -31,7 +32,8 @@ from engine.snapshots import Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.jobs import ApplyJob
 from engine.unpack.lease import HeldLease, begun_lease
-from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
+from engine.unpack.making import CLEANUP_S
+from engine.unpack.unpacker import Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
 __all__ = ["Engine", "open_engine"]
@@ -100,6 +102,7 @@ class Engine:
         importing = Importing(
             stores=self.stores,
             unpacker=self._unpacker,
+            arrivals=self._shop.arrivals,
             wanted=wanted,
             backend=backend,
             strict=strict,
@@ -209,7 +212,7 @@ class Engine:
         is_over = threading.Event()
 
         async def applied(job: ApplyJob) -> Applied:
-            async with pool.slot():
+            async with pool.slots.slot(()):
                 return await pool.apply(job, lambda _read: None)
 
         def apply(job: ApplyJob) -> Applied:
@@ -226,7 +229,7 @@ class Engine:
             finally:
                 is_over.set()
 
-        async with trio.open_nursery() as nursery:
+        async with beside() as nursery:
             nursery.start_soon(watch)
             work = partial(
                 self.stores.check, names, apply=apply if repair else None, tell=tell, report=reported
@@ -236,7 +239,6 @@ class Engine:
             except _Over:
                 await trio.lowlevel.checkpoint()
                 raise
-            nursery.cancel_scope.cancel()
         return checked
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:

@@ -13,7 +13,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
 from engine.labels import Labels
-from engine.metadata.leases import leased
+from engine.metadata.leases import end
 from engine.metadata.lineage import MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
@@ -86,25 +86,27 @@ class BaseSnapshotter(ABC):
         return self._create(key, Kind.VIEW, parent, labels or {}, lease)
 
     def _create(self, key: str, kind: Kind, parent: str, labels: Labels, lease: str) -> list[Mount]:
-        with self._pinned(lease) as pin:
-            record, parents = self._store.create(key, kind, parent, labels, pin)
-            below = [self._tree(above) for above in parents]
+        record, parents = self._store.create(key, kind, parent, labels, lease or None)
+        below = [self._tree(above) for above in parents]
+        self._make_new(record, below, lease)
+        return self._mounts(record, below)
+
+    def _make_new(self, record: Snapshot, below: Sequence[Path], lease: str) -> None:
+        """Make the folder of a new record, durable if it is made under no lease but its own."""
+        try:
+            hit("snapshot.prepare.recorded")
             self._make_folder(record, below)
+            hit("snapshot.prepare.made")
             if not lease:
-                self._let_stand(record)
-            return self._mounts(record, below)
-
-    def _pinned(self, lease: str) -> AbstractContextManager[str]:
-        """Work in progress needs a lease, so that a crash before the end leaves no root behind."""
-        return nullcontext(lease) if lease else leased(self._meta, self._namespace)
-
-    def _let_stand(self, record: Snapshot) -> None:
-        with os_errors(f"snapshot {record.key}"):
-            self._make_durable(record)
-        self._store.release(record.key)
+                with os_errors(f"snapshot {record.key}"):
+                    self._make_durable(record)
+                self._store.release(record.key, record.lease)
+        except BaseException:
+            if not lease:
+                end(self._meta, self._namespace, record.lease)
+            raise
 
     def _make_folder(self, record: Snapshot, below: Sequence[Path]) -> None:
-        hit("snapshot.prepare.recorded")
         try:
             with os_errors(f"snapshot {record.key}"):
                 # By descriptor, not by umask: other threads have files of their own to make.
@@ -115,7 +117,6 @@ class BaseSnapshotter(ABC):
             self._store.remove(record.key)
             self.cleanup(only={record.id})
             raise
-        hit("snapshot.prepare.made")
 
     def reusable(self, diff_id: str) -> Usage | None:
         """Return what a layer takes up that is here to be reused, None if it is not."""
@@ -146,13 +147,10 @@ class BaseSnapshotter(ABC):
         standing = self._standing(diff_id)
         if standing is None:
             return None
-        with self._pinned(lease) as pin:
-            record = self._store.share(key, standing, labels or {}, pin)
-            if record is None:
-                return None
-            self._make_folder(record, ())
-            if not lease:
-                self._let_stand(record)
+        record = self._store.share(key, standing, labels or {}, lease or None)
+        if record is None:
+            return None
+        self._make_new(record, (), lease)
         return Usage(standing.size, standing.inodes)
 
     def _make_durable(self, record: Snapshot) -> None:

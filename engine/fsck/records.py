@@ -277,6 +277,8 @@ class _Reading:
             return True
 
     def _holding(self, namespace: str, blob: Blob) -> None:
+        if namespace == ledger.HOME:
+            return
         self._holdings += 1
         try:
             found = HOLDINGS.get(self._txn, blob.digest, namespace)

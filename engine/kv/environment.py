@@ -32,11 +32,15 @@ _open_lock = threading.Lock()
 
 
 class Transaction:
-    """A running transaction over the tables of one environment."""
+    """A running transaction over the tables of one environment.
 
-    __slots__ = ("databases", "raw")
+    `changes` are the records that it wrote and removed: each takes pages, which the commit writes.
+    """
+
+    __slots__ = ("changes", "databases", "raw")
 
     def __init__(self, raw: lmdb.Transaction, databases: dict[str, "lmdb._Database"]) -> None:
+        self.changes = 0
         self.raw = raw
         self.databases = databases
 
@@ -165,6 +169,10 @@ class Environment:
                 if is_full and self._mapped_bytes < self._map_bytes:  # memory ran out, not the store
                     raise ResourceExhausted(f"store {self.path}: {OUTGROWN}") from error
                 raise
+
+    def is_wanted(self) -> bool:
+        """Say whether someone waits for us to end what we write."""
+        return self._turn is not None and self._turn.is_wanted()
 
     @contextmanager
     def _begun(self, *, write: bool) -> Iterator[Transaction]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from engine.errors import InvalidArgument, printable
 
-__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening", "told"]
+__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening"]
 
 Part = str | bytes | int
 
@@ -72,11 +72,6 @@ def names_in(key: bytes) -> list[str]:
         names.append(name.decode("utf-8", "backslashreplace"))
         key = key[2 + length :]
     return names
-
-
-def told(key: bytes | memoryview, at: int) -> str:
-    """Return the one part that a key has from `at` on; "" where it is too long to be there."""
-    return "" if key[at : at + 2] == _HASHED else str(key[at + 2 :], "utf-8")
 
 
 def number(value: int) -> bytes:

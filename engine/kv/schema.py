@@ -11,7 +11,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     lease_items   NS lease kind backend key  LeaseItem    metadata.ledger: whoever makes or finds it
     snapshots     backend NS key             Snapshot     metadata.ledger, for metadata.lineage
     mentions      NS token how token         Mentioned    metadata.ledger: who mentions what
-    holdings      digest NS                  Holding      metadata.ledger: whose bytes a digest has
+    holdings      digest NS                  Holding      metadata.ledger: whose bytes, but for "default"
     layers        backend NS diff ID folder token
                                              LayerFolder  metadata.ledger: whose folder has a layer
     touched       NS token                   Touched      metadata.ledger, while a mark is under way

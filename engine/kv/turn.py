@@ -58,6 +58,10 @@ class Turn:
         finally:
             self._threads.release()
 
+    def is_wanted(self) -> bool:
+        """Say whether anyone stands in line."""
+        return self._threads.is_wanted() or self._line.is_wanted()
+
     def _lock(self, place: PlaceInLine, end: float) -> None:
         pause = _PAUSE_S
         told = end - WAIT_S + _TELL_S

@@ -51,6 +51,7 @@ from engine.metadata.nodes import (
     Mention,
     Node,
     Object,
+    blob_node,
     mentions,
     node_of,
     snapshot_node,
@@ -58,6 +59,7 @@ from engine.metadata.nodes import (
 )
 
 __all__ = [
+    "HOME",
     "check_lease",
     "deletions",
     "drop",
@@ -83,6 +85,9 @@ __all__ = [
     "unpin",
     "with_layer",
 ]
+
+HOME = "default"
+"""The namespace whose blobs are looked up where those of others are noted: most stores have no other."""
 
 _DELETIONS = "deletions of "
 _LET_GO = 500  # members removed in one transaction: 5 ms
@@ -124,8 +129,7 @@ def put(txn: Transaction, namespace: str, record: Object) -> None:
     assert not isinstance(record, Snapshot)
     _put(txn, namespace, node_of(record), record)
     if isinstance(record, Blob):
-        holding = Holding(namespace=namespace, number=record.number)
-        HOLDINGS.put(txn, holding, record.digest, namespace)
+        _note_bytes(txn, namespace, record)
 
 
 def put_snapshot(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
@@ -159,7 +163,7 @@ def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
         _unlink(txn, namespace, node, mention)
     if node.kind == LEASE:
         let_go(txn, namespace, node.key)
-    if node.kind == CONTENT:
+    if node.kind == CONTENT and namespace != HOME:
         HOLDINGS.delete(txn, node.key, namespace)
     _note_layer(txn, namespace, node, record, None)
     _TABLES[node.kind].delete(txn, *_key(namespace, node))
@@ -265,6 +269,12 @@ def _layer(namespace: str, node: Node, record: Snapshot) -> tuple[str, ...]:
     return node.backend, namespace, record.diff_id, str(record.layer or record.id)
 
 
+def _note_bytes(txn: Transaction, namespace: str, blob: Blob) -> None:
+    if namespace != HOME:
+        holding = Holding(namespace=namespace, number=blob.number)
+        HOLDINGS.put(txn, holding, blob.digest, namespace)
+
+
 def _touch(txn: Transaction, namespace: str, *nodes: Node) -> None:
     if MARKS.any(txn, namespace):
         for node in nodes:
@@ -290,8 +300,7 @@ def rebuild(txn: Transaction) -> None:
             for mention in mentions(node, record):
                 _link(txn, namespace, node, mention)
             if isinstance(record, Blob):
-                holding = Holding(namespace=namespace, number=record.number)
-                HOLDINGS.put(txn, holding, record.digest, namespace)
+                _note_bytes(txn, namespace, record)
             _note_layer(txn, namespace, node, None, record)
     for (namespace, lease, *_), item in LEASE_ITEMS.entries(txn):
         if isinstance(item, LeaseItem):
@@ -348,7 +357,11 @@ def has_children(txn: Transaction, backend: str, namespace: str, key: str) -> bo
 
 def holdings(txn: Transaction, digest: str) -> list[Holding]:
     """Return which namespaces have a blob, and under what number its bytes are."""
-    return HOLDINGS.scan(txn, digest)
+    found = HOLDINGS.scan(txn, digest)
+    home = _readable(txn, HOME, blob_node(digest))
+    if isinstance(home, Blob):
+        found.append(Holding(namespace=HOME, number=home.number))
+    return found
 
 
 def with_layer(txn: Transaction, backend: str, namespace: str, diff_id: str) -> Iterator[LayerFolder]:
@@ -374,6 +387,13 @@ def sharers(txn: Transaction, namespace: str, node: Node, record: Snapshot) -> I
 
 
 def is_elsewhere(txn: Transaction, namespace: str, blob: Blob) -> bool:
-    """Say whether another namespace has the bytes of a blob too."""
-    others = (held for held in holdings(txn, blob.digest) if held.namespace != namespace)
+    """Say whether another namespace has the bytes of a blob too, or may have them."""
+    if namespace != HOME:
+        try:
+            home = BLOBS.get(txn, HOME, blob.digest)
+        except DataLoss:
+            return True
+        if home is not None and home.number == blob.number:
+            return True
+    others = (held for held in HOLDINGS.each(txn, blob.digest) if held.namespace != namespace)
     return any(held.number == blob.number for held in others)

@@ -7,6 +7,7 @@ given out once and never again; a snapshot keeps its id from prepare through com
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 
 import msgspec
 
@@ -24,14 +25,15 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
-from engine.metadata import ledger
+from engine.metadata import leases, ledger
 from engine.metadata.digests import full_name
-from engine.metadata.nodes import Node, snapshot_node
+from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
 
 __all__ = ["Folders", "MetaStore", "drop", "full_key", "has_folder", "info_of"]
 
 _KIND = "snapshot"
+_FORGOTTEN = 500  # records in one transaction: a millisecond
 
 
 def info_of(record: Snapshot) -> Info:
@@ -131,18 +133,28 @@ class MetaStore:
         return chain
 
     def create(
-        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str
+        self, key: str, kind: Kind, parent: str, labels: Labels, lease: str | None
     ) -> tuple[Snapshot, list[Snapshot]]:
-        """Record a new active snapshot or view; return it and what it stands on, nearest first."""
+        """Record a new active snapshot or view; return it and what it stands on, nearest first.
+
+        Work in progress needs a lease, so that a crash before the end leaves no root behind: with None
+        it gets one of its own.
+        """
         label_rules.check(labels)
         with self._meta.write() as txn:
             record = self._new(txn, key, kind, parent, labels, lease)
             self._put(txn, record)
-            self._pin(txn, key, lease, made=True)
+            self._pin(txn, key, record.lease, made=True)
             return record, self._parents(txn, parent)
 
     def _new(
-        self, txn: Transaction, key: str, kind: Kind, parent: str, labels: Labels, lease: str
+        self,
+        txn: Transaction,
+        key: str,
+        kind: Kind,
+        parent: str,
+        labels: Labels,
+        lease: str | None,
     ) -> Snapshot:
         if not key:
             raise InvalidArgument("a snapshot needs a key")
@@ -150,6 +162,8 @@ class MetaStore:
             raise AlreadyExists(f"snapshot {key} exists in {self._backend}")
         if parent and self._get(txn, parent).kind != Kind.COMMITTED:
             raise InvalidArgument(f"parent {parent} is not committed")
+        if lease is None:
+            lease = leases.begin(txn, self._namespace, self._meta.owners.me)
         at = now()
         return Snapshot(
             key=key,
@@ -175,7 +189,7 @@ class MetaStore:
                     tried.add(found.number)
         return None
 
-    def share(self, key: str, standing: Snapshot, labels: Labels, lease: str) -> Snapshot | None:
+    def share(self, key: str, standing: Snapshot, labels: Labels, lease: str | None) -> Snapshot | None:
         """Record a new active snapshot that keeps the folder of a committed one as long as it lives.
 
         None if nobody has that folder any more.
@@ -187,7 +201,7 @@ class MetaStore:
             made = self._new(txn, key, Kind.ACTIVE, "", labels, lease)
             record = msgspec.structs.replace(made, diff_id=standing.diff_id, layer=standing.id)
             self._put(txn, record)
-            self._pin(txn, key, lease, made=True)
+            self._pin(txn, key, record.lease, made=True)
             return record
 
     def is_shared(self, record: Snapshot) -> bool:
@@ -202,10 +216,12 @@ class MetaStore:
         with self._meta.read() as txn:
             return has_folder(txn, self._backend, self._namespace, record)
 
-    def release(self, key: str) -> None:
-        """Let a finished active snapshot or view stand without the lease that it was made under."""
+    def release(self, key: str, own: str = "") -> None:
+        """Let a finished active snapshot or view stand without its lease; one of its `own` ends."""
         with self._meta.write() as txn:
             self._put(txn, msgspec.structs.replace(self._get(txn, key), lease=""))
+            if own:
+                ledger.drop(txn, self._namespace, Node(LEASE, "", own))
 
     def check_commit(self, name: str, key: str, parent: str | None) -> tuple[Snapshot, str]:
         """Return the active record and the parent it would have; raise what commit would."""
@@ -316,10 +332,12 @@ class MetaStore:
             return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Note that the folders of removed snapshots are gone, for good."""
-        with self._meta.write() as txn:
-            for number in numbers:
-                TRASH.delete(txn, _KIND, self._backend, number)
+        """Note that the folders of removed snapshots are gone, for good; in short transactions."""
+        left = iter(numbers)
+        while some := list(islice(left, _FORGOTTEN)):
+            with self._meta.write() as txn:
+                for number in some:
+                    TRASH.delete(txn, _KIND, self._backend, number)
 
     def _put(self, txn: Transaction, record: Snapshot) -> None:
         ledger.put_snapshot(txn, self._backend, self._namespace, record)
