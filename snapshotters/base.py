@@ -9,7 +9,6 @@ without a record, and nobody has to guess which folders are dead.
 """
 
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -23,8 +22,8 @@ from engine import labels as label_rules
 from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
-from engine.fs.durable import flush_names
-from engine.fs.removal import Unfinished, remove_entry
+from engine.fs.durable import flush_file_system, flush_names
+from engine.fs.removal import Unfinished
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
@@ -35,6 +34,7 @@ from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
 from snapshotters.comparing import Whereabouts
+from snapshotters.discarding import discard, leftover
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.new_folders import make_lasting, make_root
 from snapshotters.sealing import Seal, Sealer, load_sealed
@@ -172,13 +172,13 @@ class BaseSnapshotter(ABC):
 
     def comparing(self, key: str) -> Target:
         """Return where a layer's entries are held against a committed snapshot."""
-        record = self._store.get(key)
+        record = self._store.look(key)
         if record.kind != Kind.COMMITTED:
             raise FailedPrecondition(f"snapshot {key} is {record.kind}, not committed")
         place = Whereabouts(
             folder=str(self._folder),
             number=record.id,
-            below=[above.id for above in self._store.parents(key)],
+            below=[above.id for above in self._store.parents(key, in_doubt=True)],
             standing=self.standing,
         )
         return Target(
@@ -188,17 +188,19 @@ class BaseSnapshotter(ABC):
             whiteout_names=self.capabilities.whiteout_names,
         )
 
-    def sealing(self, *steps: Commit) -> list[Sealing]:
+    def sealing(self, *steps: Commit, flush: bool = True) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps."""
         seals: list[Seal] = []
+        notes = self._store.unflushed() if flush else 0
         with suppress(EngineError):  # `commit` says what is wrong with a step
             for step, record, below in self._checked(steps):
                 if load_sealed(self._place(record)) is None or self._is_whole(record, below):
                     self._plan(seals, step, record, below)
-        return [
-            Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
-            for plan in seals
-        ]
+        return [_sealing(msgspec.structs.replace(plan, flush=flush, notes=notes)) for plan in seals]
+
+    def flushing(self) -> Sealing:
+        """Return what may be done elsewhere, again and again, while snapshots are written."""
+        return _sealing(Seal(settle=self.settle, folder=str(self._folder)))
 
     def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
         """Say whether a snapshot was written through a mount, on top of `below`."""
@@ -226,6 +228,14 @@ class BaseSnapshotter(ABC):
             )
         )
 
+    def flush(self) -> None:
+        """Make durable what was committed without that; nothing to do is one look."""
+        if notes := self._store.unflushed():
+            with os_errors(f"snapshots of {self.name}"):
+                flush_file_system(self._folder)
+            hit("snapshot.flush.done")
+            self._store.flushed(notes)
+
     def commit(self, *steps: Commit) -> None:
         """Commit actives, bottom first, each durable before it is visible; seal what is not sealed."""
         failure: EngineError | None = None
@@ -237,6 +247,8 @@ class BaseSnapshotter(ABC):
         ready: list[tuple[Commit, Usage]] = []
         outlines: list[Path] = []
         sharing: dict[str, int] = {}  # and the folders that they do not need then
+        in_doubt: set[str] = set()
+        flushed = 0
         try:
             for step, record, _ in self._checked(steps):
                 settled = load_sealed(self._place(record))
@@ -247,13 +259,17 @@ class BaseSnapshotter(ABC):
                         f"snapshot {step.key} is settled on another parent; remove it"
                     )
                 ready.append((step, Usage(settled.size, settled.inodes)))
+                flushed = max(flushed, settled.notes)
                 if settled.folder not in {0, record.id}:
                     sharing[step.key] = record.id
-                elif not (step.diff_id and self.capabilities.shares):
+                    continue
+                if not settled.is_flushed:
+                    in_doubt.add(step.name)
+                if not (step.diff_id and self.capabilities.shares):
                     outlines.append(self._place(record) / OUTLINE)
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*ready, sharing=sharing)
+        self._store.commit(*ready, in_doubt=in_doubt, flushed=flushed, sharing=sharing)
         hit("snapshot.commit.recorded")
         with os_errors(f"snapshots of {self.name}"):
             for outline in outlines:
@@ -289,8 +305,8 @@ class BaseSnapshotter(ABC):
 
     def replace(self, step: Commit) -> list[Leftover]:
         """Put an active snapshot in the place of a committed one with the same layer."""
-        old, record = self._store.get(step.name), self._store.get(step.key)
-        below = self._store.parents(step.name)
+        old, record = self._store.look(step.name), self._store.get(step.key)
+        below = self._store.parents(step.name, in_doubt=True)
         seals: list[Seal] = []
         self._plan(seals, Commit(name=step.name, key=step.key, parent=old.parent), record, below)
         _, failure = Sealer()(msgspec.msgpack.encode(seals[0]))
@@ -307,7 +323,7 @@ class BaseSnapshotter(ABC):
     def _retire(self, old: Snapshot) -> list[Leftover]:
         """Delete the files of a snapshot that had children, some of which may be being mounted now."""
         folder = self._place(old)
-        away = self._folder.parent.parent / "trash" / f"{self.name}-{old.id}"
+        away = self._away(old.id)
         try:
             if MountTable.read().uses(folder):
                 raise FailedPrecondition("it is mounted")
@@ -318,7 +334,7 @@ class BaseSnapshotter(ABC):
                 away.rename(folder)
                 raise FailedPrecondition("it is mounted")
         except (OSError, EngineError) as error:
-            return [self._leftover(old.id, away.parent, error)]
+            return [leftover(folder, away, error)]
         return self.cleanup(only={old.id})
 
     def mounts(self, key: str) -> list[Mount]:
@@ -347,7 +363,7 @@ class BaseSnapshotter(ABC):
 
     def measure(self, key: str) -> Usage:
         """Return what is on disk of a snapshot now."""
-        record = self._store.get(key)
+        record = self._store.look(key)
         with os_errors(f"snapshot {key}"), folder_descriptor(self._folder) as top:
             try:
                 with beneath(top, f"{record.id}/{TREE}".encode()) as tree:
@@ -361,7 +377,7 @@ class BaseSnapshotter(ABC):
 
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""
-        record = self._store.get(key)
+        record = self._store.look(key)
         is_used = (table or MountTable.read()).uses(self._folder / str(record.id))
         if is_used and not self._store.is_shared(record):
             raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
@@ -384,12 +400,12 @@ class BaseSnapshotter(ABC):
                 continue
             table = table or MountTable.read()
             try:
-                self._discard(number, trash, table, until)
+                discard(self._folder / str(number), self._away(number), table, until)
             except Unfinished as error:
-                left.append(self._leftover(number, trash, error))
+                left.append(leftover(self._folder / str(number), self._away(number), error))
                 break
             except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
-                left.append(self._leftover(number, trash, error))
+                left.append(leftover(self._folder / str(number), self._away(number), error))
                 continue
             gone.append(number)
         if gone:
@@ -399,29 +415,13 @@ class BaseSnapshotter(ABC):
             self._store.forget(gone)
         return left
 
-    def _leftover(self, number: int, trash: Path, error: Exception) -> Leftover:
-        moved = trash / f"{self.name}-{number}"
-        place = moved if os.path.lexists(moved) else self._folder / str(number)
-        reason = error.strerror or "" if isinstance(error, OSError) else str(error)
-        return Leftover(str(place), reason)
-
-    def _discard(self, number: int, trash: Path, table: MountTable, until: float) -> None:
-        folder = self._folder / str(number)
-        away = trash / f"{self.name}-{number}"
-        if table.uses(folder) or table.uses(away):
-            raise FailedPrecondition("it is mounted")
-        with folder_descriptor(trash) as parent:
-            if os.path.lexists(away):  # of an earlier attempt, or in the way; a link is not followed
-                _remove(parent, away, until)
-            with suppress(FileNotFoundError):  # another process moves it, or deleted it already
-                folder.rename(away)
-            hit("trash.moved")
-            _remove(parent, away, until)
-
     def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""
 
     # -- folders ------------------------------------------------------------------------------
+
+    def _away(self, number: int) -> Path:
+        return self._folder.parent.parent / "trash" / f"{self.name}-{number}"
 
     def _place(self, record: Snapshot) -> Path:
         return self._folder / str(record.id)
@@ -430,6 +430,5 @@ class BaseSnapshotter(ABC):
         return self._place(record) / TREE
 
 
-def _remove(parent: int, away: Path, until: float) -> None:
-    with suppress(FileNotFoundError):
-        remove_entry(parent, os.fsencode(away.name), until=until)
+def _sealing(plan: Seal) -> Sealing:
+    return Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))

@@ -123,7 +123,7 @@ class _Worker:
 
     def run(self, job: Job, supply: _Supply) -> Reply:
         _send(self._out, Started())
-        failpoints.arm(job.failpoints)
+        failpoints.rearm(job.failpoints)
         try:
             if isinstance(job, SealJob):
                 return self._seal(job.sealing)

@@ -13,7 +13,9 @@ from typing import NoReturn
 import msgspec
 import pytest
 
+from engine import doubts
 from engine.archive.intake import Nobody
+from engine.callables import named
 from engine.compacting import compact_store
 from engine.content.store import ContentStore
 from engine.content.writer import BATCH
@@ -25,6 +27,7 @@ from engine.fs import durable, kernel
 from engine.kv.environment import Environment
 from engine.kv.schema import EXTENT, FORMAT, INGESTS, LEASES, Blob
 from engine.labels import DIFF_ID
+from engine.metadata import unflushed
 from engine.metadata.leases import leased
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest, digest_of
@@ -254,6 +257,60 @@ def reused(world: World) -> list[str]:
     return recorder.steps
 
 
+def batch_lazily(world: World) -> list[str]:
+    backend = world.stores.snapshotter("overlay")
+    with leased(world.stores.root.meta, "default") as lease, world.record() as recorder:
+        step = applied(backend, "a", lease)
+        recorder.note_names()
+        lazily_done(world, step)
+    return recorder.steps
+
+
+def lazily_done(world: World, step: Commit) -> None:
+    backend = world.stores.snapshotter("overlay")
+    for sealing in backend.sealing(step, flush=False):
+        named(sealing.run)()(sealing.argument)
+    backend.commit(step)
+
+
+def batch_after_lazy(world: World) -> list[str]:
+    backend = world.stores.snapshotter("overlay")
+    lazily_done(world, applied(backend, "a"))
+    with leased(world.stores.root.meta, "default") as lease, world.record() as recorder:
+        step = applied(backend, "b", lease)
+        recorder.note_names()
+        backend.commit(step)
+    return recorder.steps
+
+
+def flushed_late(world: World) -> list[str]:
+    backend = world.stores.snapshotter("overlay")
+    lazily_done(world, applied(backend, "a"))
+    with world.record() as recorder:
+        backend.flush()
+        backend.flush()
+    return recorder.steps
+
+
+def doubted(world: World, *, is_right: bool) -> list[str]:
+    backend = world.stores.snapshotter("overlay")
+    put(world.stores.content, LAYER)
+    step = replace(applied(backend, "a"), labels={DIFF_ID: digest_of(LAYER)})
+    lazily_done(world, step)
+    if not is_right:
+        (file,) = world.stores.root.snapshots.glob("overlay/*/fs/etc/passwd")
+        file.write_bytes(b"")
+    with pytest.MonkeyPatch().context() as patch, world.record() as recorder:
+        patch.setattr(unflushed, "boot_id", lambda: "another")
+        patch.setattr(
+            doubts,
+            "apply_apart",
+            lambda job, _passed: apply_layer([LAYER], job.target, diff_id=digest_of(LAYER)),
+        )
+        doubts.settle_doubts(world.stores.root, lambda: None)
+    return recorder.steps
+
+
 def prepared(world: World) -> list[str]:
     backend = based(world)
     with world.record() as recorder:
@@ -379,6 +436,11 @@ OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "import that cannot be unpacked": import_given_up,
     "layers of a batch": batch,
     "a layer that is there, on another base": reused,
+    "layers of a batch, lazily": batch_lazily,
+    "layers of a batch, after a lazy one": batch_after_lazy,
+    "what was committed lazily, by `gc` or who opens the store later": flushed_late,
+    "what was committed lazily, after a power cut": lambda world: doubted(world, is_right=True),
+    "the same, damaged": lambda world: doubted(world, is_right=False),
     "prepare": prepared,
     "prepare, a copy": prepared_copy,
     "commit of what was written through a mount": committed,
