@@ -14,6 +14,7 @@ Of a snapshot that was written through a mount nothing on disk says so: that may
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +53,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """Whose folder it has: its own, or that of another snapshot with the same layer."""
     marks: bytes = b""
     """What stands for all that settling came to, b"" where nobody can know."""
+    asks: bytes = b""
+    """What the layer asks of those below (`snapshotters.asking`), b"" where only its outline tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +65,17 @@ class Twin:
     settled: Settled
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unsettled:
-    """A layer to be settled: its tree and outline. With a `twin` the tree is empty yet."""
+    """A layer to be settled: its tree, which is empty yet if there is a `twin`."""
 
     tree: Path
-    outline: Outline
     twin: Twin | None
+
+    @cached_property
+    def outline(self) -> Outline:
+        """The layer's tree as a value; large."""
+        return _outline(self.twin.tree.parent if self.twin else self.tree.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class Settlement:
 
     usage: Usage
     marks: bytes = b""
+    asks: bytes = b""
     is_twin: bool = False
     """Whether that of its twin is its tree."""
 
@@ -158,6 +166,7 @@ class Sealer:
                 inodes=one.usage.inodes,
                 folder=twin if one.is_twin else number,
                 marks=one.marks,
+                asks=one.asks,
                 is_flushed=work.flush,
                 notes=work.notes,
             )
@@ -191,13 +200,13 @@ def _begun(snapshots: Sequence[tuple[Path, Path | None]]) -> Iterator[Unsettled]
         mark = snapshot / _SETTLING
         if mark.exists():
             raise FailedPrecondition(f"a commit of {snapshot} failed halfway; remove it")
-        twin = _twin(like) if like else None
-        outline = _outline(like or snapshot)
+        layer = Unsettled(snapshot / TREE, _twin(like) if like else None)
         mark.touch()
         try:
-            yield Unsettled(snapshot / TREE, outline, twin)
+            yield layer
         finally:
-            dissolve(outline.root)
+            if "outline" in vars(layer):
+                dissolve(layer.outline.root)
 
 
 def _mark(snapshot: Path, settled: Settled) -> None:

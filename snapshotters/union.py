@@ -8,7 +8,7 @@ bind-mounted.
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ from engine.fs.attributes import folder_descriptor
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Kind, Usage
+from snapshotters.asking import asked, asks_of
 from snapshotters.attributes import changing, give_attributes
 from snapshotters.base import BaseSnapshotter
 from snapshotters.combined import Combined, CombinedFolder
@@ -248,27 +249,50 @@ class SettleUnion:
         known, self._known = self._known, None  # until all went well
         chain = tuple(below)
         combined = known[1] if known and known[0] == chain else Combined(chain, self._markers)
-        with closing(combined):
+        try:
             for layer in layers:
-                noted, keeps = Noted(), self._markers.lowest_opaque_counts
-                Settling(noted, combined, lowest_opaque_counts=keeps).run(layer.outline.root)
-                settlement = self._settle(layer, noted, chain)
-                tree = layer.twin.tree if layer.twin and settlement.is_twin else layer.tree
-                chain = (tree, *chain)
+                settlement = self._as_twin(layer, combined, chain)
+                if layer.twin is not None:
+                    # It may have learnt a part of the layer; and what stands already is on disk.
+                    combined.close()
+                    there = (layer.twin.tree, *chain) if settlement else chain
+                    combined = Combined(there, self._markers)
+                settlement = settlement or self._settle(layer, combined)
+                chain = (layer.twin.tree if layer.twin and settlement.is_twin else layer.tree, *chain)
                 yield settlement
+        finally:
+            combined.close()
         self._known = (chain, combined)
 
-    def _settle(self, layer: Unsettled, noted: Noted, below: Sequence[Path]) -> Settlement:
-        marks, twin, outline = noted.marks(), layer.twin, layer.outline
+    def _as_twin(self, layer: Unsettled, combined: Combined, below: Sequence[Path]) -> Settlement | None:
+        """Settle a layer by having the tree of its twin, if that comes to the same."""
+        twin = layer.twin
         # Nothing can be mounted with one folder twice (overlay says ELOOP, aufs EINVAL).
-        if twin is not None and twin.settled.marks == marks and twin.tree not in below:
-            return Settlement(Usage(twin.settled.size, twin.settled.inodes), marks, is_twin=True)
+        if twin is None or twin.tree in below:
+            return None
+        found = twin.settled
+        # Where a lower mark counts, what a layer asks depends on all that it holds.
+        is_short = found.asks and not self._markers.lowest_opaque_counts
+        marks = self._noted(asked(found.asks) if is_short else layer.outline.root, combined).marks()
+        if marks != found.marks:
+            return None
+        return Settlement(Usage(found.size, found.inodes), marks, is_twin=True)
+
+    def _noted(self, root: Folder, combined: Combined) -> Noted:
+        noted = Noted()
+        Settling(noted, combined, lowest_opaque_counts=self._markers.lowest_opaque_counts).run(root)
+        return noted
+
+    def _settle(self, layer: Unsettled, combined: Combined) -> Settlement:
+        outline, twin = layer.outline, layer.twin
+        asks = twin.settled.asks if twin else asks_of(outline.root)  # before settling changes it
+        noted = self._noted(outline.root, combined)
         if twin is not None:
             remake(twin.tree, layer.tree, outline.root)
         with folder_descriptor(layer.tree) as root, OpenFolders(root) as opened:
             making = _Making(opened, self._markers)
             noted.carry_out(making)
-        return Settlement(Usage(outline.size, outline.inodes + making.made), marks)
+        return Settlement(Usage(outline.size, outline.inodes + making.made), noted.marks(), asks)
 
 
 class UnionSnapshotter(BaseSnapshotter):
