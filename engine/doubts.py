@@ -83,7 +83,7 @@ def _settle(root: Root, notes: list[tuple[str, Unflushed]], passed: Callable[[],
     )
     counts = Counts()
     read = read_records(root.meta, counts)
-    about = {(backend, note.namespace, note.key): (backend, note) for backend, note in notes}
+    about = {key: (backend, note) for backend, note in notes for key in _having(read, backend, note)}
     snapshots = Snapshots(
         root=root,
         read=read,
@@ -111,7 +111,7 @@ def _settle(root: Root, notes: list[tuple[str, Unflushed]], passed: Callable[[],
         if key not in gone:
             gone |= _dropped(root, read, key)
     hit("doubts.dropped")
-    unflushed.forget(root.meta, [one for one in notes if _is_gone(root, *one)])
+    unflushed.forget(root.meta, [one for one in notes if _is_gone(root, read, *one)])
 
 
 class _Come(IntEnum):
@@ -179,8 +179,15 @@ def _check_unused(root: Root, read: Read, key: SnapshotKey) -> None:
                 raise FailedPrecondition(f"snapshot {name} stands on it")
 
 
-def _is_gone(root: Root, backend: str, note: Unflushed) -> bool:
-    """Say whether what a note is about is another snapshot by now, or none."""
+def _having(read: Read, backend: str, note: Unflushed) -> Iterator[SnapshotKey]:
+    """Yield the snapshots that have the folder of a note: those of one layer may share it."""
+    for key, record in read.snapshots.items():
+        if (key[0], record.id) == (backend, note.id):
+            yield key
+
+
+def _is_gone(root: Root, read: Read, backend: str, note: Unflushed) -> bool:
+    """Say whether all that a note is about has another folder by now, or none."""
     with root.meta.read() as txn:
-        record = SNAPSHOTS.get(txn, backend, note.namespace, note.key)
-    return record is None or record.id != note.id
+        records = [SNAPSHOTS.get(txn, *key) for key in _having(read, backend, note)]
+    return all(record is None or record.id != note.id for record in records)

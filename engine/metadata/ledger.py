@@ -23,6 +23,7 @@ from engine.kv.schema import (
     HOLDINGS,
     IMAGES,
     INGESTS,
+    LAYERS,
     LEASE_ITEMS,
     LEASES,
     MARKS,
@@ -31,6 +32,7 @@ from engine.kv.schema import (
     TOUCHED,
     Blob,
     Holding,
+    LayerFolder,
     LeaseItem,
     Mentioned,
     Snapshot,
@@ -65,6 +67,7 @@ __all__ = [
     "exists",
     "get",
     "has_children",
+    "has_folder",
     "held",
     "holdings",
     "is_elsewhere",
@@ -77,8 +80,10 @@ __all__ = [
     "put",
     "put_snapshot",
     "rebuild",
+    "sharers",
     "table_of",
     "unpin",
+    "with_layer",
 ]
 
 HOME = "default"
@@ -133,12 +138,14 @@ def put_snapshot(txn: Transaction, backend: str, namespace: str, record: Snapsho
 
 
 def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
-    before = _mentioned(node, _readable(txn, namespace, node))
+    old = _readable(txn, namespace, node)
+    before = _mentioned(node, old)
     after = set(mentions(node, record))
     for mention in before - after:
         _unlink(txn, namespace, node, mention)
     for mention in after - before:
         _link(txn, namespace, node, mention)
+    _note_layer(txn, namespace, node, old, record)
     _TABLES[node.kind].put(txn, record, *_key(namespace, node))
     new = [mention.node for mention in after - before if mention.how != BACK]
     _touch(txn, namespace, node, *new)
@@ -158,6 +165,7 @@ def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
         let_go(txn, namespace, node.key)
     if node.kind == CONTENT and namespace != HOME:
         HOLDINGS.delete(txn, node.key, namespace)
+    _note_layer(txn, namespace, node, record, None)
     _TABLES[node.kind].delete(txn, *_key(namespace, node))
     return record
 
@@ -246,6 +254,21 @@ def _unlink(txn: Transaction, namespace: str, node: Node, mention: Mention) -> N
     MENTIONS.delete(txn, namespace, token(mention.node), mention.how, token(node))
 
 
+def _note_layer(
+    txn: Transaction, namespace: str, node: Node, old: Object | None, new: Object | None
+) -> None:
+    """Note in whose folder the layer of a snapshot is, instead of what was noted of it before."""
+    if isinstance(old, Snapshot) and old.diff_id:
+        LAYERS.delete(txn, *_layer(namespace, node, old), token(node))
+    if isinstance(new, Snapshot) and new.diff_id:
+        found = LayerFolder(key=new.key, number=new.layer or new.id)
+        LAYERS.put(txn, found, *_layer(namespace, node, new), token(node))
+
+
+def _layer(namespace: str, node: Node, record: Snapshot) -> tuple[str, ...]:
+    return node.backend, namespace, record.diff_id, str(record.layer or record.id)
+
+
 def _note_bytes(txn: Transaction, namespace: str, blob: Blob) -> None:
     if namespace != HOME:
         holding = Holding(namespace=namespace, number=blob.number)
@@ -267,6 +290,7 @@ def rebuild(txn: Transaction) -> None:
     """
     MENTIONS.clear(txn)
     HOLDINGS.clear(txn)
+    LAYERS.clear(txn)
     for kind, table in _TABLES.items():
         for names, record in table.entries(txn):
             if isinstance(record, Damaged):
@@ -277,6 +301,7 @@ def rebuild(txn: Transaction) -> None:
                 _link(txn, namespace, node, mention)
             if isinstance(record, Blob):
                 _note_bytes(txn, namespace, record)
+            _note_layer(txn, namespace, node, None, record)
     for (namespace, lease, *_), item in LEASE_ITEMS.entries(txn):
         if isinstance(item, LeaseItem):
             member = Node(item.kind, item.backend, item.key)
@@ -337,6 +362,28 @@ def holdings(txn: Transaction, digest: str) -> list[Holding]:
     if isinstance(home, Blob):
         found.append(Holding(namespace=HOME, number=home.number))
     return found
+
+
+def with_layer(txn: Transaction, backend: str, namespace: str, diff_id: str) -> Iterator[LayerFolder]:
+    """Yield which snapshots have or keep a folder with a layer, while `txn` lasts."""
+    for found in LAYERS.survey_each(txn, backend, namespace, diff_id):
+        if isinstance(found, LayerFolder):
+            yield found
+
+
+def has_folder(txn: Transaction, backend: str, namespace: str, diff_id: str, number: int) -> bool:
+    """Say whether a snapshot has or keeps the folder `number` with a layer."""
+    return bool(diff_id) and LAYERS.any(txn, backend, namespace, diff_id, str(number))
+
+
+def sharers(txn: Transaction, namespace: str, node: Node, record: Snapshot) -> Iterator[Node]:
+    """Yield which snapshots have or keep the folder of this one, itself among them if it is there."""
+    if not record.diff_id:
+        yield node
+        return
+    for found in LAYERS.survey_each(txn, *_layer(namespace, node, record)):
+        if isinstance(found, LayerFolder):
+            yield snapshot_node(node.backend, found.key)
 
 
 def is_elsewhere(txn: Transaction, namespace: str, blob: Blob) -> bool:
