@@ -4,7 +4,6 @@ Async.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,13 @@ from engine.archive.importer import (
     about,
     import_images,
 )
+from engine.archive.intake import Nobody
 from engine.beside import beside
 from engine.content.image import ResolvedImage
 from engine.errors import FailedPrecondition
 from engine.failpoints import hit
 from engine.following import Following
-from engine.kv.schema import Blob, Image
+from engine.kv.schema import Image
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.progress import Report, Step
@@ -80,7 +80,7 @@ class Importing:
                     lease=lease.id,
                     report=_cancellable(self.report),
                     check=self._check,
-                    follower=following if self.backend else _Nobody(),
+                    follower=following if self.backend else Nobody(),
                 )
             )
             unpacked: dict[str, Unpacked] = {}
@@ -124,19 +124,6 @@ class Importing:
         images = self.stores.images.put_all(targets, replace=self.replace)
         hit("import.named")
         return images
-
-
-class _Nobody:
-    """Keeps up with an import that nothing follows."""
-
-    def following(self, _image: ResolvedImage) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def tell(self, _digest: Digest, _number: int, _there: int) -> None:
-        pass
-
-    def come(self, _digest: Digest, _blob: Blob) -> None:
-        pass
 
 
 def _cancellable(report: Report) -> Report:

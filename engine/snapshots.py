@@ -11,7 +11,7 @@ a backend against them.
                     another parent than at prepare, or one where the backend cannot rebase:
                     InvalidArgument; parent unknown: NotFound, not committed: FailedPrecondition
     remove          unknown: NotFound; has children, or mounted: FailedPrecondition
-    stat, update, usage   unknown: NotFound
+    stat, update, usage   unknown: NotFound; in doubt since the machine went down: DataLoss
 
 A snapshot made under a lease is work in progress: only the lease keeps it, until it is committed.
 """
@@ -34,6 +34,7 @@ from engine.mounts.table import MountTable
 __all__ = [
     "Capabilities",
     "Commit",
+    "Durability",
     "Info",
     "Kind",
     "Leftover",
@@ -52,6 +53,15 @@ class Kind(StrEnum):
     ACTIVE = "active"
     VIEW = "view"
     COMMITTED = "committed"
+
+
+class Durability(StrEnum):
+    """When the files of what is committed are made durable."""
+
+    FULL = "full"
+    """Before it is committed: what a call has returned survives power loss."""
+    LAZY = "lazy"
+    """When the kernel likes: the next to open the store after a power loss checks them first."""
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,11 +181,21 @@ class Snapshotter(Protocol):
         What its `sink` opens is an `engine.diff.compare.Comparison`.
         """
 
-    def sealing(self, *steps: Commit) -> list[Sealing]:
+    def sealing(self, *steps: Commit, flush: bool = True) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps.
 
+        Without `flush` their data is left to the kernel, and `commit` notes that (`flush`).
         Nothing for steps that are sealed already, nor from the first on that `commit` will refuse.
         """
+
+    def flushing(self) -> Sealing:
+        """Return what may be done elsewhere, again and again, while snapshots are written.
+
+        It makes durable what was written so far, so that a seal finds less to do.
+        """
+
+    def flush(self) -> None:
+        """Make durable what was committed without that; nothing to do is one look."""
 
     def commit(self, *steps: Commit) -> None:
         """Commit actives, bottom first, each durable before it is visible; seal what is not sealed.

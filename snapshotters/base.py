@@ -24,7 +24,7 @@ from engine.diff import acl
 from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
-from engine.fs.durable import flush_names
+from engine.fs.durable import flush_file_system, flush_names
 from engine.fs.removal import Unfinished, remove_entry
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
@@ -131,13 +131,13 @@ class BaseSnapshotter(ABC):
 
     def comparing(self, key: str) -> Target:
         """Return where a layer's entries are held against a committed snapshot."""
-        record = self._store.get(key)
+        record = self._store.look(key)
         if record.kind != Kind.COMMITTED:
             raise FailedPrecondition(f"snapshot {key} is {record.kind}, not committed")
         place = Whereabouts(
             folder=str(self._folder),
             number=record.id,
-            below=[above.id for above in self._store.parents(key)],
+            below=[above.id for above in self._store.parents(key, in_doubt=True)],
             standing=self.standing,
         )
         return Target(
@@ -147,17 +147,19 @@ class BaseSnapshotter(ABC):
             whiteout_names=self.capabilities.whiteout_names,
         )
 
-    def sealing(self, *steps: Commit) -> list[Sealing]:
+    def sealing(self, *steps: Commit, flush: bool = True) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps."""
         seals: list[Seal] = []
+        notes = self._store.unflushed() if flush else 0
         with suppress(EngineError):  # `commit` says what is wrong with a step
             for step, record, below in self._checked(steps):
                 if load_sealed(self._place(record)) is None or self._is_whole(record, below):
                     self._plan(seals, step, record, below)
-        return [
-            Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
-            for plan in seals
-        ]
+        return [_sealing(msgspec.structs.replace(plan, flush=flush, notes=notes)) for plan in seals]
+
+    def flushing(self) -> Sealing:
+        """Return what may be done elsewhere, again and again, while snapshots are written."""
+        return _sealing(Seal(settle=self.settle, folder=str(self._folder)))
 
     def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
         """Say whether a snapshot was written through a mount, on top of `below`."""
@@ -183,6 +185,14 @@ class BaseSnapshotter(ABC):
             )
         )
 
+    def flush(self) -> None:
+        """Make durable what was committed without that; nothing to do is one look."""
+        if notes := self._store.unflushed():
+            with os_errors(f"snapshots of {self.name}"):
+                flush_file_system(self._folder)
+            hit("snapshot.flush.done")
+            self._store.flushed(notes)
+
     def commit(self, *steps: Commit) -> None:
         """Commit actives, bottom first, each durable before it is visible; seal what is not sealed."""
         failure: EngineError | None = None
@@ -193,6 +203,8 @@ class BaseSnapshotter(ABC):
                 break
         ready: list[tuple[Commit, Usage]] = []
         outlines: list[Path] = []
+        in_doubt: set[str] = set()
+        flushed = 0
         try:
             for step, record, _ in self._checked(steps):
                 settled = load_sealed(self._place(record))
@@ -203,10 +215,13 @@ class BaseSnapshotter(ABC):
                         f"snapshot {step.key} is settled on another parent; remove it"
                     )
                 ready.append((step, Usage(settled.size, settled.inodes)))
+                flushed = max(flushed, settled.notes)
+                if not settled.is_flushed:
+                    in_doubt.add(step.name)
                 outlines.append(self._place(record) / OUTLINE)
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*ready)
+        self._store.commit(*ready, in_doubt=in_doubt, flushed=flushed)
         hit("snapshot.commit.recorded")
         with os_errors(f"snapshots of {self.name}"):
             for outline in outlines:
@@ -234,8 +249,8 @@ class BaseSnapshotter(ABC):
 
     def replace(self, step: Commit) -> list[Leftover]:
         """Put an active snapshot in the place of a committed one with the same layer."""
-        old, record = self._store.get(step.name), self._store.get(step.key)
-        below = self._store.parents(step.name)
+        old, record = self._store.look(step.name), self._store.get(step.key)
+        below = self._store.parents(step.name, in_doubt=True)
         seals: list[Seal] = []
         self._plan(seals, Commit(name=step.name, key=step.key, parent=old.parent), record, below)
         _, failure = Sealer()(msgspec.msgpack.encode(seals[0]))
@@ -291,7 +306,7 @@ class BaseSnapshotter(ABC):
 
     def measure(self, key: str) -> Usage:
         """Return what is on disk of a snapshot now."""
-        record = self._store.get(key)
+        record = self._store.look(key)
         with os_errors(f"snapshot {key}"), folder_descriptor(self._folder) as top:
             try:
                 with beneath(top, f"{record.id}/{TREE}".encode()) as tree:
@@ -305,7 +320,7 @@ class BaseSnapshotter(ABC):
 
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""
-        record = self._store.get(key)
+        record = self._store.look(key)
         if (table or MountTable.read()).uses(self._folder / str(record.id)):
             raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
         self._store.remove(key)
@@ -371,6 +386,10 @@ class BaseSnapshotter(ABC):
 
     def _tree(self, record: Snapshot) -> Path:
         return self._place(record) / TREE
+
+
+def _sealing(plan: Seal) -> Sealing:
+    return Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
 
 
 def _remove(parent: int, away: Path, until: float) -> None:

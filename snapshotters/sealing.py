@@ -6,7 +6,8 @@ is left for `commit` is a record. Nothing here knows a key or a parent's name: a
     <id>/fs         the tree, or the layer of it
     <id>/outline    an applied layer's tree as a value, until it is committed
     <id>/settling   there while, or since, the layer was settled only in part
-    <id>/sealed     on what it was settled, and what it takes up; its data is durable when this is there
+    <id>/sealed     on what it was settled, and what it takes up; its data is durable when this is
+                    there, or this says that it is not
 
 Of a snapshot that was written through a mount nothing on disk says so: that may go on at any time.
 """
@@ -48,26 +49,38 @@ class Settle(Protocol):
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers to seal: snapshot numbers below `folder`, each standing on the one before it."""
+    """Layers to seal: snapshot numbers below `folder`, each standing on the one before it.
+
+    Without layers what was written so far is flushed, and no more.
+    """
 
     settle: str
     """The name of what makes a `Settle`."""
     folder: str
-    below: list[int]
+    below: list[int] = []
     """What the first stands on, nearest first."""
-    layers: list[int]
-    parents: list[str]
+    layers: list[int] = []
+    parents: list[str] = []
     """The names of what each layer is settled on, "" for none."""
-    is_whole: bool
+    is_whole: bool = False
     """Whether there is one layer, and it is right as it is: written through a mount, or alone."""
+    flush: bool = True
+    """Whether the data of the layers is made durable, or left to the kernel."""
+    notes: int = 0
+    """What the flush covers of what was not flushed before (`MetaStore.unflushed`)."""
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """That a snapshot's data is settled on `parent` and durable."""
+    """That a snapshot's data is settled on `parent`, and durable if it `is_flushed`.
+
+    So is then what `notes` are about.
+    """
 
     parent: str
     size: int
     inodes: int
+    is_flushed: bool = True
+    notes: int = 0
 
 
 def load_sealed(snapshot: Path) -> Settled | None:
@@ -90,6 +103,9 @@ class Sealer:
         """Do what an encoded `Seal` says; return how many layers are sealed, and why not all are."""
         work = msgspec.msgpack.decode(argument, type=Seal)
         folder = Path(work.folder)
+        if not work.layers:
+            _flush(folder)
+            return 0, None
         usages: list[Usage] = []
         failure: EngineError | None = None
         try:
@@ -100,12 +116,18 @@ class Sealer:
         except EngineError as error:
             failure = error
         hit("snapshot.commit.settled")
-        if usages:
-            with os_errors(f"snapshots in {folder}"):
-                flush_file_system(folder)
+        if usages and work.flush:
+            _flush(folder)
         hit("snapshot.commit.flushed")
         for parent, number, usage in zip(work.parents, work.layers, usages, strict=False):
-            _mark(folder / str(number), Settled(parent=parent, size=usage.size, inodes=usage.inodes))
+            settled = Settled(
+                parent=parent,
+                size=usage.size,
+                inodes=usage.inodes,
+                is_flushed=work.flush,
+                notes=work.notes,
+            )
+            _mark(folder / str(number), settled)
         return len(usages), failure
 
     def _settled(self, work: Seal, folder: Path) -> Iterator[Usage]:
@@ -119,6 +141,11 @@ class Sealer:
         except BaseException:
             del self._settles[work.settle]  # what it remembers may be half of something
             raise
+
+
+def _flush(folder: Path) -> None:
+    with os_errors(f"snapshots in {folder}"):
+        flush_file_system(folder)
 
 
 def _begun(snapshots: Sequence[Path]) -> Iterator[tuple[Path, Outline]]:

@@ -4,7 +4,7 @@ Sync. Every byte is hashed on the way in. All is pinned by the caller's lease.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from engine.oci.digest import Digest, digest_of, hasher
 from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
 
-__all__ = ["Absent", "Follower", "Intake", "manifest_labels"]
+__all__ = ["Absent", "Follower", "Intake", "Nobody", "manifest_labels"]
 
 
 class Absent(NotFound):
@@ -32,14 +32,28 @@ class Absent(NotFound):
 class Follower(Protocol):
     """Works on the layers of an image while they come in; what it raises ends that."""
 
-    def following(self, image: ResolvedImage) -> AbstractContextManager[None]:
+    def following(self, image: ResolvedImage, /) -> AbstractContextManager[None]:
         """Follow the layers of an image, whose config is in the store, which the block brings in."""
 
-    def tell(self, digest: Digest, number: int, there: int) -> None:
+    def tell(self, digest: Digest, number: int, there: int, /) -> None:
         """Hear how many bytes of a blob are durable, and under what number."""
 
-    def come(self, digest: Digest, blob: Blob) -> None:
+    def come(self, digest: Digest, blob: Blob, /) -> None:
         """Hear that a blob is in the store."""
+
+
+class Nobody:
+    """Follows nothing."""
+
+    def following(self, _image: ResolvedImage, /) -> AbstractContextManager[None]:
+        """Let the block bring the layers in."""
+        return nullcontext()
+
+    def tell(self, _digest: Digest, _number: int, _there: int, /) -> None:
+        """Take note of nothing."""
+
+    def come(self, _digest: Digest, _blob: Blob, /) -> None:
+        """Take note of nothing."""
 
 
 class Intake:

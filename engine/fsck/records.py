@@ -30,6 +30,7 @@ from engine.kv.schema import (
     SNAPSHOTS,
     TOUCHED,
     TRASH,
+    UNFLUSHED,
     Blob,
     Image,
     Ingest,
@@ -74,6 +75,7 @@ _TABLES: tuple[Table[Any], ...] = (
     MARKS,
     TOUCHED,
     TRASH,
+    UNFLUSHED,
 )
 _IsUsed = Callable[[Transaction], bool]
 _KINDS = {str(kind) for kind in Kind}
@@ -168,6 +170,9 @@ class _Reading:
         elif table == TRASH.name:
             backend, namespace = names[1], ""
             mend = partial(_drop_trash, self._meta, names[0], backend)
+        elif table == UNFLUSHED.name:
+            backend, namespace = namespace, ""
+            mend = partial(_drop_note, self._meta, backend)
         elif table in {MARKS.name, TOUCHED.name}:
             mend = partial(_end_mark, self._meta, namespace)
         elif table == LEASE_ITEMS.name and not self._is_there(namespace, Node(LEASE, "", names[1])):
@@ -393,6 +398,12 @@ def _drop_trash(meta: Environment, kind: str, backend: str) -> str:
     with meta.write() as txn:
         TRASH.drop_damaged(txn, kind, backend)
     return "removed; what it was about belongs to nothing now, and is found by the next check"
+
+
+def _drop_note(meta: Environment, backend: str) -> str:
+    with meta.write() as txn:
+        UNFLUSHED.drop_damaged(txn, backend)
+    return "removed; its snapshot is looked at with the others"
 
 
 def _drop_items(meta: Environment, namespace: str, lease: str) -> str:

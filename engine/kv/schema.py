@@ -17,6 +17,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts
     clocks        "last"                     Clock        gc.clock
+    unflushed     backend id                 Unflushed    metadata.unflushed
     trash         kind backend number        Trash        whoever drops the record of bytes
     counters      sequence                   a number     blob numbers, snapshot ids
 
@@ -62,6 +63,7 @@ __all__ = [
     "TABLES",
     "TOUCHED",
     "TRASH",
+    "UNFLUSHED",
     "Blob",
     "Clock",
     "Holding",
@@ -77,6 +79,7 @@ __all__ = [
     "Snapshot",
     "Touched",
     "Trash",
+    "Unflushed",
     "now",
 ]
 
@@ -257,6 +260,20 @@ class MountRecord(Record, frozen=True):
     lease: str = ""
 
 
+class Unflushed(Record, frozen=True):
+    """A snapshot that was committed, at this time of this `boot`, before its files were flushed.
+
+    What is noted later has a higher number.
+    """
+
+    namespace: str
+    key: str
+    id: int
+    number: int
+    boot: str
+    at: int
+
+
 class Trash(Record, frozen=True):
     """Bytes that no record names any more: a blob number, or a snapshot id of a backend."""
 
@@ -279,6 +296,7 @@ MARKS = Table("marks", Mark)
 NAMESPACES = Table("namespaces", Namespace)
 CLOCKS = Table("clocks", Clock)
 MOUNTS = Table("mounts", MountRecord)
+UNFLUSHED = Table("unflushed", Unflushed)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
 
@@ -299,6 +317,7 @@ TABLES = tuple(
         CLOCKS,
         NAMESPACES,
         MOUNTS,
+        UNFLUSHED,
         TRASH,
         COUNTERS,
     )

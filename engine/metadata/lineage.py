@@ -5,7 +5,7 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -24,7 +24,7 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
-from engine.metadata import leases, ledger
+from engine.metadata import leases, ledger, unflushed
 from engine.metadata.digests import full_name
 from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
@@ -72,11 +72,24 @@ class MetaStore:
         self._namespace = namespace
 
     def get(self, key: str, *, lease: str = "") -> Snapshot:
-        """Return a record; with a lease, pin the snapshot in the same step. Raises NotFound."""
+        """Return a record; with a lease, pin the snapshot in the same step.
+
+        Raises NotFound, and DataLoss for one that is in doubt.
+        """
         with self._meta.write() if lease else self._meta.read() as txn:
-            record = self._get(txn, key)
+            record = self._sound(txn, key)
             self._pin(txn, key, lease)
             return record
+
+    def look(self, key: str) -> Snapshot:
+        """Return a record, in doubt or not: for who checks, mends or removes it. Raises NotFound."""
+        with self._meta.read() as txn:
+            return self._get(txn, key)
+
+    def _sound(self, txn: Transaction, key: str) -> Snapshot:
+        record = self._get(txn, key)
+        unflushed.check(txn, self._backend, record)
+        return record
 
     def _get(self, txn: Transaction, key: str) -> Snapshot:
         record = SNAPSHOTS.get(txn, self._backend, self._namespace, key)
@@ -91,15 +104,19 @@ class MetaStore:
                 raise DataLoss(record.error)
             yield record
 
-    def parents(self, key: str) -> list[Snapshot]:
-        """Return what a snapshot stands on, nearest first."""
+    def parents(self, key: str, *, in_doubt: bool = False) -> list[Snapshot]:
+        """Return what a snapshot stands on, nearest first; DataLoss if some is `in_doubt` unasked."""
         with self._meta.read() as txn:
-            return self._parents(txn, self._get(txn, key).parent)
+            get = self._get if in_doubt else self._sound
+            return self._parents(txn, self._get(txn, key).parent, get)
 
-    def _parents(self, txn: Transaction, name: str) -> list[Snapshot]:
+    @staticmethod
+    def _parents(
+        txn: Transaction, name: str, get: Callable[[Transaction, str], Snapshot]
+    ) -> list[Snapshot]:
         chain: list[Snapshot] = []
         while name:
-            chain.append(self._get(txn, name))
+            chain.append(get(txn, name))
             name = chain[-1].parent
         return chain
 
@@ -117,7 +134,7 @@ class MetaStore:
         with self._meta.write() as txn:
             if SNAPSHOTS.get(txn, self._backend, self._namespace, key):
                 raise AlreadyExists(f"snapshot {key} exists in {self._backend}")
-            if parent and self._get(txn, parent).kind != Kind.COMMITTED:
+            if parent and self._sound(txn, parent).kind != Kind.COMMITTED:
                 raise InvalidArgument(f"parent {parent} is not committed")
             at = now()
             if lease is None:
@@ -134,7 +151,7 @@ class MetaStore:
             )
             self._put(txn, record)
             self._pin(txn, key, lease, made=True)
-            return record, self._parents(txn, parent)
+            return record, self._parents(txn, parent, self._sound)
 
     def release(self, key: str, own: str = "") -> None:
         """Let a finished active snapshot or view stand without its lease; one of its `own` ends."""
@@ -161,27 +178,41 @@ class MetaStore:
         if record.parent and parent and parent != record.parent:
             raise InvalidArgument(f"snapshot {key} stands on {record.parent}, not on {parent}")
         below = record.parent or parent or ""
-        if below and self._get(txn, below).kind != Kind.COMMITTED:
+        if below and self._sound(txn, below).kind != Kind.COMMITTED:
             raise FailedPrecondition(f"parent {below} is not committed")
         return record, below
 
-    def commit(self, *steps: tuple[Commit, Usage]) -> None:
-        """Turn active snapshots, whose data is durable, into committed ones, in one transaction.
+    def unflushed(self) -> int:
+        """Return what to tell `flushed` after a flush that begins now; 0 if there is nothing to."""
+        with self._meta.read() as txn:
+            return unflushed.last(txn, self._backend)
 
-        When a step fails, those before it are committed.
+    def flushed(self, notes: int) -> None:
+        """Note that what was unflushed before is flushed."""
+        with self._meta.write() as txn:
+            unflushed.clear(txn, self._backend, notes)
+
+    def commit(
+        self, *steps: tuple[Commit, Usage], in_doubt: Collection[str] = (), flushed: int = 0
+    ) -> None:
+        """Turn active snapshots into committed ones, in one transaction.
+
+        Their data is durable, but for those whose names are `in_doubt`; so is what `flushed` is
+        about. When a step fails, those before it are committed.
         """
         failure: EngineError | None = None
         with self._meta.write() as txn:
+            unflushed.clear(txn, self._backend, flushed)
             for step, usage in steps:
                 try:
-                    self._commit(txn, step, usage)
+                    self._commit(txn, step, usage, in_doubt=step.name in in_doubt)
                 except EngineError as error:
                     failure = error
                     break
         if failure is not None:
             raise failure
 
-    def _commit(self, txn: Transaction, step: Commit, usage: Usage) -> None:
+    def _commit(self, txn: Transaction, step: Commit, usage: Usage, *, in_doubt: bool) -> None:
         """Commit one step; all that can be wrong with it is found out before anything is written."""
         label_rules.check(step.labels)
         ledger.check_lease(txn, self._namespace, step.lease)
@@ -200,6 +231,8 @@ class MetaStore:
         )
         ledger.drop(txn, self._namespace, snapshot_node(self._backend, record.key))
         self._put(txn, committed)
+        if in_doubt:
+            unflushed.note(txn, self._backend, self._namespace, committed)
         self._pin(txn, step.name, step.lease, made=True)
 
     def replace(self, old: Snapshot, new: Snapshot, usage: Usage) -> None:

@@ -6,7 +6,7 @@ Async. Commits wait for those below. Whatever happens, no active snapshot stays.
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,8 @@ class Work:
     """What the layers take up that are there already."""
     lease: HeldLease
     order: Order
+    flush: bool
+    """Whether its data is durable before it is committed."""
 
     def commit(self, key: str) -> Commit:
         """Return the step that makes an active snapshot this one."""
@@ -104,7 +106,7 @@ class Maker:
             await (
                 work.below.done.wait()
             )  # that process is not done before, and one look at a time is enough
-        show = partial(flight.report, Step.WAIT, f"another process unpacks {work.chain_id}", 1)
+        show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
             while (lock := await trio.to_thread.run_sync(take)) < 0:  # noqa: ASYNC110  no event comes
@@ -123,6 +125,7 @@ class Maker:
 
     async def _made(self, work: Work, flight: LayerFlight) -> Applied:
         key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
+        failures = self._shop.flusher.failures
         try:
             applied = await self._apply(work, flight, key)
             if work.below is not None:
@@ -132,7 +135,7 @@ class Maker:
             _count(work, flight, applied.entries, applied.bytes_unpacked)
             flight.is_ready.set()
             committer = self._shop.committer(self._namespace, work.snapshotter)
-            if not await committer.commit(work.commit(key), flight.report):
+            if not await committer.commit(work.commit(key), flight.report, failures, flush=work.flush):
                 await self._discard(work.snapshotter, key)
         except EngineError:
             await self._discard(work.snapshotter, key)
@@ -170,7 +173,9 @@ class Maker:
                 job = await trio.to_thread.run_sync(self._begin, work, key, parent)
                 show(0)
                 try:
-                    applied = await self._shop.pool.apply(job, show, partial(_more, arrival, slot))
+                    with self._flushing(work, show) as told:
+                        more = partial(_more, arrival, slot)
+                        applied = await self._shop.pool.apply(job, told, more)
                 except DataLoss:
                     # What was read went when an equal blob turned out to be here already.
                     if job.number == arrival.number:
@@ -179,6 +184,11 @@ class Maker:
                     continue
                 show(size)
                 return applied
+
+    def _flushing(
+        self, work: Work, show: Callable[[int], None]
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        return self._shop.flusher.beside(work.snapshotter, show) if work.flush else nullcontext(show)
 
     def _begin(self, work: Work, key: str, parent: str) -> ApplyJob:
         about = {labels.SNAPSHOT_REF: str(work.chain_id)}

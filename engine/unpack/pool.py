@@ -33,12 +33,13 @@ from engine.unpack.jobs import (
 )
 from engine.unpack.slots import Slots
 
-__all__ = ["More", "WorkerPool"]
+__all__ = ["COMMAND", "More", "WorkerPool"]
 
 More = Callable[[int], Awaitable[Arrived]]
 """Wait until more than so many bytes of a layer are there, and return how many are."""
 
-_COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
+COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
+"""What starts a worker process."""
 _PATIENCE_S = 0.5  # with a stopped or killed worker: one within a system call ends when that does
 
 
@@ -211,7 +212,7 @@ class WorkerPool:
     async def _start(self) -> _Worker:
         with os_errors("starting a worker process"):
             process = await trio.lowlevel.open_process(
-                _COMMAND,
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 process_group=0,  # Ctrl-C is for the engine, which then ends its workers

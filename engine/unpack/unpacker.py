@@ -20,7 +20,7 @@ from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.oci.digest import Digest
 from engine.progress import Report
-from engine.snapshots import Snapshotter, Usage
+from engine.snapshots import Durability, Snapshotter, Usage
 from engine.unpack.arrivals import Arrival
 from engine.unpack.committer import has
 from engine.unpack.layer_flight import LayerFlight
@@ -50,7 +50,15 @@ class Unpacked:
 class Unpacker:
     """Unpacks images of one namespace; each layer once, however many ask for it."""
 
-    def __init__(self, root: Path, namespace: str, content: ContentStore, workshop: Workshop) -> None:
+    def __init__(
+        self,
+        root: Path,
+        namespace: str,
+        content: ContentStore,
+        workshop: Workshop,
+        durability: Durability = Durability.FULL,
+    ) -> None:
+        self._is_durable = durability is Durability.FULL
         self._namespace = namespace
         self._content = content
         self._shop = workshop
@@ -83,6 +91,8 @@ class Unpacker:
         if strict:
             await self._odd(image, arrivals, strict=True)
         applied = await self._layers(image, first, snapshotter, lease, report, arrivals)
+        if self._is_durable:  # what was found, or made for others, may not be
+            await trio.to_thread.run_sync(snapshotter.flush)
         odd = await self._odd(image, arrivals)
         top = chain[-1] if chain else ""
         if top:
@@ -139,8 +149,10 @@ class Unpacker:
                     standing=standing,
                     lease=lease,
                     order=(asked, position),
+                    flush=self._is_durable,
                 )
-                key = (self._namespace, snapshotter.name, work.chain_id)
+                # By its blob, too: an image that lies about what is in it fails alone.
+                key = (self._namespace, snapshotter.name, work.chain_id, layer.descriptor.digest)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
                 if (made := await flight.result()) is not None:

@@ -21,6 +21,7 @@ from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import EngineError
 from engine.kv.environment import Environment
+from engine.memory import keep_memory
 from engine.oci.digest import parse_digest
 from engine.root import open_blobs
 from engine.snapshots import Sealing
@@ -58,9 +59,10 @@ def _read_exactly(fd: int, count: int) -> bytes:
 
 
 class _Supply:
-    """The bytes of the layer that is being applied: how many are there."""
+    """The bytes of the layer that is being applied: how many are there; `ask` asks for more."""
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Callable[[int], None]) -> None:
+        self._ask = ask
         self._news: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
         self.is_stopped = False
 
@@ -71,20 +73,22 @@ class _Supply:
         self.is_stopped = True
         self._news.put(None)
 
-    def wait(self) -> Arrived:
-        """Return how many there are, after the next news of it."""
+    def more(self, seen: int) -> tuple[int, bool]:
+        """Wait until there are more than `seen`; return how many, and whether those are all."""
+        if seen:  # what there is to begin with came along
+            self._ask(seen)
         arrived = self._news.get()
         if arrived is None:
             raise _Stopped
-        return arrived
+        return arrived.there, arrived.is_whole
 
 
 class _Stopped(Exception):
     """Nobody wants the layer any more."""
 
 
-def _read_orders(fd: int, jobs: "queue.Queue[tuple[Job, _Supply]]") -> None:
-    supply = _Supply()
+def _read_orders(fd: int, jobs: "queue.Queue[tuple[Job, _Supply]]", ask: Callable[[int], None]) -> None:
+    supply = _Supply(ask)
     while True:
         length = int.from_bytes(_read_exactly(fd, HEADER), "big")
         if length > LARGEST:
@@ -93,7 +97,7 @@ def _read_orders(fd: int, jobs: "queue.Queue[tuple[Job, _Supply]]") -> None:
         if isinstance(order, Arrived):
             supply.tell(order)
         elif isinstance(order, Job):
-            supply = _Supply()  # what still comes for the job before is nobody's
+            supply = _Supply(ask)  # what still comes for the job before is nobody's
             if isinstance(order, ApplyJob):
                 supply.tell(order.arrived)
             jobs.put((order, supply))
@@ -119,7 +123,7 @@ class _Worker:
 
     def run(self, job: Job, supply: _Supply) -> Reply:
         _send(self._out, Started())
-        failpoints.arm(job.failpoints)
+        failpoints.rearm(job.failpoints)
         try:
             if isinstance(job, SealJob):
                 return self._seal(job.sealing)
@@ -154,13 +158,7 @@ class _Worker:
             yield job.data
             return
 
-        def await_more(seen: int) -> tuple[int, bool]:
-            if seen:  # what there is to begin with came along
-                _send(self._out, Wants(seen))
-            arrived = supply.wait()
-            return arrived.there, arrived.is_whole
-
-        for piece in extents.follow(self._environment(job.root), job.number, await_more):
+        for piece in extents.follow(self._environment(job.root), job.number, supply.more):
             if supply.is_stopped:
                 raise _Stopped
             yield piece
@@ -186,14 +184,14 @@ def main() -> None:
     os.umask(0)
     _raise_file_limit()
     jobs: queue.Queue[tuple[Job, _Supply]] = queue.Queue()
-    thread = threading.Thread(
-        target=_read_orders, args=(sys.stdin.fileno(), jobs), name="orders", daemon=True
-    )
+    work = (sys.stdin.fileno(), jobs, lambda seen: _send(out, Wants(seen)))
+    thread = threading.Thread(target=_read_orders, args=work, name="orders", daemon=True)
     thread.start()
     worker = _Worker(out)
     # A layer's tree is many objects that live as long as the job: looking through them again and again
     # finds nothing, so garbage is looked for between jobs.
     gc.disable()
+    keep_memory()
     while True:
         _send(out, worker.run(*jobs.get()))
         gc.collect()

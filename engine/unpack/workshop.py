@@ -15,6 +15,7 @@ from engine.snapshots import Snapshotter
 from engine.unpack.arrivals import Arrivals
 from engine.unpack.committer import Committer
 from engine.unpack.flights import Flights
+from engine.unpack.flusher import Flusher
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.layer_locks import LayerLocks
 from engine.unpack.pool import WorkerPool
@@ -27,6 +28,7 @@ class Workshop:
 
     def __init__(self, root: Path) -> None:
         self.pool = WorkerPool(writers())
+        self.flusher = Flusher(self.pool)
         self.flights = Flights(LayerFlight)
         self.arrivals = Arrivals()
         self.locks = LayerLocks(root / "layers")
@@ -35,7 +37,7 @@ class Workshop:
 
     def committer(self, namespace: str, snapshotter: Snapshotter) -> Committer:
         """Return what commits the layers of a backend in a namespace."""
-        made = Committer(snapshotter, self.pool)
+        made = Committer(snapshotter, self.flusher)
         return self._committers.setdefault((namespace, snapshotter.name), made)
 
     async def aclose(self) -> None:
@@ -43,6 +45,7 @@ class Workshop:
         with trio.CancelScope(shield=True):
             for committer in self._committers.values():
                 await committer.idle()
+            await self.flusher.aclose()
             await self.pool.aclose()
 
 

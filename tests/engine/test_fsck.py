@@ -81,7 +81,7 @@ class World:
         return self.stores.check(names, apply=self.apply if repair else None)
 
     def apply(self, job: ApplyJob) -> Applied:
-        packed = [job.data] if job.data else extents.read(self.root.blobs, job.number, job.size)
+        packed = [job.data] if job.data else extents.read(self.root.blobs, job.number, job.arrived.there)
         return apply_layer(packed, job.target, diff_id=Digest(job.diff_id))
 
     def record(self, layer: int) -> Snapshot:
