@@ -11,7 +11,7 @@ more things in the same transaction:
 Bytes and folders are the callers'. What a record is, and what may be done to it, too.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -141,8 +141,7 @@ def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
     old = _readable(txn, namespace, node)
     before = _mentioned(node, old)
     after = set(mentions(node, record))
-    for mention in before - after:
-        _unlink(txn, namespace, node, mention)
+    _unlink(txn, namespace, node, before - after)
     for mention in after - before:
         _link(txn, namespace, node, mention)
     _note_layer(txn, namespace, node, old, record)
@@ -159,8 +158,7 @@ def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
     cannot be stays noted, until `lamina fsck --repair`.
     """
     record = _readable(txn, namespace, node)
-    for mention in _mentioned(node, record):
-        _unlink(txn, namespace, node, mention)
+    _unlink(txn, namespace, node, _mentioned(node, record))
     if node.kind == LEASE:
         let_go(txn, namespace, node.key)
     if node.kind == CONTENT and namespace != HOME:
@@ -190,10 +188,10 @@ def pin(txn: Transaction, namespace: str, lease: str, node: Node, *, made: bool 
 def let_go(txn: Transaction, namespace: str, lease: str) -> bool:
     """Remove some of what a lease held that ends or has ended; say whether that was all."""
     node = Node(LEASE, "", lease)
-    for item in islice(LEASE_ITEMS.survey_each(txn, namespace, lease), _LET_GO):
-        if isinstance(item, LeaseItem):
-            member = Node(item.kind, item.backend, item.key)
-            _unlink(txn, namespace, node, Mention(MEMBER, member))
+    some = islice(LEASE_ITEMS.survey_each(txn, namespace, lease), _LET_GO)
+    readable = [item for item in some if isinstance(item, LeaseItem)]
+    held = [Mention(MEMBER, Node(item.kind, item.backend, item.key)) for item in readable]
+    _unlink(txn, namespace, node, held)
     return LEASE_ITEMS.clear(txn, namespace, lease, most=_LET_GO)
 
 
@@ -209,7 +207,7 @@ def ended(txn: Transaction, namespace: str, leases: Collection[str] = ()) -> lis
 
 def unpin(txn: Transaction, namespace: str, lease: str, node: Node) -> bool:
     """Take an object out of a lease; say whether it was in it."""
-    _unlink(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, node))
+    _unlink(txn, namespace, Node(LEASE, "", lease), [Mention(MEMBER, node)])
     return LEASE_ITEMS.delete(txn, namespace, lease, *node)
 
 
@@ -250,8 +248,10 @@ def _link(txn: Transaction, namespace: str, node: Node, mention: Mention) -> Non
     MENTIONS.put(txn, record, namespace, token(mention.node), mention.how, token(node))
 
 
-def _unlink(txn: Transaction, namespace: str, node: Node, mention: Mention) -> None:
-    MENTIONS.delete(txn, namespace, token(mention.node), mention.how, token(node))
+def _unlink(txn: Transaction, namespace: str, node: Node, mentioned: Iterable[Mention]) -> None:
+    mine = token(node)
+    for mention in mentioned:
+        MENTIONS.delete(txn, namespace, token(mention.node), mention.how, mine)
 
 
 def _note_layer(
