@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from engine.archive.importer import Wanted
+from engine.beside import beside
 from engine.collecting import Collect, collecting, collector
 from engine.diff.apply import Applied
 from engine.errors import EngineError
@@ -27,11 +28,12 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
-from engine.snapshots import Snapshotter
+from engine.snapshots import Durability, Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.jobs import ApplyJob
 from engine.unpack.lease import HeldLease, begun_lease
-from engine.unpack.unpacker import CLEANUP_S, Unpacked, Unpacker
+from engine.unpack.making import CLEANUP_S
+from engine.unpack.unpacker import Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
 __all__ = ["Engine", "open_engine"]
@@ -47,12 +49,20 @@ class _Over(BaseException):
 class Engine:
     """An open engine; get one from `open_engine`. Its methods may run concurrently."""
 
-    def __init__(self, stores: Stores, workshop: Workshop, collect: Collect | None = None) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        workshop: Workshop,
+        collect: Collect | None = None,
+        durability: Durability = Durability.FULL,
+    ) -> None:
         """`collect` collects, if that is by a schedule."""
         self.stores = stores
         self._collect = collect or collector(stores)
         self._shop = workshop
-        self._unpacker = Unpacker(stores.root.path, stores.namespace, stores.content, workshop)
+        self._unpacker = Unpacker(
+            stores.root.path, stores.namespace, stores.content, workshop, durability
+        )
         self._heir = ""
 
     def using(self, lease: str) -> "Engine":
@@ -100,6 +110,7 @@ class Engine:
         importing = Importing(
             stores=self.stores,
             unpacker=self._unpacker,
+            arrivals=self._shop.arrivals,
             wanted=wanted,
             backend=backend,
             strict=strict,
@@ -209,7 +220,7 @@ class Engine:
         is_over = threading.Event()
 
         async def applied(job: ApplyJob) -> Applied:
-            async with pool.slot():
+            async with pool.slots.slot(()):
                 return await pool.apply(job, lambda _read: None)
 
         def apply(job: ApplyJob) -> Applied:
@@ -226,7 +237,7 @@ class Engine:
             finally:
                 is_over.set()
 
-        async with trio.open_nursery() as nursery:
+        async with beside() as nursery:
             nursery.start_soon(watch)
             work = partial(
                 self.stores.check, names, apply=apply if repair else None, tell=tell, report=reported
@@ -236,7 +247,6 @@ class Engine:
             except _Over:
                 await trio.lowlevel.checkpoint()
                 raise
-            nursery.cancel_scope.cancel()
         return checked
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:
@@ -263,19 +273,29 @@ async def open_engine(
     platform: Platform | None = None,
     create: bool = True,
     gc: Schedule | None = None,
+    durability: Durability | str = Durability.FULL,
 ) -> AsyncIterator[Engine]:
     """Open the store at `root`, made if need be, and close it after the block.
 
-    With `gc` it is collected by that schedule, all of it in the background.
+    With `gc` it is collected by that schedule, all of it in the background. With `durability` "lazy" the
+    files of layers are left to the kernel to write: what was not when the machine went down is checked
+    by the next to open the store, and unpacked anew.
 
     Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root,
     and without `create` NotFound where there is none.
     """
-    opened = open_stores(Path(root), namespace, platform or host_platform(), create=create)
+    durability = Durability(durability)
+    opened = open_stores(
+        Path(root),
+        namespace,
+        platform or host_platform(),
+        create=create,
+        passed=trio.from_thread.check_cancelled,
+    )
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
         async with open_workshop(stores.root) as workshop, collecting(stores, gc) as collect:
-            yield Engine(stores, workshop, collect)
+            yield Engine(stores, workshop, collect, durability)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(opened.__exit__, None, None, None)

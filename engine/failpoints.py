@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from engine.errors import EngineError, InvalidArgument
 
-__all__ = ["NAMES", "arm", "armed", "hit", "terms"]
+__all__ = ["NAMES", "arm", "armed", "hit", "rearm", "terms"]
 
 NAMES = frozenset(
     {
@@ -54,6 +54,10 @@ NAMES = frozenset(
         "compact.flushed",
         "compact.unlocked",
         "compact.renamed",
+        "snapshot.flush.done",
+        "doubts.checked",
+        "doubts.mended",
+        "doubts.dropped",
         "trash.moved",
         "trash.emptied",
     }
@@ -97,6 +101,13 @@ def arm(terms: str) -> None:
             raise InvalidArgument(f"no such failpoint: {term}")
         with _lock:
             _armed[name] = (action, int(nth or 1))
+
+
+def rearm(terms: str) -> None:
+    """Arm these and no others: for a process that is told anew with each piece of work."""
+    with _lock:
+        _armed.clear()
+    arm(terms)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One import, from a source to names: brought in, unpacked, and then named all at once.
+"""One import, from a source to names: brought in and unpacked, and then named all at once.
 
 Async.
 """
@@ -19,13 +19,19 @@ from engine.archive.importer import (
     about,
     import_images,
 )
+from engine.archive.intake import Nobody
+from engine.beside import beside
+from engine.content.image import ResolvedImage
 from engine.errors import FailedPrecondition
 from engine.failpoints import hit
+from engine.following import Following
 from engine.kv.schema import Image
+from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.progress import Report, Step
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
+from engine.unpack.arrivals import Arrival, Arrivals
 from engine.unpack.lease import HeldLease
 from engine.unpack.packing import mistyped
 from engine.unpack.unpacker import Unpacked, Unpacker
@@ -52,6 +58,7 @@ class Importing:
 
     stores: Stores
     unpacker: Unpacker
+    arrivals: Arrivals
     wanted: Wanted
     backend: Snapshotter | None
     strict: bool
@@ -60,33 +67,43 @@ class Importing:
 
     async def run(self, origin: Path | int, lease: HeldLease) -> ImportResult:
         """Import from a path or an open descriptor. What failed is left to the lease."""
-        brought = await trio.to_thread.run_sync(
-            partial(
-                import_images,
-                origin,
-                self.stores.content,
-                self.wanted,
-                spool=self.stores.root.trash,
-                lease=lease.id,
-                report=_cancellable(self.report),
-                check=self._check,
+        async with beside() as nursery:
+            unpack = partial(self._unpack, lease)
+            following = Following(self.arrivals, self.stores.namespace, nursery, unpack)
+            brought = await trio.to_thread.run_sync(
+                partial(
+                    import_images,
+                    origin,
+                    self.stores.content,
+                    self.wanted,
+                    spool=self.stores.root.trash,
+                    lease=lease.id,
+                    report=_cancellable(self.report),
+                    check=self._check,
+                    follower=following if self.backend else Nobody(),
+                )
             )
-        )
-        unpacked: dict[str, Unpacked] = {}
-        good: list[Imported] = []
-        for one in brought.images:
-            with brought.collecting(one.listed):
-                if self.backend:
-                    unpacked[one.target.digest] = await self.unpacker.unpack(
-                        one.image, self.backend, lease, self.report, strict=self.strict
-                    )
-                elif self.strict:
-                    await trio.to_thread.run_sync(self._check_types, one)
-                good.append(one)
+            unpacked: dict[str, Unpacked] = {}
+            good: list[Imported] = []
+            for one in brought.images:
+                with brought.collecting(one.listed):
+                    if self.backend:
+                        unpacked[one.target.digest] = await following.unpacked(one.image)
+                    elif self.strict:
+                        await trio.to_thread.run_sync(self._check_types, one)
+                    good.append(one)
         brought.check_some(good)
         targets = {name: one.target for one in good for name in one.names}
         images = await trio.to_thread.run_sync(self._put, targets)
         return ImportResult(images, brought.passed_over, brought.failed, unpacked)
+
+    async def _unpack(
+        self, lease: HeldLease, image: ResolvedImage, arrivals: Mapping[Digest, Arrival] | None
+    ) -> Unpacked:
+        assert self.backend
+        return await self.unpacker.unpack(
+            image, self.backend, lease, self.report, strict=self.strict, arrivals=arrivals
+        )
 
     def _check(self, images: Sequence[Planned]) -> None:
         """Find out before the work what would stop it after."""

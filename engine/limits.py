@@ -57,6 +57,8 @@ ZSTD_WINDOW = 128 * MIB
 XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 
 COLLECT_WAIT_S = 30  # for another collection of the same namespace that does not get on
+FLUSH_EVERY_S = 0.5  # while layers are written; between two flushes, however long one takes
+FLUSH_AFTER_S = 60.0  # what was not flushed; the kernel has written it by then (30 s by default)
 RECOVERY_S = 5.0  # seconds that whoever opens a store after a crash puts it in order for, at most
 VERIFIED_PAGES = 1 << 24  # of an LMDB file, 64 GiB: two bytes of memory for each
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd

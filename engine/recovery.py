@@ -1,7 +1,8 @@
 """What the first to open a store to write does after someone died in it, or the machine went down.
 
 Sync. Nobody needs it to be safe: what dead work made is held by its lease alone, and no folder is ever
-without a record. So it is quick, bounded in time, and nobody waits for whoever is at it:
+without a record. So it is quick, bounded in time, and nobody waits for whoever is at it; only what was
+committed without being flushed has to be checked first (`engine.doubts`):
 
     emptied    what was dropped is deleted; what there is no time for waits for a collection
     checked    after the machine went down: that the snapshots committed last are there, and as large
@@ -15,11 +16,12 @@ that were half written; folders without records to `fsck --repair`, as no crash 
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from engine import limits, plugins
 from engine.content.store import ContentStore
+from engine.doubts import flush_waiting, settle_doubts
 from engine.errors import DataLoss, EngineError, NotFound, os_errors
 from engine.failpoints import hit
 from engine.fs.durable import flush
@@ -57,15 +59,19 @@ def _noted_boot(root: Root) -> str:
         return ""
 
 
-def recover(root: Root) -> None:
-    """Put a store in order, if it is not; what cannot be done now is left for the next time."""
+def recover(root: Root, passed: Callable[[], None] = lambda: None) -> None:
+    """Put a store in order, if it is not; what cannot be done now is left for the next time.
+
+    `passed` is called often where it takes long, and may end it.
+    """
     try:
         with os_errors(f"root {root.path}"):
-            if is_in_order(root):
-                return
-            with _alone(root) as is_mine:
-                if is_mine:
-                    _recover(root)
+            if not is_in_order(root):
+                with _alone(root) as is_mine:
+                    if is_mine:
+                        _recover(root)
+            settle_doubts(root, passed)
+            flush_waiting(root, after_s=limits.FLUSH_AFTER_S)
     except EngineError as error:  # who opens a store wants to work: with a full disk to free it
         _log.warning("the store is not in order yet: %s", error)
 

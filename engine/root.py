@@ -7,6 +7,7 @@ Sync. Layout:
       lock                      flock: shared by every process that has the root open
       boot, recovery            in which it was last put in order, who is at it (`engine.recovery`)
       readers                   whose bytes are being read (`engine.content.holds`)
+      layers                    which layers are being made (`engine.unpack.layer_locks`)
       owners/                   a locked file for each process at work (`engine.processes`)
       meta.lmdb/                records (`engine.kv.schema`)
       blobs.lmdb/               bytes (`engine.content.extents`)

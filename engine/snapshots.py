@@ -11,7 +11,7 @@ a backend against them.
                     another parent than at prepare, or one where the backend cannot rebase:
                     InvalidArgument; parent unknown: NotFound, not committed: FailedPrecondition
     remove          unknown: NotFound; has children, or mounted: FailedPrecondition
-    stat, update, usage   unknown: NotFound
+    stat, update, usage   unknown: NotFound; in doubt since the machine went down: DataLoss
 
 A snapshot made under a lease is work in progress: only the lease keeps it, until it is committed.
 """
@@ -34,6 +34,7 @@ from engine.mounts.table import MountTable
 __all__ = [
     "Capabilities",
     "Commit",
+    "Durability",
     "Info",
     "Kind",
     "Leftover",
@@ -52,6 +53,15 @@ class Kind(StrEnum):
     ACTIVE = "active"
     VIEW = "view"
     COMMITTED = "committed"
+
+
+class Durability(StrEnum):
+    """When the files of what is committed are made durable."""
+
+    FULL = "full"
+    """Before it is committed: what a call has returned survives power loss."""
+    LAZY = "lazy"
+    """When the kernel likes: the next to open the store after a power loss checks them first."""
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +102,8 @@ class Capabilities:
     """The longest file name."""
     whiteout_names: bool
     """Whether a folder may have a name that begins with `.wh.`."""
+    shares: bool = False
+    """Whether the data of a layer that was applied before can be that of a snapshot on another base."""
 
     def check_layers(self, name: str, layers: int) -> None:
         """Raise FailedPrecondition if the backend `name` cannot stack so many."""
@@ -132,12 +144,14 @@ class Commit:
     """One step of a commit: active `key` becomes `name`, pinned by `lease`.
 
     `parent` rebases a snapshot that was prepared without one; None keeps what prepare was given.
+    `diff_id` says that the caller has verified what layer it is: only that makes its data be reused.
     """
 
     name: str
     key: str
     parent: str | None = None
     lease: str = ""
+    diff_id: str = ""
     labels: Labels = field(default_factory=dict)
 
 
@@ -162,6 +176,18 @@ class Snapshotter(Protocol):
     ) -> list[Mount]:
         """Make a read-only snapshot and return its mounts."""
 
+    def reusable(self, diff_id: str) -> Usage | None:
+        """Return what a layer takes up that is here to be reused, None if it is not."""
+
+    def reuse(
+        self, key: str, diff_id: str, *, labels: Labels | None = None, lease: str = ""
+    ) -> Usage | None:
+        """Make an active snapshot that is to have the data of a layer that is here, on any base.
+
+        In place of `prepare` and applying the layer; what it is on its base is worked out by `sealing`.
+        Return what it takes up, None if the layer is not here: then nothing was made.
+        """
+
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""
 
@@ -171,11 +197,21 @@ class Snapshotter(Protocol):
         What its `sink` opens is an `engine.diff.compare.Comparison`.
         """
 
-    def sealing(self, *steps: Commit) -> list[Sealing]:
+    def sealing(self, *steps: Commit, flush: bool = True) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps.
 
+        Without `flush` their data is left to the kernel, and `commit` notes that (`flush`).
         Nothing for steps that are sealed already, nor from the first on that `commit` will refuse.
         """
+
+    def flushing(self) -> Sealing:
+        """Return what may be done elsewhere, again and again, while snapshots are written.
+
+        It makes durable what was written so far, so that a seal finds less to do.
+        """
+
+    def flush(self) -> None:
+        """Make durable what was committed without that; nothing to do is one look."""
 
     def commit(self, *steps: Commit) -> None:
         """Commit actives, bottom first, each durable before it is visible; seal what is not sealed.

@@ -18,6 +18,7 @@ from engine import labels, plugins
 from engine.content.image import ResolvedImage, resolve
 from engine.content.present import present
 from engine.content.store import ContentStore
+from engine.doubts import flush_waiting
 from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound, Refused, os_errors
 from engine.fs.removal import UNFINISHED
 from engine.fsck.checking import Scope, check
@@ -266,7 +267,7 @@ class Stores:
             collected,
             snapshots=snapshots,
             left=left,
-            errors=[*collected.errors, *self._give_back(report)],
+            errors=[*collected.errors, *self._give_back(report), *self._flush()],
         )
 
     def enforce(self, policy: Policy, *, dry_run: bool = False, report: Report = silent) -> Enforced:
@@ -300,6 +301,13 @@ class Stores:
         for environment, spare in ((self.root.blobs, 0), (self.root.meta, _SPARE)):
             if why := give_back(environment, spare=spare, report=report).why:
                 yield f"freed space of {environment.path.name}: {why}"
+
+    def _flush(self) -> Iterator[str]:
+        """Flush what was committed without that; yield why it could not be."""
+        try:
+            flush_waiting(self.root, after_s=0)
+        except EngineError as error:
+            yield str(error)
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
         places = self.places(vanished=self.mounting.claims.stale() if dry_run else ())
@@ -407,8 +415,11 @@ def open_stores(
     *,
     readonly: bool = False,
     create: bool = True,
+    passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Stores]:
     """Open the stores at `path` for the length of a block.
+
+    `passed` is called often where that takes long, and may end it.
 
     With `create` they are made if need be, with `readonly` nothing is. NotFound where there are none.
 
@@ -416,7 +427,7 @@ def open_stores(
     """
     with open_root(path, readonly=readonly, create=create) as root:
         if not readonly:
-            recover(root)
+            recover(root, passed)
         stores = Stores(root, namespace, platform)
         try:
             yield stores

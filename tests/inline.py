@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from engine.root import Root
-from engine.unpack.jobs import Job, Reply
-from engine.unpack.pool import WorkerPool
-from engine.unpack.worker import _Worker
+from engine.unpack.jobs import ApplyJob, Job, Reply
+from engine.unpack.pool import More, WorkerPool
+from engine.unpack.worker import _Supply, _Worker
 
 __all__ = ["workers_inline"]
 
@@ -33,10 +33,19 @@ def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[list
 
     real = WorkerPool._run_once
 
-    async def at_home(_pool: object, job: Job, _progress: object) -> Reply:
+    async def at_home(_pool: object, job: Job, _progress: object, more: More) -> Reply:
         for gate in gates:
             await gate()
-        return await trio.to_thread.run_sync(working.run, job)
+
+        token = trio.lowlevel.current_trio_token()
+
+        def ask(seen: int) -> None:
+            supply.tell(trio.from_thread.run(more, seen, trio_token=token))
+
+        supply = _Supply(ask)
+        if isinstance(job, ApplyJob):
+            supply.tell(job.arrived)
+        return await trio.to_thread.run_sync(working.run, job, supply)
 
     monkeypatch.setattr(WorkerPool, "_run_once", at_home)
     try:

@@ -28,6 +28,7 @@ LAYERS = {
     "engine.fieldpaths": 0,
     "engine.identifiers": 0,
     "engine.limits": 0,
+    "engine.memory": 0,
     "engine.failpoints": 0,
     "engine.progress": 0,
     "engine.callables": 0,
@@ -58,8 +59,11 @@ LAYERS = {
     "engine.mounts.claims": 5,
     "engine.mounts.mounting": 5,
     "engine.recovery": 5,
+    "engine.doubts": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
+    "engine.beside": 5,
+    "engine.following": 5,
     "engine.importing": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
@@ -71,7 +75,9 @@ LAYERS = {
 
 ASYNC = {
     "engine.app",
+    "engine.beside",
     "engine.collecting",
+    "engine.following",
     "engine.gc.scheduler",
     "engine.importing",
     "engine.cli.running",
@@ -79,7 +85,19 @@ ASYNC = {
 }
 ASYNC |= {
     f"engine.unpack.{room}"
-    for room in ("flights", "lease", "pool", "committer", "unpacker", "workshop", "layer_flight")
+    for room in (
+        "arrivals",
+        "committer",
+        "flights",
+        "flusher",
+        "layer_flight",
+        "lease",
+        "making",
+        "pool",
+        "slots",
+        "unpacker",
+        "workshop",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
@@ -97,6 +115,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.budget",
     "engine.diff.layer",
     "engine.diff.outline",
+    "engine.diff.pax",
     "engine.diff.rules",
     "engine.gc.mark",
     "engine.fsck.findings",

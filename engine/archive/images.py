@@ -16,7 +16,7 @@ from engine.content.image import ResolvedImage, resolve
 from engine.diff.decompress import SNIFFED, sniff
 from engine.errors import AlreadyExists, Refused, printable
 from engine.failpoints import hit
-from engine.oci.digest import Digest, digest_of, parse_digest
+from engine.oci.digest import Digest, digest_of
 from engine.oci.documents import Descriptor, Manifest, parse_config
 from engine.oci.mediatypes import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Compression
 from engine.oci.platform import Platform
@@ -30,6 +30,9 @@ _DOCKER_LAYERS = {
 }
 
 
+_Store = Callable[[], tuple[Descriptor, ResolvedImage]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """An image whose documents are in order and whose blobs are all there, none of them stored yet.
@@ -40,7 +43,7 @@ class Planned:
     listed: Candidate
     target: Descriptor | None
     layers: int
-    store: Callable[[], tuple[Descriptor, ResolvedImage]]
+    store: _Store
     names: tuple[str, ...] = ()
     """In full; none for an image that will be called by its digest."""
 
@@ -75,8 +78,10 @@ def _plan_oci(listed: Candidate, target: Descriptor, intake: Intake, platform: P
 
 
 def _store_oci(image: ResolvedImage, intake: Intake) -> tuple[Descriptor, ResolvedImage]:
-    for descriptor in (image.manifest.config, *image.manifest.layers):
-        intake.store(descriptor)
+    intake.store(image.manifest.config)
+    with intake.follower.following(image):
+        for layer in image.manifest.layers:
+            intake.store(layer)
     # Parents after children, so that a label never names what is not there yet.
     intake.store(image.path[-1], manifest_labels(image.manifest))
     for above, below in zip(image.path[-2::-1], image.path[:0:-1], strict=True):
@@ -112,16 +117,24 @@ def _plan_docker(listed: Candidate, files: DockerFiles, intake: Intake, platform
         _docker_layer(name, diff_id, intake)
         for name, diff_id in zip(files.layers, config.diff_ids, strict=True)
     ]
-    target = None
+    store: _Store
     if all(layer.packing is Compression.NONE for layer in layers):
-        manifest = _manifest(data, [layer.descriptor(layer.diff_id) for layer in layers])
-        target = _described(msgspec.json.encode(manifest), DOCKER_MANIFEST)
-    return Planned(
-        listed=listed,
-        target=target,
-        layers=len(layers),
-        store=partial(_store_docker, data, layers, intake, platform),
-    )
+        image = _foretold(data, layers, platform)
+        target = image.path[0]
+        store = partial(_store_foretold, data, layers, image, intake)
+    else:
+        target = None
+        store = partial(_store_docker, data, layers, platform, intake)
+    return Planned(listed=listed, target=target, layers=len(layers), store=store)
+
+
+def _foretold(config: bytes, layers: list[_DockerLayer], platform: Platform) -> ResolvedImage:
+    """Return what an image will be whose layers are not packed: their diff IDs are their digests."""
+    manifest = _manifest(config, [layer.descriptor(layer.diff_id) for layer in layers])
+    encoded = msgspec.json.encode(manifest)
+    target = _described(encoded, DOCKER_MANIFEST)
+    documents = {target.key: encoded, manifest.config.key: config}
+    return resolve(target, platform, lambda descriptor, _limit: documents[descriptor.key])
 
 
 def _docker_layer(name: str, diff_id: Digest, intake: Intake) -> _DockerLayer:
@@ -141,28 +154,44 @@ def _described(data: bytes, media_type: str) -> Descriptor:
     return Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
 
 
+def _store_foretold(
+    config: bytes, layers: list[_DockerLayer], image: ResolvedImage, intake: Intake
+) -> tuple[Descriptor, ResolvedImage]:
+    intake.put(config, DOCKER_CONFIG, {})
+    with intake.follower.following(image):
+        for layer in layers:
+            _store_layer(layer, intake)
+    return _store_manifest(image.manifest, intake), image
+
+
 def _store_docker(
-    config: bytes, layers: list[_DockerLayer], intake: Intake, platform: Platform
+    config: bytes, layers: list[_DockerLayer], platform: Platform, intake: Intake
 ) -> tuple[Descriptor, ResolvedImage]:
     manifest = _manifest(config, [_store_layer(layer, intake) for layer in layers])
     intake.put(config, DOCKER_CONFIG, {})
+    target = _store_manifest(manifest, intake)
+    return target, resolve(target, platform, intake.stored)
+
+
+def _store_manifest(manifest: Manifest, intake: Intake) -> Descriptor:
     encoded = msgspec.json.encode(manifest)
     target = intake.put(encoded, DOCKER_MANIFEST, manifest_labels(manifest))
     hit("import.labelled")
-    return target, resolve(target, platform, intake.stored)
+    return target
 
 
 def _store_layer(layer: _DockerLayer, intake: Intake) -> Descriptor:
     # A layer that is not packed is named by its diff ID: one that is here need not be read at all.
     expected = layer.diff_id if layer.packing is Compression.NONE else None
-    digest = expected
+    # Without a digest to resume towards, only this import may go on with what it wrote: the
+    # same tree packed by another tool has other bytes.
+    ref = f"import-{expected or f'{intake.lease}-{layer.diff_id}'}"
     try:
-        # Without a digest to resume towards, only this import may go on with what it wrote: the
-        # same tree packed by another tool has other bytes.
-        ref = f"import-{expected or f'{intake.lease}-{layer.diff_id}'}"
         with intake.begin(ref, expected, layer.size) as writer:
             intake.copy(layer.name, writer, layer.size, layer.diff_id)
-            digest = parse_digest(writer.commit().digest)
+            blob = writer.commit()
     except AlreadyExists:
-        pass
-    return layer.descriptor(str(digest))
+        blob = intake.found(layer.diff_id)
+    if expected:
+        intake.follower.come(expected, blob)
+    return layer.descriptor(blob.digest)

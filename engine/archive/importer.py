@@ -14,7 +14,7 @@ from typing import TypeVar
 from engine.archive.choosing import asked_for, for_platform, full_name, full_names, grouped, merged
 from engine.archive.contents import Candidate, find_images
 from engine.archive.images import Planned, plan
-from engine.archive.intake import Intake
+from engine.archive.intake import Follower, Intake
 from engine.archive.opening import open_source, title
 from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
@@ -114,7 +114,7 @@ def about(listed: Candidate, error: E) -> E:
     return named
 
 
-def import_images(
+def import_images(  # noqa: PLR0913  what an import stands between
     origin: Path | int,
     content: ContentStore,
     wanted: Wanted,
@@ -123,19 +123,20 @@ def import_images(
     lease: str,
     report: Report,
     check: Callable[[Sequence[Planned]], None],
+    follower: Follower,
 ) -> Brought:
     """Store the images of a source, a path or an open descriptor.
 
-    `spool` is a folder on the store's disk, for what must be read twice.
-    `check` may raise once it is known what will come, before it comes. Raises NotFound for a file, a
-    platform or an image that is not there, Refused for what is no image or breaks a rule, if it was
-    asked for or nothing else came in.
+    `spool` is a folder on the store's disk, for what must be read twice. `follower` hears of layers as
+    they come in. `check` may raise once it is known what will come, before it comes. Raises NotFound for
+    a file, a platform or an image that is not there, Refused for what is no image or breaks a rule, if
+    it was asked for or nothing else came in.
     """
     where = title(origin)
     item = origin.name if isinstance(origin, Path) else where
     with open_source(origin, spool, partial(report, Step.READ, item)) as opened:
         contents = find_images(opened.files, where, opened.stem)
-        intake = Intake(contents.files, content, lease, report, Room(spool))
+        intake = Intake(contents.files, content, lease, report, Room(spool), follower)
         work = _Import(wanted, opened.stem, Brought(where, asked=bool(wanted.refs)))
         planned = work.named(work.planned(contents.images, intake), len(contents.images))
         check(planned)

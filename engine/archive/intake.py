@@ -4,35 +4,73 @@ Sync. Every byte is hashed on the way in. All is pinned by the caller's lease.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Protocol
 
 from engine import labels, limits
 from engine.archive.contents import blob_name, read_small
 from engine.archive.source import Source
+from engine.content.image import ResolvedImage
 from engine.content.ingests import BeingWritten
 from engine.content.store import ContentStore
 from engine.content.writer import Writer
 from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
 from engine.fs.room import Room
+from engine.kv.schema import Blob
 from engine.oci.digest import Digest, digest_of, hasher
 from engine.oci.documents import Descriptor, Manifest
 from engine.progress import Report, Step
 
-__all__ = ["Absent", "Intake", "manifest_labels"]
+__all__ = ["Absent", "Follower", "Intake", "Nobody", "manifest_labels"]
 
 
 class Absent(NotFound):
     """A document that neither the source nor the store has; an image may do without."""
 
 
+class Follower(Protocol):
+    """Works on the layers of an image while they come in; what it raises ends that."""
+
+    def following(self, image: ResolvedImage, /) -> AbstractContextManager[None]:
+        """Follow the layers of an image, whose config is in the store, which the block brings in."""
+
+    def tell(self, digest: Digest, number: int, there: int, /) -> None:
+        """Hear how many bytes of a blob are durable, and under what number."""
+
+    def come(self, digest: Digest, blob: Blob, /) -> None:
+        """Hear that a blob is in the store."""
+
+
+class Nobody:
+    """Follows nothing."""
+
+    def following(self, _image: ResolvedImage, /) -> AbstractContextManager[None]:
+        """Let the block bring the layers in."""
+        return nullcontext()
+
+    def tell(self, _digest: Digest, _number: int, _there: int, /) -> None:
+        """Take note of nothing."""
+
+    def come(self, _digest: Digest, _blob: Blob, /) -> None:
+        """Take note of nothing."""
+
+
 class Intake:
-    """One import's way into the store."""
+    """One import's way into the store, with whom `follower` keeps up."""
 
     def __init__(
-        self, source: Source, content: ContentStore, lease: str, report: Report, room: Room
+        self,
+        source: Source,
+        content: ContentStore,
+        lease: str,
+        report: Report,
+        room: Room,
+        follower: Follower,
     ) -> None:
         self.source = source
         self.lease = lease
+        self.follower = follower
         self._content = content
         self._report = report
         self._room = room
@@ -100,8 +138,10 @@ class Intake:
         try:
             writer = self.begin(f"import-{digest}", digest, descriptor.size)
         except AlreadyExists:
-            _check_size(descriptor, self._content.info(digest).size)
+            blob = self.found(digest)
+            _check_size(descriptor, blob.size)
             self._merge_labels(digest, about)
+            self.follower.come(digest, blob)
             return
         name = blob_name(digest)
         size = self.source.size(name)
@@ -113,7 +153,7 @@ class Intake:
                 writer.abort()
                 _check_size(descriptor, size)
             self.copy(name, writer, descriptor.size, digest)
-            writer.commit(about)
+            self.follower.come(digest, writer.commit(about))
 
     def put(self, data: bytes, media_type: str, about: labels.Labels) -> Descriptor:
         """Bring in a document that the source does not have as it stands, and return what it is."""
@@ -127,6 +167,10 @@ class Intake:
             self._merge_labels(digest, about)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
+    def found(self, digest: Digest) -> Blob:
+        """Return the record of a blob that is here already."""
+        return self._content.info(digest)
+
     def _merge_labels(self, digest: Digest, about: labels.Labels | None) -> None:
         if about:
             self._content.update(digest, about)
@@ -135,12 +179,14 @@ class Intake:
         """Write what a writer has not got yet of a file."""
         show = partial(self._report, Step.STORE, item, size)
         show(writer.offset)
+        self.follower.tell(item, *writer.durable)
         if writer.offset == size:  # all of it was there, or another namespace shares it
             return
         for piece in _from_offset(self.source.read(name), writer.offset):
             if growth := self._content.growth(len(piece)):
                 self._room.take(growth)
             writer.write(piece)
+            self.follower.tell(item, *writer.durable)
             show(writer.offset)
 
     def begin(self, ref: str, expected: Digest | None, size: int) -> Writer:

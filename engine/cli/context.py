@@ -17,6 +17,7 @@ from engine.cli.output import View
 from engine.errors import InvalidArgument
 from engine.filters import Filter, check_expressions, parse_all
 from engine.oci.platform import Platform, parse_platform
+from engine.snapshots import Durability
 from engine.stores import Stores, host_platform, open_stores
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Context",
     "action",
     "default_root",
+    "durability_option",
     "filter_option",
     "lease_option",
     "listing",
@@ -115,5 +117,11 @@ snapshotter_option = click.option(
 )
 platform_option = click.option(
     "--platform", callback=_platform, metavar="OS/ARCH", help="Of a multi-platform image."
+)
+durability_option = click.option(
+    "--durability",
+    type=click.Choice([str(one) for one in Durability]),
+    default=str(Durability.FULL),
+    help="With lazy the kernel flushes layers; after a power cut they are checked.",
 )
 replace_option = click.option("--replace", is_flag=True, help="Let a name move to another image.")

@@ -14,6 +14,7 @@ from engine.cli.bars import progress
 from engine.cli.context import (
     Context,
     action,
+    durability_option,
     lease_option,
     platform_option,
     replace_option,
@@ -46,6 +47,7 @@ _SHOWN = 20  # lines of one kind; an index may list 10,000
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @replace_option
+@durability_option
 @lease_option
 @action
 @click.pass_obj
@@ -59,6 +61,7 @@ def import_(
     no_unpack: bool,
     strict: bool,
     replace: bool,
+    durability: str,
     lease: str,
     view: View,
 ) -> None:
@@ -84,7 +87,7 @@ def import_(
             )
         return result, _shape(engine.stores, result, backend)
 
-    result, shown = run(context, work, create=True)
+    result, shown = run(context, work, create=True, durability=durability)
     _tell(result, view)
     if not view.json:
         _say([f"lamina: {one.error}" for one in result.failed[1:]], say)  # the first ends the command

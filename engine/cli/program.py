@@ -189,7 +189,7 @@ def run() -> int:
     try:
         signals.raising()
         logging.getLogger().addHandler(_NOWHERE)  # stderr is for one line, the error
-        for told in ("engine.kv.turn", "engine.recovery"):
+        for told in ("engine.kv.turn", "engine.recovery", "engine.doubts"):
             logging.getLogger(told).addHandler(_WAITING)
         failpoints.arm(os.environ.get("LAMINA_FAILPOINTS", ""))
         if _COMPLETE in os.environ:

@@ -17,7 +17,13 @@ __all__ = ["run", "run_loop"]
 T = TypeVar("T")
 
 
-def run(context: Context, work: Callable[[Engine], Awaitable[T]], *, create: bool = False) -> T:
+def run(
+    context: Context,
+    work: Callable[[Engine], Awaitable[T]],
+    *,
+    create: bool = False,
+    durability: str = "full",
+) -> T:
     """Run `work` on an open engine, for commands that take long; only `create` makes a store.
 
     A signal that comes after `work` is too late: what was made stays, so that is what the command says.
@@ -25,7 +31,9 @@ def run(context: Context, work: Callable[[Engine], Awaitable[T]], *, create: boo
     done: list[T] = []
 
     async def opened() -> None:
-        opening = open_engine(context.root, namespace=context.namespace, create=create)
+        opening = open_engine(
+            context.root, namespace=context.namespace, create=create, durability=durability
+        )
         async with opening as engine:
             done.append(await work(engine))
 

@@ -7,7 +7,14 @@ import click
 from engine.app import Engine
 from engine.cli.bars import progress
 from engine.cli.completion import image_names
-from engine.cli.context import Context, action, lease_option, platform_option, snapshotter_option
+from engine.cli.context import (
+    Context,
+    action,
+    durability_option,
+    lease_option,
+    platform_option,
+    snapshotter_option,
+)
 from engine.cli.output import View, document, human_bytes, write
 from engine.cli.running import run
 from engine.oci.platform import Platform
@@ -21,6 +28,7 @@ __all__ = ["unpack"]
 @snapshotter_option
 @platform_option
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
+@durability_option
 @lease_option
 @action
 @click.pass_obj
@@ -30,6 +38,7 @@ def unpack(
     snapshotter: str | None,
     platform: Platform | None,
     strict: bool,
+    durability: str,
     lease: str,
     view: View,
 ) -> None:
@@ -43,15 +52,16 @@ def unpack(
             )
         return backend, unpacked
 
-    backend, done = run(context, work)
+    backend, done = run(context, work, durability=durability)
     if view.json:
         document({"snapshotter": backend, **asdict(done)})
         return
     for note in done.mistyped:
         view.tell(note)
     left_out = f", {done.xattrs_left_out} xattrs left out" if done.xattrs_left_out else ""
+    reused = f", {done.reused} reused from another base" if done.reused else ""
     view.tell(
         f"unpacked {done.applied} of {done.layers} layers: {done.entries} entries, "
-        f"{human_bytes(done.bytes_unpacked)}{left_out}"
+        f"{human_bytes(done.bytes_unpacked)}{left_out}{reused}"
     )
     write([done.chain_id])

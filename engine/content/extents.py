@@ -9,19 +9,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from itertools import count
 
 from engine.errors import DataLoss
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import EXTENT
+from engine.memory import keep_memory
 
-__all__ = ["append", "drop", "feed", "numbers", "read", "stored_bytes", "view"]
+__all__ = ["append", "drop", "feed", "follow", "numbers", "read", "stored_bytes", "view"]
 
 _RELEASE_EVERY = 32  # extents read between two calls that give their memory back
 _FED_AT_ONCE = 16  # extents in one transaction, some milliseconds to a hash
 _FED_UNRELEASED = 2048  # extents, 2 GiB: to give memory back takes a twentieth of the time to hash it
 _DROP_AT_ONCE = 128  # extents, and ends of blobs, in one transaction: others can write in between
-_KEPT_MEMORY = 16 << 20  # what a transaction takes
 
 
 def _key(number: int, index: int) -> bytes:
@@ -34,7 +34,7 @@ def append(blobs: Environment, number: int, index: int, data: memoryview) -> int
     All of `data` but the blob's last extent must be whole extents. LMDB holds a transaction's pages
     in memory: keep `data` under 16 MiB.
     """
-    _keep_memory()
+    keep_memory()
     with blobs.write() as txn:
         for start in range(0, len(data), EXTENT):
             txn.raw.put(_key(number, index), data[start : start + EXTENT])
@@ -42,24 +42,28 @@ def append(blobs: Environment, number: int, index: int, data: memoryview) -> int
     return index
 
 
-@cache
-def _keep_memory() -> None:
-    """Let the allocator keep what a transaction gave back, for the next.
-
-    glibc learns it from what is freed (mallopt(3), M_MMAP_THRESHOLD). Else each page of each extent
-    is a page fault, which takes longer than to copy it.
-    """
-    bytearray(_KEPT_MEMORY)
-
-
 def read(blobs: Environment, number: int, size: int) -> Iterator[bytes]:
-    """Yield a blob's extents in order.
+    """Yield a blob's extents in order, as `follow`."""
+    return follow(blobs, number, lambda _seen: (size, True))
 
-    Each is copied in a transaction that ends before it is handed out: a reader that takes its time
-    never holds back the pages that others free. Raises DataLoss where an extent is missing or has
-    the wrong length.
+
+def follow(
+    blobs: Environment, number: int, await_more: Callable[[int], tuple[int, bool]]
+) -> Iterator[bytes]:
+    """Yield the extents of a blob in order, while they are still being written.
+
+    `await_more` waits until there are more than so many bytes, and returns how many, and whether those
+    are all. Each extent is copied in a transaction that ends before it is handed out: a reader that
+    takes its time never holds back the pages that others free. Raises DataLoss where an extent is
+    missing or has the wrong length.
     """
-    for index in range(-(-size // EXTENT)):
+    size, is_whole = 0, False
+    for index in count():
+        start = index * EXTENT
+        while not is_whole and size < start + EXTENT:  # the last extent is written anew as it grows
+            size, is_whole = await_more(size)
+        if start >= size:
+            return
         with view(blobs, number, index, size) as extent:
             piece = bytes(extent)
         yield piece

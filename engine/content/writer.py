@@ -123,6 +123,11 @@ class Writer:
         return self._index * EXTENT + len(self._tail)
 
     @property
+    def durable(self) -> tuple[int, int]:
+        """The number under which bytes are durable, 0 as long as there are none, and how many are."""
+        return self._record.number if self._stored else 0, self._stored
+
+    @property
     def digest(self) -> Digest:
         """The digest of the bytes written so far."""
         if self._borrowed:

@@ -13,7 +13,7 @@ from engine.callables import named
 from engine.diff.budget import Budget
 from engine.diff.decompress import decompressed
 from engine.diff.layer import LayerTree, Sink, dissolve
-from engine.diff.pipeline import ahead
+from engine.diff.pipeline import ahead, behind
 from engine.diff.rules import Rules
 from engine.diff.tar import TarReader
 from engine.errors import os_errors
@@ -32,6 +32,8 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     bytes_unpacked: int
     entries: int
     xattrs_left_out: int
+    is_reused: bool = False
+    """Whether nothing had to be done: its data was here, and takes up so much."""
 
 
 def apply_layer(
@@ -72,15 +74,15 @@ def stream(
             read += len(piece)
             progress(read)
 
-    def hashed() -> Iterator[bytes]:
+    def hashed(digest: Callable[[bytes], None]) -> Iterator[bytes]:
         nonlocal unpacked
         for piece in decompressed(counted(), limits.LAYER):
-            running.update(piece)
+            digest(piece)
             unpacked += len(piece)
             yield piece
 
     rules = Rules(budget, name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
-    with ahead(hashed()) as pieces:
+    with behind(running.update) as digest, ahead(hashed(digest)) as pieces:
         without = _build(pieces, rules, budget, sink)
     return Applied(
         diff_id=f"{running.name}:{running.hexdigest()}",

@@ -1,16 +1,16 @@
-"""Run the front half of a pipeline on a thread of its own, a bounded few pieces ahead.
+"""Run parts of a pipeline on threads of their own, a bounded few pieces ahead or behind.
 
-Sync. Inflating and hashing release the interpreter lock, so that they overlap with the system calls
-of the back half.
+Sync. Inflating and hashing release the interpreter lock, so that they overlap with each other and with
+the system calls of the rest.
 """
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["ahead", "behind"]
 
 T = TypeVar("T")
 _DEPTH = 4  # pieces in flight: enough to smooth a large file, few enough to bound memory
@@ -56,6 +56,46 @@ def ahead(pieces: Iterable[T]) -> Iterator[Iterator[T]]:
         while thread.is_alive():
             _drain(box)
             thread.join(0.01)
+
+
+@contextmanager
+def behind(take: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
+    """Give a function that has `take` called with each piece in order, from the second on a thread.
+
+    All is done when the block ends; an error of the thread is raised then.
+    """
+    box: queue.Queue[T | _End] = queue.Queue(_DEPTH)
+    errors: list[BaseException] = []
+
+    def consume() -> None:
+        while not isinstance(piece := box.get(), _End):
+            try:
+                if not errors:
+                    take(piece)
+            except BaseException as caught:  # noqa: BLE001  it is raised again in the giver
+                errors.append(caught)
+
+    thread = threading.Thread(target=consume, name="behind", daemon=True)
+    is_first = True
+
+    def give(piece: T) -> None:
+        nonlocal is_first
+        if is_first:  # and mostly the last: to start a thread takes as long as all else of a small layer
+            is_first = False
+            take(piece)
+            return
+        if thread.ident is None:
+            thread.start()
+        box.put(piece)
+
+    try:
+        yield give
+    finally:
+        if thread.ident is not None:
+            box.put(_End(None))
+            thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _drain(box: "queue.Queue[T | _End]") -> None:

@@ -6,7 +6,7 @@ name among ordinary ones. How layers combine is in docs/layers.md.
 """
 
 from collections.abc import Iterable, Iterator
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 import msgspec
 
@@ -33,7 +33,7 @@ _CAPABILITY_SIZES = {0x02000000: 20, 0x03000000: 24}  # linux/capability.h; no k
 _CAPABILITY_EFFECTIVE = 0x1  # the one flag beside the revision
 
 
-class Action(Enum):
+class Action(IntEnum):
     """What there is to do for one entry."""
 
     DIRECTORY = auto()
@@ -69,6 +69,9 @@ _ACTIONS = {
 }
 
 
+_FILE = Action.FILE  # most entries are: here no look-up in an enumeration
+
+
 class Rules:
     """The rules over one layer, whose entries `budget` counts."""
 
@@ -76,20 +79,41 @@ class Rules:
         self._budget = budget
         self._name_bytes = name_bytes
         self._whiteout_names = whiteout_names
+        self._last = (b"", b"")  # the last entry's folder: the path as named, checked, and as meant
         self.xattrs_left_out = 0
 
     def operations(self, entries: Iterable[Entry]) -> Iterator[Operation]:
         """Yield what to do for each entry; Refused for one that breaks a rule."""
         for entry in entries:
             self._budget.entry()
-            parts = _parts(entry.name)
-            if not parts:
-                _check_root(entry)
+            place = self._place(entry)
+            if place is None:
                 continue
-            self._check_parts(parts, entry.name)
-            operation = self._operation(entry, b"/".join(parts[:-1]), parts[-1])
+            parent, name = place
+            if name.startswith(WHITEOUT_PREFIX):
+                operation = _marker(entry, parent, name)
+            else:
+                operation = self._operation(entry, parent, name)
             if operation is not None:
                 yield operation
+
+    def _place(self, entry: Entry) -> tuple[bytes, bytes] | None:
+        """Return the place of an entry; None for the root's, and what means nothing here."""
+        above, _, name = entry.name.rstrip(b"/").rpartition(b"/")
+        is_odd = name in _ODD_PARTS or b"\0" in name
+        if above == self._last[0] and not is_odd and len(name) <= self._name_bytes:
+            return self._last[1], name  # as for most entries
+        parts = _parts(entry.name)
+        if not parts:
+            _check_root(entry)
+            return None
+        self._check_parts(parts, entry.name)
+        parent = b"/".join(parts[:-1])
+        if b".wh..wh." in parent and not _AUFS_OWN.isdisjoint(parts[:-1]):
+            return None
+        if not is_odd:
+            self._last = (above, parent)
+        return parent, parts[-1]
 
     def check_folder_name(self, name: bytes) -> None:
         """Check the name of a folder: through a link, no entry needs to have named it."""
@@ -121,26 +145,24 @@ class Rules:
         if not self._whiteout_names:
             raise Refused(f"{printable(name)!r}: this backend cannot hold such a folder")
 
-    def _operation(self, entry: Entry, parent: bytes, name: bytes) -> Operation | None:
-        if b".wh..wh." in parent and not _AUFS_OWN.isdisjoint(parent.split(b"/")):
-            return None
-        if name.startswith(WHITEOUT_PREFIX):
-            return _marker(entry, parent, name)
-        _check_attributes(entry)
-        kept = self._xattrs(entry)
-        if kept is not entry.xattrs:
-            entry = msgspec.structs.replace(entry, xattrs=kept)
+    def _operation(self, entry: Entry, parent: bytes, name: bytes) -> Operation:
+        if entry.uid > _HIGHEST_ID or entry.gid > _HIGHEST_ID:
+            raise Refused(f"{printable(entry.name)!r} has an owner out of range")
+        if entry.xattrs:
+            entry = msgspec.structs.replace(entry, xattrs=self._xattrs(entry))
         if not 0 <= entry.mtime <= _LATEST:
             entry = msgspec.structs.replace(entry, mtime=0)  # as containerd does
+        if entry.size > limits.FILE:
+            raise Refused(f"{printable(entry.name)!r} is over {limits.FILE} bytes large")
         action = _ACTIONS[entry.type]
+        if action is _FILE:
+            return Operation(action, parent, name, entry)
         if action is Action.HARDLINK:
             return Operation(action, parent, name, entry, self._link_target(entry))
         if action is Action.SYMLINK:
             _check_symlink(entry)
         elif action is Action.NODE:
             _check_node(entry)
-        elif entry.size > limits.FILE:
-            raise Refused(f"{printable(entry.name)!r} is over {limits.FILE} bytes large")
         return Operation(action, parent, name, entry)
 
     def _link_target(self, entry: Entry) -> bytes:
@@ -152,8 +174,6 @@ class Rules:
         return b"/".join(parts)
 
     def _xattrs(self, entry: Entry) -> dict[bytes, bytes]:
-        if not entry.xattrs:
-            return entry.xattrs
         held = sum(len(key) + len(value) for key, value in entry.xattrs.items())
         if len(entry.xattrs) > limits.XATTRS or held > limits.XATTR_BYTES:
             raise Refused(f"{printable(entry.name)!r} has too many or too large xattrs")
@@ -217,11 +237,6 @@ def _marker(entry: Entry, parent: bytes, name: bytes) -> Operation | None:
 def _check_hidden(hidden: bytes, name: bytes) -> None:
     if hidden in {b"", b".", b".."} or hidden.startswith(WHITEOUT_PREFIX):
         raise Refused(f"not a whiteout that means anything: {printable(name)!r}")
-
-
-def _check_attributes(entry: Entry) -> None:
-    if entry.uid > _HIGHEST_ID or entry.gid > _HIGHEST_ID:
-        raise Refused(f"{printable(entry.name)!r} has an owner out of range")
 
 
 def _check_symlink(entry: Entry) -> None:

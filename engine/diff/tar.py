@@ -7,15 +7,15 @@ a zero block in the middle. Names stay bytes. Global pax headers apply to nothin
 in Go's archive/tar, which containerd and umoci read with.
 """
 
-import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from zlib import adler32
 
 import msgspec
 
 from engine import limits
-from engine.diff import acl, sparse
+from engine.diff import pax, sparse
 from engine.errors import Refused, printable
 
 __all__ = [
@@ -36,28 +36,13 @@ _ZEROS = bytes(BLOCK)
 FILE, HARDLINK, SYMLINK = b"0", b"1", b"2"
 CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = b"3", b"4", b"5", b"6"
 _GNU_SPARSE = b"S"
+_SPARSE_BYTE = _GNU_SPARSE[0]
 _BODILESS = frozenset((HARDLINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO))
 _KNOWN = _BODILESS | {FILE}
 _SAME_AS_FILE = frozenset((b"\0", b"7", _GNU_SPARSE))  # before POSIX; "contiguous"
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_LABEL = b"x", b"g", b"L", b"K", b"V"
 
-_XATTR = b"SCHILY.xattr."
-_ACL_TEXT = b"SCHILY.acl."  # as star and bsdtar write ACLs: named like xattrs, to be counted as left out
-_READ = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")) | sparse.KEYS
-_RECORD = re.compile(rb"([1-9][0-9]{0,19}) ([^=]+)=")
-# A run of well-formed short records that mean nothing here. Short, so that the length can be part of
-# the pattern: one by one they would cost fifteen times as much as any other bytes of an archive.
-_PASSED_OVER = re.compile(
-    rb"(?:%s)*+"
-    % b"|".join(
-        rb"%d (?!(?:path|linkpath|size|uid|gid|mtime)=|SCHILY\.(?:xattr|acl)\.|GNU\.sparse\.)"
-        rb"(?=[^=\0]{1,%d}=)[^\0]{%d}\n" % (length, rest - 1, rest)
-        for length in range(5, 32)
-        if (rest := length - len(b"%d \n" % length))
-    )
-)
 _HIGH = bytes(range(128, 256))
-_LARGEST = (1 << 63) - 1
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -80,9 +65,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     parts: sparse.Parts | None = None
 
 
-_NONE: dict[bytes, bytes] = {}
-
-
 class TarReader:
     """Iterates over the entries of an archive given in pieces.
 
@@ -96,6 +78,7 @@ class TarReader:
         self._jump = jump
         self._passed = 0  # bytes before the current piece
         self._piece = b""
+        self._view = memoryview(b"")  # of the piece
         self._at = 0
         self._left = 0  # bytes of the current payload not taken yet
         self._padding = 0
@@ -109,6 +92,7 @@ class TarReader:
             if piece:
                 self._passed += len(self._piece)
                 self._piece = piece
+                self._view = memoryview(piece)
                 self._at = 0
                 return True
         return False
@@ -130,16 +114,28 @@ class TarReader:
 
     def _block(self) -> bytes | None:
         """Return the next header block, None at the end of the bytes."""
+        block = self._piece[self._at : self._at + BLOCK]
+        if len(block) == BLOCK:
+            self._at += BLOCK
+            return block
         if self._at == len(self._piece) and not self._next_piece():
             return None
         return self._take(BLOCK, "a header")
 
     def payload(self) -> Iterator[memoryview]:
-        """Yield the body of the current entry."""
+        """Give the body of the current entry in parts."""
+        end = self._at + self._left
+        if not self._left or end > len(self._piece):
+            return self._parts()
+        part = self._view[self._at : end]
+        self._at, self._left = end, 0
+        return iter((part,))
+
+    def _parts(self) -> Iterator[memoryview]:
         while self._left:
             if self._at == len(self._piece) and not self._next_piece():
                 raise Refused("archive is cut off within a file")
-            part = memoryview(self._piece)[self._at : self._at + self._left]
+            part = self._view[self._at : self._at + self._left]
             self._at += len(part)
             self._left -= len(part)
             yield part
@@ -153,10 +149,11 @@ class TarReader:
         if self._jump and self._left > len(self._piece) - self._at:
             beyond = self._left - (len(self._piece) - self._at)
             self._passed += len(self._piece) + beyond
-            self._piece, self._at, self._left = b"", 0, 0
+            self._piece, self._view, self._at, self._left = b"", memoryview(b""), 0, 0
             self._jump(beyond)
-        for _ in self.payload():
-            pass
+        if self._left:
+            for _ in self.payload():
+                pass
         if self._padding:
             self._pass_over(self._padding)
             self._padding = 0
@@ -178,31 +175,31 @@ class TarReader:
 
     def __iter__(self) -> Iterator[Entry]:
         while (header := self._header()) is not None:
-            block, pax, name, link = header
-            entry = _entry(block, pax, name, link)
+            block, records, name, link = header
+            entry = _entry(block, records, name, link)
             self._begin_body(entry.size)
-            if block[156] == _GNU_SPARSE[0] or (pax and not sparse.KEYS.isdisjoint(pax)):
-                entry = self._sparse(entry, block, pax)
+            if block[156] == _SPARSE_BYTE or (records and not sparse.KEYS.isdisjoint(records)):
+                entry = self._sparse(entry, block, records)
             self._entries += 1
             yield entry
             self._skip_body()
         self._finish()
 
-    def _sparse(self, entry: Entry, block: bytes, pax: dict[bytes, bytes]) -> Entry:
+    def _sparse(self, entry: Entry, block: bytes, records: dict[bytes, bytes]) -> Entry:
         """Return the entry of a sparse file; what is left of its body then are its parts."""
         name, size = entry.name, entry.size
         if block[156:157] == _GNU_SPARSE:
-            size, parts = _size(block[483:495]), self._old_sparse_parts(block)
-        elif sparse.is_in_data(pax):
+            size, parts = _number(block[483:495], "size"), self._old_sparse_parts(block)
+        elif sparse.is_in_data(records):
             parts = sparse.parts_in_data(self._blocks_of_body())
         else:
-            parts = sparse.parts_in_pax(pax)
-        if not sparse.KEYS.isdisjoint(pax):
+            parts = sparse.parts_in_pax(records)
+        if not sparse.KEYS.isdisjoint(records):
             if entry.type != FILE or block[156:157] == _GNU_SPARSE:
                 raise Refused(f"archive has {printable(name)!r} as a sparse file, which it cannot be")
-            name = pax.get(sparse.NAME) or name
+            name = records.get(sparse.NAME) or name
             for key in reversed(sparse.SIZES):
-                size = _pax_number(pax, key, size)
+                size = pax.number(records, key, size)
         parts = sparse.checked(parts, size, self._left, name)
         return msgspec.structs.replace(entry, name=name, size=size, parts=parts)
 
@@ -221,7 +218,8 @@ class TarReader:
             for at in range(0, len(fields), 24):
                 if not fields[at]:
                     break  # as in GNU tar: further blocks may follow all the same
-                numbers.extend((_size(fields[at : at + 12]), _size(fields[at + 12 : at + 24])))
+                offset, length = fields[at : at + 12], fields[at + 12 : at + 24]
+                numbers.extend((_number(offset, "size"), _number(length, "size")))
             if len(numbers) > 2 * limits.SPARSE_PARTS:
                 raise Refused(f"archive has a sparse file of over {limits.SPARSE_PARTS} parts")
             if not is_extended:
@@ -231,22 +229,24 @@ class TarReader:
 
     def _header(self) -> tuple[bytes, dict[bytes, bytes], bytes | None, bytes | None] | None:
         """Return the next real header and the extensions before it, None at the end."""
-        pax: dict[bytes, bytes] | None = None
+        records: dict[bytes, bytes] | None = None
         name: bytes | None = None
         link: bytes | None = None
         for _ in range(limits.EXTENSIONS_IN_ROW):
             block = self._block()
             if block is None or block == _ZEROS:
-                if pax is not None or name is not None or link is not None:
+                if records is not None or name is not None or link is not None:
                     raise Refused("archive ends after an extension header")
                 if block is not None:
                     self._second_zero_block()
                 return None
             _check_sum(block)
             kind = block[156:157]
+            if kind in _KNOWN:
+                return block, records or pax.NONE, name, link
             if kind == _PAX:
-                pax = {} if pax is None else pax
-                self._pax(self._extension(block), pax)
+                records = {} if records is None else records
+                self._pax(self._extension(block), records)
             elif kind == _PAX_GLOBAL:
                 self._pax(self._extension(block), {})
             elif kind == _GNU_NAME:
@@ -254,22 +254,20 @@ class TarReader:
             elif kind == _GNU_LINK:
                 link = _until_nul(self._extension(block))
             elif kind == _GNU_LABEL:
-                self._begin_body(_size(block[124:136]))
+                self._begin_body(_number(block[124:136], "size"))
                 self._skip_body()
             else:
-                return block, pax or _NONE, name, link
+                return block, records or pax.NONE, name, link
         raise Refused(f"archive has over {limits.EXTENSIONS_IN_ROW} extension headers in a row")
 
     def _extension(self, block: bytes) -> bytes:
-        size = _size(block[124:136])
+        size = _number(block[124:136], "size")
         if size > limits.EXTENSION:
             raise Refused(f"archive has an extension header over {limits.EXTENSION} bytes")
-        body = self._take(size, "an extension header")
-        self._take(-size % BLOCK, "padding")
-        return body
+        return self._take(size + -size % BLOCK, "an extension header")[:size]
 
     def _pax(self, body: bytes, into: dict[bytes, bytes]) -> None:
-        self._records += _pax_records(body, into)
+        self._records += pax.read_records(body, into)
         if self._records > limits.PAX_RECORDS * (self._entries + 1000):
             raise Refused(f"archive has over {limits.PAX_RECORDS} pax records for each entry")
 
@@ -290,45 +288,47 @@ class TarReader:
 
 
 def _check_sum(block: bytes) -> None:
-    stored = _number(block[148:156], "checksum")
+    field = block[148:156]
+    stored = _signed(field, "checksum")
     # The sum of all bytes with the field itself as spaces. adler32's low half is 1 + the sum of the
-    # bytes modulo 65521, at a tenth of the cost; the sum of 256 bytes never wraps.
-    blanked = block[:148] + b"        " + block[156:]
-    total = (adler32(blanked[:256]) & 0xFFFF) + (adler32(blanked[256:]) & 0xFFFF) - 2
-    if stored == total:
-        return
+    # bytes modulo 65521, at a tenth of the cost; 512 bytes of ASCII, or any 256, never wrap.
+    if block.isascii():
+        total = (adler32(block) & 0xFFFF) - (adler32(field) & 0xFFFF) + 256
+        high = 0
+    else:
+        blanked = block[:148] + b"        " + block[156:]
+        total = (adler32(blanked[:256]) & 0xFFFF) + (adler32(blanked[256:]) & 0xFFFF) - 2
+        high = len(blanked) - len(blanked.translate(None, _HIGH))
     # Some old writers summed signed chars.
-    high = len(blanked) - len(blanked.translate(None, _HIGH))
-    if stored != total - 256 * high:
+    if stored != total and stored != total - 256 * high:
         raise Refused("archive has a header with a wrong checksum")
 
 
-def _number(field: bytes, what: str, *, signed: bool = False) -> int:
+def _number(field: bytes, what: str) -> int:
     """Return a number written in octal, or in base 256 as GNU and star do."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big", signed=False)
-        bits = len(field) * 8
-        if field[0] == 0xFF:
-            value -= 1 << bits
-        else:
-            value -= 1 << (bits - 1)
-        if (value < 0 and not signed) or value > _LARGEST:
+    value = _signed(field, what)
+    if value < 0:
+        raise Refused(f"archive has a {what} out of range")
+    return value
+
+
+def _signed(field: bytes, what: str) -> int:
+    digits = field.strip(b" \0")
+    # int() would take signs, underscores and prefixes.
+    if digits.isdigit():
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
+    elif field[0] & 0x80:
+        value = int.from_bytes(field, "big")
+        value -= 1 << (len(field) * 8 - (field[0] != 0xFF))
+        if value > pax.LARGEST:
             raise Refused(f"archive has a {what} out of range")
         return value
-    digits = field.strip(b" \0")
-    if not digits:
+    elif not digits:
         return 0
-    # int() would take signs, underscores and prefixes.
-    if not digits.isdigit():
-        raise Refused(f"archive has a malformed {what}: {printable(field)!r}")
-    try:
-        return int(digits, 8)
-    except ValueError:
-        raise Refused(f"archive has a malformed {what}: {printable(field)!r}") from None
-
-
-def _size(field: bytes) -> int:
-    return _number(field, "size")
+    raise Refused(f"archive has a malformed {what}: {printable(field)!r}")
 
 
 def _until_nul(field: bytes) -> bytes:
@@ -336,114 +336,54 @@ def _until_nul(field: bytes) -> bytes:
     return field if end < 0 else field[:end]
 
 
-def _entry(block: bytes, pax: dict[bytes, bytes], name: bytes | None, link: bytes | None) -> Entry:
+@lru_cache(maxsize=64)  # the files of a layer have few
+def _permissions(fields: bytes) -> tuple[int, int, int]:
+    """Return mode, uid and gid."""
+    mode = _signed(fields[:8], "mode") & 0o7777
+    return mode, _number(fields[8:16], "uid"), _number(fields[16:], "gid")
+
+
+def _entry(block: bytes, records: dict[bytes, bytes], name: bytes | None, link: bytes | None) -> Entry:
     kind = block[156:157]
     if name is None:
         name = _ustar_name(block)
     if link is None:
-        link = _until_nul(block[157:257])
-    size = _size(block[124:136])
-    uid = _number(block[108:116], "uid")
-    gid = _number(block[116:124], "gid")
-    mtime = _number(block[136:148], "time", signed=True) * 1_000_000_000
-    xattrs = _NONE
-    if pax:
+        link = _until_nul(block[157:257]) if block[157] else b""
+    size = _number(block[124:136], "size")
+    mode, uid, gid = _permissions(block[100:124])
+    mtime = _signed(block[136:148], "time") * 1_000_000_000
+    xattrs = pax.NONE
+    if records:
         # A value in pax wins over GNU's and over the header's own.
         # An empty value takes a record back (POSIX pax).
-        name = pax.get(b"path") or name
-        link = pax.get(b"linkpath") or link
-        if text := pax.get(b"mtime"):
-            mtime = _pax_time(text)
-        size = _pax_number(pax, b"size", size)
-        uid = _pax_number(pax, b"uid", uid)
-        gid = _pax_number(pax, b"gid", gid)
-        xattrs = _pax_xattrs(pax)
+        if text := records.get(b"mtime"):
+            mtime = pax.time(text)
+        if not text or len(records) > 1:  # mostly there is nothing else
+            name = records.get(b"path") or name
+            link = records.get(b"linkpath") or link
+            size = pax.number(records, b"size", size)
+            uid = pax.number(records, b"uid", uid)
+            gid = pax.number(records, b"gid", gid)
+            xattrs = pax.xattrs(records)
+    if kind == FILE:
+        return Entry(name, kind, mode, uid, gid, size, mtime, link, 0, 0, xattrs)
     if kind in _SAME_AS_FILE:
         kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else FILE
     elif kind not in _KNOWN:
         raise Refused(f"archive has an entry of unknown type {printable(kind)!r}")
     if size and kind in _BODILESS:
         raise Refused(f"archive gives a size to {printable(name)!r}, which can have no body")
-    device = kind in (CHAR_DEVICE, BLOCK_DEVICE)
-    return Entry(
-        name,
-        kind,
-        _number(block[100:108], "mode", signed=True) & 0o7777,
-        uid,
-        gid,
-        size,
-        mtime,
-        link,
-        _number(block[329:337], "device number") if device else 0,
-        _number(block[337:345], "device number") if device else 0,
-        xattrs,
-    )
+    major = minor = 0
+    if kind in (CHAR_DEVICE, BLOCK_DEVICE):
+        major = _number(block[329:337], "device number")
+        minor = _number(block[337:345], "device number")
+    return Entry(name, kind, mode, uid, gid, size, mtime, link, major, minor, xattrs)
 
 
 def _ustar_name(block: bytes) -> bytes:
     name = _until_nul(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
+    if block[345] and block[257:263] == b"ustar\0":
         # star keeps times at the end of the prefix field and says so in the last four bytes.
         end = 476 if block[508:512] == b"tar\0" else 500
         return _until_nul(block[345:end]) + b"/" + name
     return name
-
-
-def _pax_records(body: bytes, into: dict[bytes, bytes]) -> int:
-    """Check the records of an extended header, `length key=value newline`.
-
-    Those that mean something here go `into` a dictionary; the last of a key wins. Returns how many were
-    not passed over at once.
-    """
-    size, has_nul = len(body), b"\0" in body
-    count = 0
-    pairs: list[tuple[bytes, bytes]] = []
-    at = _end_of_run(body, 0)
-    while at < size:
-        found = _RECORD.match(body, at)
-        end = at + int(found[1]) if found else 0
-        if not found or end > size or found.end() >= end or body[end - 1] != 0x0A:
-            raise Refused("archive has a malformed pax record")
-        key = found[2]
-        is_xattr = key.startswith(_XATTR)
-        if has_nul and (b"\0" in key or (not is_xattr and body.find(b"\0", at, end) >= 0)):
-            raise Refused("archive has a NUL in a pax record")
-        if is_xattr or key in _READ or key.startswith(_ACL_TEXT):
-            into[key] = body[found.end() : end - 1]
-        elif key in sparse.PAIR:
-            pairs.append((key, body[found.end() : end - 1]))
-        at = _end_of_run(body, end)
-        count += 1
-    if pairs:
-        into[sparse.MAP] = sparse.joined(pairs)
-    return count
-
-
-def _end_of_run(body: bytes, at: int) -> int:
-    run = _PASSED_OVER.match(body, at)
-    return run.end() if run else at
-
-
-def _pax_number(pax: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
-    text = pax.get(key)
-    if not text:
-        return otherwise
-    if not text.isdigit() or len(text) > 19 or int(text) > _LARGEST:
-        raise Refused(f"archive has a malformed pax {key.decode()}: {printable(text)!r}")
-    return int(text)
-
-
-def _pax_time(text: bytes) -> int:
-    negative = text.startswith(b"-")
-    seconds, _, fraction = text.removeprefix(b"-").partition(b".")
-    if not (seconds + fraction).isdigit() or len(seconds) > 19:
-        raise Refused(f"archive has a malformed pax time: {printable(text)!r}")
-    time = int(seconds or b"0") * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
-    return -time if negative else time
-
-
-def _pax_xattrs(pax: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    xattrs = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
-    if acl.ACCESS not in xattrs and acl.DEFAULT not in xattrs:
-        xattrs |= {key: value for key, value in pax.items() if key.startswith(_ACL_TEXT)}
-    return xattrs or _NONE

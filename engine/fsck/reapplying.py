@@ -20,7 +20,7 @@ from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
-from engine.unpack.jobs import ApplyJob
+from engine.unpack.jobs import ApplyJob, Arrived
 
 __all__ = ["Again", "Apply", "apply_again"]
 
@@ -74,7 +74,7 @@ def _job(again: Again, content: ContentStore, layer: Blob, key: str) -> ApplyJob
     return ApplyJob(
         root=str(again.root.path),
         number=layer.number,
-        size=layer.size,
+        arrived=Arrived(layer.size, is_whole=True),
         diff_id=again.record.labels[labels.DIFF_ID],
         target=again.place.sink(key),
         data=content.small(layer),

@@ -51,6 +51,8 @@ class Snapshots:
     """Numbers of bytes that are not right."""
     apply: Apply | None
     only: Collection[SnapshotKey] | None = None
+    right: Callable[[SnapshotKey], None] = lambda _key: None
+    """Told of each with which nothing is wrong."""
 
     def check(self) -> Iterator[Trouble]:
         """Look at all snapshots, or `only` some."""
@@ -81,7 +83,9 @@ class Snapshots:
                     trouble = self._trouble(place, key, footing)
                     if self.counts.by_attributes > before:
                         footing = max(footing, _Footing.UNKNOWN)
-                    if trouble is not None:
+                    if trouble is None:
+                        self.right(key)
+                    else:
                         yield trouble
                         if trouble.finding.is_damage and not self._is_mended(key):
                             footing = _Footing.DAMAGED

@@ -36,6 +36,10 @@ __all__ = ["Collected", "collect"]
 
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.002  # and for so long; the same for sparing
+# Changes after which one ends, and where someone waits. Each takes two pages, as it may be anywhere, and
+# a commit writes 100 pages in about a millisecond.
+_CHANGES = 128
+_FEW_CHANGES = 32
 _SPARED = 256  # records of what was touched that are looked at in one
 _RELEASE_EVERY = 1 << 14  # records dropped: what that reads counts as memory of the process
 _S = 10**9
@@ -88,9 +92,13 @@ def collect(
         with meta.read() as txn:
             clock = look(txn, note=False)
             found, garbage = survey(meta, txn, places, time_of(clock))
-            tally = _Tally()
+            tally, folders = _Tally(), lineage.Folders()
             for node in garbage:
-                tally.add(txn, places.namespace, node, ledger.get(txn, places.namespace, node))
+                record = ledger.get(txn, places.namespace, node)
+                frees = not isinstance(record, Snapshot) or folders.is_last(
+                    txn, places.namespace, node, record
+                )
+                tally.add(txn, places.namespace, node, record, frees=frees)
             return tally.result(found, clock)
     with _marking(meta, places.namespace, report) as (clock, beat):
         with meta.read() as txn:
@@ -168,7 +176,7 @@ def _sweep(
         report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
             if sparing.step(txn):
-                more = _drop_some(txn, namespace, order, left, tally)
+                more = _drop_some(meta, txn, namespace, order, left, tally)
         hit("gc.swept")
         if released - len(left) >= _RELEASE_EVERY:
             released = len(left)
@@ -221,7 +229,12 @@ class _Sparing:
 
 
 def _drop_some(
-    txn: Transaction, namespace: str, order: Iterator[Node], left: dict[Node, None], tally: "_Tally"
+    meta: Environment,
+    txn: Transaction,
+    namespace: str,
+    order: Iterator[Node],
+    left: dict[Node, None],
+    tally: "_Tally",
 ) -> bool:
     """Drop some of what is left; say whether there may be more."""
     end = time.monotonic() + _SLICE_S
@@ -231,8 +244,12 @@ def _drop_some(
             return False
         del left[node]
         record = _drop(txn, namespace, node)
-        tally.add(txn, namespace, node, record)
-        if time.monotonic() > end:
+        frees = not isinstance(record, Snapshot) or not lineage.has_folder(
+            txn, node.backend, namespace, record
+        )
+        tally.add(txn, namespace, node, record, frees=frees)
+        is_long = txn.changes > _CHANGES or time.monotonic() > end
+        if is_long or (txn.changes > _FEW_CHANGES and meta.is_wanted()):
             break
     return True
 
@@ -262,8 +279,11 @@ class _Tally:
         self._blob_bytes = 0
         self._snapshot_bytes = 0
 
-    def add(self, txn: Transaction, namespace: str, node: Node, record: object) -> None:
-        """Note what was dropped, or would be; bytes that another namespace has too do not count."""
+    def add(self, txn: Transaction, namespace: str, node: Node, record: object, *, frees: bool) -> None:
+        """Note what was dropped, or would be; bytes that another namespace has too do not count.
+
+        Nor does the folder of a snapshot unless its going `frees` that.
+        """
         if record is None:
             return
         if node.kind == SNAPSHOT:
@@ -271,7 +291,7 @@ class _Tally:
         else:
             self._keys[node.kind].append(node.key)
         if isinstance(record, Snapshot):
-            self._snapshot_bytes += record.size
+            self._snapshot_bytes += record.size if frees else 0
         elif isinstance(record, Blob) and not ledger.is_elsewhere(txn, namespace, record):
             self._blob_bytes += record.size
 

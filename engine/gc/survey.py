@@ -6,13 +6,14 @@ what records mention (`engine.metadata.nodes`); of the members of a flat lease o
 and an image's target.
 
 Where a record cannot be read nobody knows what it holds: then no blob, snapshot or image is garbage.
-It takes some 3 µs for each record, in which others write as they like.
+It takes some 3 µs for each record, in which others write as they like. A blob goes by its digest alone
+here: there are millions of blobs, and of what names them, and a tuple for each costs more than all else.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from engine import labels, times
 from engine.gc.mark import children_first, holders_first, reachable
@@ -24,6 +25,7 @@ from engine.kv.schema import (
     LEASE_ITEMS,
     LEASES,
     SNAPSHOTS,
+    Blob,
     Ingest,
     Lease,
     Snapshot,
@@ -35,10 +37,7 @@ from engine.metadata.nodes import (
     BACK,
     CONDITION,
     CONTENT,
-    IMAGE,
-    INGEST,
     LABEL,
-    LEASE,
     SNAPSHOT,
     Mention,
     Node,
@@ -47,6 +46,7 @@ from engine.metadata.nodes import (
     is_met,
     is_root,
     mentions,
+    names_content,
     node_of,
     snapshot_node,
 )
@@ -56,6 +56,9 @@ from engine.snapshots import Kind
 __all__ = ["Places", "Survey", "ingest_lives", "survey"]
 
 R = TypeVar("R", bound=Record)
+
+Name = str | Node
+"""A blob's digest, or another node."""
 
 _RELEASE_EVERY = 1 << 14  # records read between two calls that give their memory back
 
@@ -85,35 +88,43 @@ class Survey:
     """When the next lease or image does."""
     alone: set[Node] = field(default_factory=set)
     """What is kept without what its labels name."""
-    _made_of: dict[Node, Node] = field(default_factory=dict)
-    _refer: defaultdict[Node, list[Node]] = field(default_factory=lambda: defaultdict(list))
+    _made_of: dict[Name, Name] = field(default_factory=dict)
+    _refer: dict[Name, list[Name]] = field(default_factory=dict)
 
     def references(self, node: Node) -> Iterator[Node]:
         """Yield what a node holds."""
-        if node in self._made_of:
-            yield self._made_of[node]
-        if node in self._refer:
-            yield from self._refer[node]
+        return map(_node, self._references(_name(node)))
 
-    def reached(self) -> set[Node]:
-        """Return the nodes that are kept with all that they hold; note those that are kept alone."""
-        whole = reachable((node for node, alone in self.roots.items() if not alone), self.references)
-        flat = (node for node, alone in self.roots.items() if alone)
-        self.alone = reachable(flat, self.below) - whole
-        return whole
+    def below(self, node: Node) -> Iterator[Node]:
+        """Yield what a node holds as a member of a flat lease."""
+        return map(_node, self._below(_name(node)))
 
-    def in_order(self, garbage: list[Node]) -> list[Node]:
+    def _references(self, name: Name) -> Sequence[Name]:
+        found = self._refer.get(name, ())
+        below = self._made_of.get(name)
+        return found if below is None else (below, *found)
+
+    def _below(self, name: Name) -> Sequence[Name]:
+        return (self._made_of[name],) if name in self._made_of else ()
+
+    def garbage(self, everything: Iterable[Name]) -> list[Node]:
+        """Return what is not kept of all that there is, as it may go; note what is kept alone."""
+        whole = reachable(self._roots(alone=False), self._references)
+        alone = reachable(self._roots(alone=True), self._below) - whole
+        self.alone = set(map(_node, alone))
+        return self._in_order([one for one in everything if one not in whole and one not in alone])
+
+    def _roots(self, *, alone: bool) -> Iterator[Name]:
+        return (_name(node) for node, is_alone in self.roots.items() if is_alone == alone)
+
+    def _in_order(self, garbage: list[Name]) -> list[Node]:
         """Return nodes with holders before what they hold; children come first even in a circle."""
-        children: defaultdict[Node, list[Node]] = defaultdict(list)
-        for node in garbage:
-            if node.kind == SNAPSHOT and node in self._made_of:
-                children[self._made_of[node]].append(node)
-        order = holders_first(garbage, self.references)
-        return children_first(order, lambda node: children.get(node, ()))
-
-    def below(self, node: Node) -> tuple[Node, ...]:
-        """Return what a node holds as a member of a flat lease."""
-        return (self._made_of[node],) if node in self._made_of else ()
+        children: defaultdict[Name, list[Name]] = defaultdict(list)
+        for name in garbage:
+            if isinstance(name, Node) and name.kind == SNAPSHOT and name in self._made_of:
+                children[self._made_of[name]].append(name)
+        order = holders_first(garbage, self._references)
+        return list(map(_node, children_first(order, lambda name: children.get(name, ()))))
 
     def forget(self) -> None:
         """Forget what holds what, which takes memory."""
@@ -122,12 +133,17 @@ class Survey:
 
     def note(self, node: Node, mention: Mention) -> None:
         """Note an edge."""
+        holder, held = _name(node), _name(mention.node)
         if mention.how == BACK:
-            self._refer[mention.node].append(node)
+            self._refer.setdefault(held, []).append(holder)
         elif mention.how in {LABEL, CONDITION}:
-            self._refer[node].append(mention.node)
+            self._refer.setdefault(holder, []).append(held)
         else:
-            self._made_of[node] = mention.node
+            self._made_of[holder] = held
+
+    def refer(self, digest: str, blobs: list[str]) -> None:
+        """Note what blobs a blob's labels name."""
+        self._refer.setdefault(digest, []).extend(blobs)
 
     def root(self, node: Node, *, alone: bool = False) -> None:
         """Note a root; held whole by one, it is held whole."""
@@ -140,6 +156,14 @@ class Survey:
             return when is not None
         self.expires = min(when, self.expires or when)
         return False
+
+
+def _name(node: Node) -> Name:
+    return node.key if node.kind == CONTENT else node
+
+
+def _node(name: Name) -> Node:
+    return name if isinstance(name, Node) else blob_node(name)
 
 
 def ingest_lives(owners: Owners, ingest: Ingest, at: int | None) -> bool:
@@ -163,10 +187,7 @@ def survey(
     reader.read()
     if found.damaged:
         return found, list(reader.dead())
-    whole = found.reached()
-    garbage = [node for node in reader.everything() if node not in whole and node not in found.alone]
-    del whole
-    return found, found.in_order(garbage)
+    return found, found.garbage(reader.everything)
 
 
 class _Reader:
@@ -183,6 +204,7 @@ class _Reader:
         self._txn = txn
         self._at = places
         self._found = found
+        self.everything: list[Name] = []
         self._conditions: list[tuple[Node, Node, labels.Labels]] = []
         self._back: list[tuple[Node, Mention]] = []
         self._used: dict[Node, str] = {}
@@ -190,17 +212,14 @@ class _Reader:
 
     def _each(self, table: Table[R], *prefix: str) -> Iterator[R]:
         for record in table.survey_each(self._txn, *prefix):
-            self._breathe()
+            self._count += 1
+            if self._count % _RELEASE_EVERY == 0:
+                self._meta.release_pages()
+                self._beat()
             if isinstance(record, Damaged):
                 self._found.damaged.append(f"{table.name[:-1]} {record.name}: {record.error}")
             else:
                 yield record
-
-    def _breathe(self) -> None:
-        self._count += 1
-        if self._count % _RELEASE_EVERY == 0:
-            self._meta.release_pages()
-            self._beat()
 
     def _snapshots(self) -> Iterator[tuple[str, Snapshot]]:
         for backend in SNAPSHOTS.branches(self._txn):
@@ -211,26 +230,36 @@ class _Reader:
         """Read all records once for what they hold."""
         namespace, found = self._at.namespace, self._found
         owners, at = self._meta.owners, found.at
+        everything = self.everything
         for lease in list(self._each(LEASES, namespace)):
+            everything.append(node_of(lease))
             self._lease(lease)
         for image in self._each(IMAGES, namespace):
             node = node_of(image)
+            everything.append(node)
             self._note(node, image, image.labels)
             if not found.expiry(image.labels):
                 found.root(node)
         for ingest in self._each(INGESTS, namespace):
             node = node_of(ingest)
+            everything.append(node)
             self._note(node, ingest, {})
             if ingest_lives(owners, ingest, at):
                 found.root(node)
         for blob in self._each(BLOBS, namespace):
-            for key in blob.labels:
-                if key.startswith(labels.GC):  # of most blobs there is nothing to be known
-                    self._note(blob_node(blob.digest), blob, blob.labels)
-                    break
+            everything.append(blob.digest)
+            if blob.labels:  # most have none
+                self._blob(blob)
         for backend, snapshot in self._snapshots():
             self._snapshot(backend, snapshot)
         self._settle()
+
+    def _blob(self, blob: Blob) -> None:
+        about = {key: value for key, value in blob.labels.items() if key.startswith(labels.GC)}
+        if all(map(names_content, about)):  # of a manifest: one for each layer
+            self._found.refer(blob.digest, list(filter(None, about.values())))
+        else:
+            self._note(blob_node(blob.digest), blob, about)
 
     def _settle(self) -> None:
         """Note the edges that depend on what else there is."""
@@ -255,6 +284,7 @@ class _Reader:
 
     def _snapshot(self, backend: str, record: Snapshot) -> None:
         node = snapshot_node(backend, record.key)
+        self.everything.append(node)
         self._note(node, record, record.labels)
         if labels.GC_USED_AT in record.labels:
             self._used[node] = record.labels[labels.GC_USED_AT]
@@ -273,20 +303,6 @@ class _Reader:
                 self._back.append((node, mention))
             else:
                 self._found.note(node, mention)
-
-    def everything(self) -> Iterator[Node]:
-        """Read the names of all again, for what there is."""
-        namespace = self._at.namespace
-        for kind in (LEASE, IMAGE, INGEST, CONTENT):
-            yield from (Node(kind, "", name) for name in self._names(ledger.table_of(kind), namespace))
-        for backend in SNAPSHOTS.branches(self._txn):
-            for name in self._names(SNAPSHOTS, backend, namespace):
-                yield snapshot_node(backend, name)
-
-    def _names(self, table: Table[Any], *prefix: str) -> Iterator[str]:
-        for name in table.names(self._txn, *prefix, name=lambda record: node_of(record).key):
-            self._breathe()
-            yield name
 
     def dead(self) -> Iterator[Node]:
         """Yield the leases and ingests that nobody works with."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from engine.errors import InvalidArgument, printable
 
-__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening", "told"]
+__all__ = ["LONGEST", "Part", "after", "encode", "first", "names_in", "number", "opening"]
 
 Part = str | bytes | int
 
@@ -21,22 +21,19 @@ _LENGTHS = [size.to_bytes(2, "big") for size in range(LONGEST + 1)]
 
 def encode(parts: Iterable[Part]) -> bytes:
     """Return the key of `parts`; the key of a leading run of parts is a prefix of it."""
-    return b"".join(map(_encode, parts))
-
-
-def _encode(part: Part) -> bytes:
-    if isinstance(part, str):
+    key = b""
+    for part in parts:
         try:
-            raw = part.encode()
+            raw = part.encode() if isinstance(part, str) else part
         except UnicodeEncodeError:
-            raise InvalidArgument(f"{printable(part)!r} is no text in UTF-8") from None
-    elif isinstance(part, int):
-        return number(part)
-    else:
-        raw = part
-    if len(raw) > LONGEST:
-        return _HASHED + hashlib.sha256(raw).digest()
-    return _LENGTHS[len(raw)] + raw
+            raise InvalidArgument(f"{printable(str(part))!r} is no text in UTF-8") from None
+        if isinstance(raw, int):
+            key += number(raw)
+        elif len(raw) > LONGEST:
+            key += _HASHED + hashlib.sha256(raw).digest()
+        else:
+            key += _LENGTHS[len(raw)] + raw
+    return key
 
 
 def opening(parts: Iterable[Part], text: str, size: int) -> bytes:
@@ -72,11 +69,6 @@ def names_in(key: bytes) -> list[str]:
         names.append(name.decode("utf-8", "backslashreplace"))
         key = key[2 + length :]
     return names
-
-
-def told(key: bytes | memoryview, at: int) -> str:
-    """Return the one part that a key has from `at` on; "" where it is too long to be there."""
-    return "" if key[at : at + 2] == _HASHED else str(key[at + 2 :], "utf-8")
 
 
 def number(value: int) -> bytes:

@@ -25,6 +25,10 @@ class ProcessLine:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(file, flags, 0o600)
 
+    def is_wanted(self) -> bool:
+        """Say whether another process stands in it."""
+        return locked_byte(self._file, 0, 0) is not None
+
     @contextmanager
     def standing(self) -> Iterator["PlaceInLine"]:
         """Stand in the line for the length of a block."""
@@ -101,6 +105,10 @@ class ThreadLine:
                 self.release()
             raise
         return had or not self._left(mine)
+
+    def is_wanted(self) -> bool:
+        """Say whether a thread waits."""
+        return bool(self._waiting)
 
     def _left(self, mine: threading.Lock) -> bool:
         """Go out of the line; False if the lock was handed over by then."""

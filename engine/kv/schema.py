@@ -11,12 +11,15 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     lease_items   NS lease kind backend key  LeaseItem    metadata.ledger: whoever makes or finds it
     snapshots     backend NS key             Snapshot     metadata.ledger, for metadata.lineage
     mentions      NS token how token         Mentioned    metadata.ledger: who mentions what
-    holdings      digest NS                  Holding      metadata.ledger: whose bytes a digest has
+    holdings      digest NS                  Holding      metadata.ledger: whose bytes, but for "default"
+    layers        backend NS diff ID folder token
+                                             LayerFolder  metadata.ledger: whose folder has a layer
     touched       NS token                   Touched      metadata.ledger, while a mark is under way
     marks         NS                         Mark         metadata.marks
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts
     clocks        "last"                     Clock        gc.clock
+    unflushed     backend id                 Unflushed    metadata.unflushed
     trash         kind backend number        Trash        whoever drops the record of bytes
     counters      sequence                   a number     blob numbers, snapshot ids
 
@@ -51,6 +54,7 @@ __all__ = [
     "IMAGES",
     "INGESTS",
     "INLINE",
+    "LAYERS",
     "LEASES",
     "LEASE_ITEMS",
     "MARKS",
@@ -62,11 +66,13 @@ __all__ = [
     "TABLES",
     "TOUCHED",
     "TRASH",
+    "UNFLUSHED",
     "Blob",
     "Clock",
     "Holding",
     "Image",
     "Ingest",
+    "LayerFolder",
     "Lease",
     "LeaseItem",
     "Mark",
@@ -77,6 +83,7 @@ __all__ = [
     "Snapshot",
     "Touched",
     "Trash",
+    "Unflushed",
     "now",
 ]
 
@@ -158,7 +165,12 @@ class LeaseItem(Record, frozen=True):
 
 
 class Snapshot(Record, frozen=True):
-    """A snapshot; `lease` is set while it is work in progress, which only that lease keeps."""
+    """A snapshot; `lease` is set while it is work in progress, which only that lease keeps.
+
+    Its folder is `id`; committed ones of one layer may share it. `layer` is the folder that an active
+    one, made to share it, keeps until then. `diff_id` is what the layer was verified to be, "" where
+    nobody did.
+    """
 
     key: str
     id: int
@@ -170,6 +182,20 @@ class Snapshot(Record, frozen=True):
     inodes: int = 0
     lease: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    diff_id: str = ""
+    layer: int = 0
+
+    @property
+    def folders(self) -> tuple[int, ...]:
+        """Its folder, and the one that it keeps."""
+        return (self.id, self.layer) if self.layer else (self.id,)
+
+
+class LayerFolder(Record, frozen=True):
+    """Says that the snapshot `key` has, or keeps, the folder `number` with the layer of a diff ID."""
+
+    key: str
+    number: int
 
 
 class Mentioned(Record, frozen=True):
@@ -257,6 +283,20 @@ class MountRecord(Record, frozen=True):
     lease: str = ""
 
 
+class Unflushed(Record, frozen=True):
+    """A snapshot that was committed, at this time of this `boot`, before its files were flushed.
+
+    What is noted later has a higher number.
+    """
+
+    namespace: str
+    key: str
+    id: int
+    number: int
+    boot: str
+    at: int
+
+
 class Trash(Record, frozen=True):
     """Bytes that no record names any more: a blob number, or a snapshot id of a backend."""
 
@@ -274,11 +314,13 @@ LEASE_ITEMS = Table("lease_items", LeaseItem)
 SNAPSHOTS = Table("snapshots", Snapshot)
 MENTIONS = Table("mentions", Mentioned)
 HOLDINGS = Table("holdings", Holding)
+LAYERS = Table("layers", LayerFolder)
 TOUCHED = Table("touched", Touched)
 MARKS = Table("marks", Mark)
 NAMESPACES = Table("namespaces", Namespace)
 CLOCKS = Table("clocks", Clock)
 MOUNTS = Table("mounts", MountRecord)
+UNFLUSHED = Table("unflushed", Unflushed)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
 
@@ -294,11 +336,13 @@ TABLES = tuple(
         SNAPSHOTS,
         MENTIONS,
         HOLDINGS,
+        LAYERS,
         TOUCHED,
         MARKS,
         CLOCKS,
         NAMESPACES,
         MOUNTS,
+        UNFLUSHED,
         TRASH,
         COUNTERS,
     )

@@ -145,14 +145,17 @@ class _Giving:
                         punch_hole(self._file, start, length)
                         hit("space.punched")
                         self.bytes += length
-                        if self.bytes >= most or time.monotonic() > until:
+                        if self.bytes >= most or self._is_over(until):
                             return self.bytes < most
                 self._at = end
-                if end[0] < oldest and time.monotonic() > until:
+                if end[0] < oldest and self._is_over(until):
                     return True
             # XFS keeps blocks behind the end of a file that grew, gigabytes maybe, while it is open.
             punch_hole(self._file, os.fstat(self._file).st_size, _BEYOND)
         return False
+
+    def _is_over(self, until: float) -> bool:
+        return time.monotonic() > until or self._environment.is_wanted()
 
     def _oldest(self, meta: Meta) -> int:
         """Return the oldest state that counts; note who holds one that is older than the last."""

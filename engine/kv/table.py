@@ -17,6 +17,7 @@ from engine.kv.keys import Part
 
 __all__ = ["Counter", "Damaged", "Record", "Table"]
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 _PAGE = 1000  # records read in one transaction
 # Pages read between two calls that give their memory back: each look maps sixteen pages of the file.
 _RELEASE_EVERY = 10
@@ -57,11 +58,14 @@ class Table(Generic[R]):
     def put(self, txn: Transaction, record: R, *key: Part) -> None:
         """Write `record` under `key`, over what is there."""
         value = self._encoder.encode(record)
+        txn.changes += 1
         txn.raw.put(keys.encode(key), value, db=txn.databases[self.name])
 
     def delete(self, txn: Transaction, *key: Part) -> bool:
         """Remove the record under `key`; say whether there was one."""
-        return bool(txn.raw.delete(keys.encode(key), db=txn.databases[self.name]))
+        found = bool(txn.raw.delete(keys.encode(key), db=txn.databases[self.name]))
+        txn.changes += found
+        return found
 
     def scan(self, txn: Transaction, *prefix: Part) -> list[R]:
         """Return all records whose keys begin with `prefix`, in key order."""
@@ -84,8 +88,13 @@ class Table(Generic[R]):
 
     def survey_each(self, txn: Transaction, *prefix: Part) -> Iterator[R | Damaged]:
         """Yield what `survey` returns; nothing may be written to the table meanwhile."""
+        decode = self._decoder.decode
         for key, value in self._items(txn, keys.encode(prefix)):
-            yield self._readable(key, value)
+            try:
+                record: R | Damaged = decode(value)
+            except _UNREADABLE:
+                record = self._readable(key, value)
+            yield record
 
     def entries(self, txn: Transaction) -> Iterator[tuple[list[str], R | Damaged]]:
         """Yield all records, each with the parts of its key; as `survey_each`."""
@@ -137,15 +146,6 @@ class Table(Generic[R]):
         """Yield the keys of a table whose keys are numbers, whatever is under them."""
         return (int.from_bytes(key, "big") for key, _ in self._items(txn, b""))
 
-    def names(self, txn: Transaction, *prefix: Part, name: Callable[[R], str]) -> Iterator[str]:
-        """Yield the last parts of the keys of `prefix` and one part more.
-
-        `name` returns it for a record whose key does not tell, being too long.
-        """
-        start = keys.encode(prefix)
-        for key, value in self._items(txn, start):
-            yield keys.told(key, len(start)) or name(self._decode(value))
-
     def any(self, txn: Transaction, *prefix: Part) -> bool:
         """Say whether a key begins with `prefix`."""
         return next(self._items(txn, keys.encode(prefix)), None) is not None
@@ -193,6 +193,7 @@ class Table(Generic[R]):
                 if most == 0:
                     return False
                 most = None if most is None else most - 1
+                txn.changes += 1
                 cursor.delete()
         return True
 
@@ -226,7 +227,7 @@ class Table(Generic[R]):
     def _decode(self, raw: bytes | memoryview) -> R:
         try:
             return self._decoder.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise DataLoss(f"a record of {self.name} cannot be read: {error}") from error
 
 

@@ -49,14 +49,21 @@ class Turn:
         if not self._threads.acquire(WAIT_S):
             raise self._too_long("another thread of this process")
         try:
-            with os_errors(f"store {self._folder}"), self._line.standing() as place:
-                self._lock(place, end)
+            with os_errors(f"store {self._folder}"):
+                # With nobody in line there is no need to stand in it, which takes longer than to lock.
+                if self._line.is_wanted() or not lock(self._file, alone=True):
+                    with self._line.standing() as place:
+                        self._lock(place, end)
             try:
                 yield
             finally:
                 unlock(self._file)
         finally:
             self._threads.release()
+
+    def is_wanted(self) -> bool:
+        """Say whether anyone stands in line."""
+        return self._threads.is_wanted() or self._line.is_wanted()
 
     def _lock(self, place: PlaceInLine, end: float) -> None:
         pause = _PAUSE_S

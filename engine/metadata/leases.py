@@ -32,9 +32,9 @@ from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, LEASE, Node
 from engine.metadata.resources import Resource, parse_resource, resource
-from engine.processes import Owners
+from engine.processes import Owner, Owners
 
-__all__ = ["LeaseStore", "expiry", "finish", "is_live", "leased"]
+__all__ = ["LeaseStore", "begin", "end", "expiry", "finish", "is_live", "leased"]
 
 _log = logging.getLogger(__name__)
 _NO_LABELS: Labels = MappingProxyType({})
@@ -44,18 +44,29 @@ _LIFE = limits.LEASE_LIFE_S * 10**9
 @contextmanager
 def leased(meta: Environment, namespace: str) -> Iterator[str]:
     """Hold a lease of this process for the length of a block; give its ID."""
-    lease = Lease(id=secrets.token_hex(8), created=now(), owner=meta.owners.me)
     with meta.write() as txn:
-        ledger.put(txn, namespace, lease)
+        lease = begin(txn, namespace, meta.owners.me)
     try:
-        yield lease.id
+        yield lease
     finally:
-        try:
-            with meta.write() as txn:
-                ledger.drop(txn, namespace, Node(LEASE, "", lease.id))
-            finish(meta, namespace, lease.id)
-        except EngineError as error:  # what was done is done; the lease ends with this process
-            _log.warning("lease %s stays for now: %s", lease.id, error)
+        end(meta, namespace, lease)
+
+
+def begin(txn: Transaction, namespace: str, owner: Owner) -> str:
+    """Make a lease that lasts as long as its owner at most; return its ID."""
+    lease = Lease(id=secrets.token_hex(8), created=now(), owner=owner)
+    ledger.put(txn, namespace, lease)
+    return lease.id
+
+
+def end(meta: Environment, namespace: str, lease: str) -> None:
+    """End a lease of this process, if it can be: else it ends with the process."""
+    try:
+        with meta.write() as txn:
+            ledger.drop(txn, namespace, Node(LEASE, "", lease))
+        finish(meta, namespace, lease)
+    except EngineError as error:  # what was done is done
+        _log.warning("lease %s stays for now: %s", lease, error)
 
 
 def finish(meta: Environment, namespace: str, *leases: str) -> None:

@@ -3,7 +3,8 @@
 Pure. A record holds what it mentions, with one exception: what it mentions as `BACK` holds it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ __all__ = [
     "is_met",
     "is_root",
     "mentions",
+    "names_content",
     "node_of",
     "snapshot_node",
     "token",
@@ -59,6 +61,9 @@ CONDITION = "condition"
 """Content and images, snapshots that they keep while a condition holds."""
 BACK = "back"
 """Any object, what it is kept by: the one direction that is the other way round."""
+
+
+_KEYS = 1 << 10  # of labels, whose meaning is remembered: there are few, on many objects
 
 
 class Node(NamedTuple):
@@ -126,18 +131,22 @@ def mentions(node: Node, record: Object) -> Iterator[Mention]:
 
 def _of_labels(about: labels.Labels) -> Iterator[Mention]:
     for key, value in about.items():
-        if not value or not key.startswith(labels.GC):
-            continue
-        for base, (how, kind) in _BASES.items():
-            rest = key.removeprefix(base)
-            if rest == key:
-                continue
+        if value and (said := _said(key)):
+            how, kind, backend = said
+            name = value.partition("|")[2] if how == CONDITION else value
+            yield Mention(how, Node(kind, backend, name or value))
+
+
+@lru_cache(_KEYS)
+def _said(key: str) -> tuple[str, str, str] | None:
+    """Return how a label's value mentions an object, of what kind and backend; None if not at all."""
+    for base, (how, kind) in _BASES.items():
+        rest = key.removeprefix(base)
+        if rest != key:
             if kind == SNAPSHOT:
-                name = value.partition("|")[2] if how == CONDITION else value
-                yield Mention(how, snapshot_node(rest.partition("/")[0], name or value))
-            elif not rest or rest[0] in "./":
-                yield Mention(how, Node(kind, "", value))
-            break
+                return how, kind, rest.partition("/")[0]
+            return (how, kind, "") if not rest or rest[0] in "./" else None
+    return None
 
 
 _BASES: Mapping[str, tuple[str, str]] = {
@@ -151,20 +160,27 @@ _BASES: Mapping[str, tuple[str, str]] = {
 }
 
 
+def names_content(key: str) -> bool:
+    """Say whether an object holds the blob whose digest is the value of its label `key`."""
+    return _said(key) == (LABEL, CONTENT, "")
+
+
 def is_root(kind: str, about: labels.Labels) -> bool:
     """Say whether labels keep an object of a kind by themselves.
 
     That is `gc.root` on content and snapshots, and a `gc.bref` to what nobody here can say is gone on
     those and on images that have expired.
     """
-    if kind not in {CONTENT, SNAPSHOT, IMAGE}:
-        return False
-    return any(
-        (key.startswith(labels.GC_ROOT) and kind != IMAGE)
-        or (key.startswith(labels.GC_BREF) and not _is_back(key))
-        for key in about
-        if key.startswith(labels.GC)
-    )
+    return any(kind in _kept_by(key) for key in about)
+
+
+@lru_cache(_KEYS)
+def _kept_by(key: str) -> Collection[str]:
+    if key.startswith(labels.GC_ROOT):
+        return (CONTENT, SNAPSHOT)
+    if key.startswith(labels.GC_BREF) and not _is_back(key):
+        return (CONTENT, SNAPSHOT, IMAGE)
+    return ()
 
 
 def _is_back(key: str) -> bool:

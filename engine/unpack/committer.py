@@ -5,15 +5,15 @@ layers of a chain that are there by then. A batch that nobody waits for any more
 """
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import takewhile
 
 import trio
 
-from engine import failpoints
-from engine.errors import AlreadyExists, EngineError, NotFound
+from engine.errors import AlreadyExists, EngineError, NotFound, Unavailable
 from engine.progress import Report, Step
 from engine.snapshots import Commit, Snapshotter
-from engine.unpack.jobs import SealJob
-from engine.unpack.pool import WorkerPool
+from engine.unpack.flusher import Flusher
 
 __all__ = ["Committer", "has"]
 
@@ -21,9 +21,11 @@ __all__ = ["Committer", "has"]
 class _Ready:
     """A layer that is applied, whose parent is committed or was ready before it."""
 
-    def __init__(self, step: Commit, report: Report) -> None:
+    def __init__(self, step: Commit, report: Report, failures: int, *, flush: bool) -> None:
         self.step = step
         self.report = report
+        self.failures = failures
+        self.flush = flush
         self.done = trio.Event()
         self.error: EngineError | None = None
         self.batch: _Batch | None = None
@@ -44,19 +46,20 @@ class _Batch:
 class Committer:
     """Commits the layers of one backend."""
 
-    def __init__(self, snapshotter: Snapshotter, pool: WorkerPool) -> None:
+    def __init__(self, snapshotter: Snapshotter, flusher: Flusher) -> None:
         self._snapshotter = snapshotter
-        self._pool = pool
+        self._flusher = flusher
         self._ready: list[_Ready] = []
         self._idle = trio.Event()
         self._idle.set()
 
-    async def commit(self, step: Commit, report: Report) -> bool:
+    async def commit(self, step: Commit, report: Report, failures: int, *, flush: bool = True) -> bool:
         """Commit a layer, whose parent is committed or was given here before it.
 
-        Say whether it became this snapshot: another process may have been first with an equal one.
+        `failures` is how many flushes had failed before its first byte was written. Say whether it
+        became this snapshot: another process may have been first with an equal one.
         """
-        layer = _Ready(step, report)
+        layer = _Ready(step, report, failures, flush=flush)
         self._ready.append(layer)
         if self._idle.is_set():
             self._idle = trio.Event()
@@ -120,7 +123,10 @@ class Committer:
     async def _commit_some(self, layers: list[_Ready]) -> list[_Ready]:
         """Commit what can be; return what is to be tried again."""
         steps = [layer.step for layer in layers]
-        count, failed = await self._seal(steps)
+        count, failed = await self._seal(steps, flush=any(layer.flush for layer in layers))
+        flushed = takewhile(lambda layer: layer.failures == self._flusher.failures, layers[:count])
+        if (whole := len(list(flushed))) < count:
+            count, failed = whole, Unavailable("what was written could not be flushed; look at the disk")
         try:
             await trio.to_thread.run_sync(self._snapshotter.commit, *steps[:count])
         except EngineError as error:
@@ -132,12 +138,12 @@ class Committer:
             layer.error = failed
         return []
 
-    async def _seal(self, steps: Sequence[Commit]) -> tuple[int, EngineError | None]:
+    async def _seal(self, steps: Sequence[Commit], *, flush: bool) -> tuple[int, EngineError | None]:
         """Seal `steps`; return how many may be committed, and why not all."""
         sealed = 0
-        for sealing in await trio.to_thread.run_sync(self._snapshotter.sealing, *steps):
-            job = SealJob(sealing=sealing, failpoints=failpoints.terms())
-            count, failed = await self._pool.seal(job)
+        plan = partial(self._snapshotter.sealing, *steps, flush=flush)
+        for sealing in await trio.to_thread.run_sync(plan):
+            count, failed = await self._flusher.seal(sealing)
             sealed += count
             if failed is not None:
                 return sealed, failed

@@ -9,7 +9,7 @@ is never joined, nor taken away for another that has its key by now.
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import trio
 
@@ -47,8 +47,7 @@ class Flight(Generic[T]):
         await self.done.wait()
         if self.error is not None:
             raise self.error
-        assert self._result is not None
-        return self._result
+        return cast("T", self._result)
 
     async def run(self, work: AbstractAsyncContextManager[T]) -> None:
         """Do the work; a task of its own, started by `Flights`."""

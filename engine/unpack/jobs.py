@@ -1,7 +1,11 @@
-"""What goes between the engine and its worker processes: jobs and replies, framed.
+"""What goes between the engine and its worker processes: orders and replies, framed.
 
-Pure. A frame is four bytes of length and a msgpack value.
+Pure. A frame is four bytes of length and a msgpack value. A worker has one job at a time, and tells what
+it comes to. While it applies a layer it may ask for bytes that are still on their way (`Wants`), which
+`Arrived` answers when there are some; `Stop` ends the job.
 """
+
+import sys
 
 import msgspec
 
@@ -11,32 +15,46 @@ from engine.snapshots import Sealing, Target
 
 __all__ = [
     "ApplyJob",
+    "Arrived",
     "Done",
     "Failed",
     "Job",
+    "Order",
     "Progress",
     "Reply",
     "SealJob",
     "Sealed",
     "Started",
-    "decode_job",
+    "Stop",
+    "Wants",
+    "decode_order",
     "decode_reply",
     "frame",
 ]
+
+COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
+"""What starts a worker process."""
 
 HEADER = 4
 LARGEST = 1 << 24  # a frame; a job holds paths and digests, a reply a message
 
 
+class Arrived(msgspec.Struct, frozen=True, tag=True):
+    """So many packed bytes of the layer are there, and whether those are all."""
+
+    there: int
+    is_whole: bool
+
+
 class ApplyJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Apply one layer to `target`: blob `number` of the store at `root`, `size` packed bytes.
+    """Apply one layer to `target`: blob `number` of the store at `root`, as far as it has `arrived`.
 
     The bytes of a small one come along as `data`.
     """
 
     root: str
     number: int
-    size: int
+    arrived: Arrived
     diff_id: str
     target: Target
     data: bytes = b""
@@ -50,7 +68,12 @@ class SealJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     failpoints: str = ""
 
 
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Nobody wants the layer any more that is being applied."""
+
+
 Job = ApplyJob | SealJob
+Order = Job | Arrived | Stop
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
@@ -61,6 +84,12 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     """So many packed bytes have been read."""
 
     read: int
+
+
+class Wants(msgspec.Struct, frozen=True, tag=True):
+    """The job cannot go on without packed bytes beyond so many."""
+
+    beyond: int
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -95,22 +124,22 @@ class Sealed(msgspec.Struct, frozen=True, tag=True):
     failed: Failed | None
 
 
-Reply = Started | Progress | Done | Sealed | Failed
+Reply = Started | Progress | Wants | Done | Sealed | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-_jobs: msgspec.msgpack.Decoder[Job] = msgspec.msgpack.Decoder(Job)
+_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 
 
-def frame(value: Job | Reply) -> bytes:
+def frame(value: Order | Reply) -> bytes:
     """Return `value` as a frame."""
     body = _encoder.encode(value)
     return len(body).to_bytes(HEADER, "big") + body
 
 
-def decode_job(body: bytes) -> Job:
-    """Return the job in a frame's body."""
-    return _jobs.decode(body)
+def decode_order(body: bytes) -> Order:
+    """Return the order in a frame's body."""
+    return _orders.decode(body)
 
 
 def decode_reply(body: bytes) -> Reply:

@@ -12,11 +12,11 @@ from engine.unpack.lease import HeldLease
 __all__ = ["LayerFlight"]
 
 
-class LayerFlight(Flight[Applied]):
+class LayerFlight(Flight[Applied | None]):
     """A layer under way; `lease` is whose it is, `entries` and `size` those of all layers up to it.
 
-    The one above waits for both events: so layers are queued bottom first, as what is committed first
-    should not be applied last, and reach the committer in chain order.
+    Its result is None where another process made it. The one above waits for `is_ready`, so that layers
+    reach the committer in chain order.
     """
 
     def __init__(self) -> None:
@@ -24,5 +24,4 @@ class LayerFlight(Flight[Applied]):
         self.lease: HeldLease | None = None
         self.entries = 0
         self.size = 0
-        self.is_queued = trio.Event()
         self.is_ready = trio.Event()

@@ -1,41 +1,52 @@
 """Long-lived worker processes, started when first needed.
 
-Async. A job is a value, and so is its result; cancelling a job kills its worker, and a worker that
-dies is an ordinary error of its job alone. One that was dead already when a job came is replaced.
+Async. A job is a value, and so is its result. A worker whose job is cancelled is told to stop, and
+killed if it does not at once; one that dies is an ordinary error of its job alone. One that was dead
+already when a job came is replaced.
 """
 
 import subprocess
-import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, Unavailable, os_errors
 from engine.unpack.jobs import (
+    COMMAND,
     HEADER,
     ApplyJob,
+    Arrived,
     Done,
     Failed,
     Job,
+    Order,
     Progress,
     Reply,
     Sealed,
     SealJob,
     Started,
+    Stop,
+    Wants,
     decode_reply,
     frame,
 )
+from engine.unpack.slots import Slots
 
-__all__ = ["WorkerPool"]
+__all__ = ["More", "WorkerPool"]
 
-_COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
-_PATIENCE_S = 0.5  # with a killed worker: one within a system call ends when that does
+More = Callable[[int], Awaitable[Arrived]]
+"""Wait until more than so many bytes of a layer are there, and return how many are."""
+
+_PATIENCE_S = 0.5  # with a stopped or killed worker: one within a system call ends when that does
 
 
 def _unheard(_read: int) -> None:
     """Take note of nothing."""
+
+
+async def _no_more(_seen: int) -> Arrived:
+    raise AssertionError("a worker asks for more of what is whole")
 
 
 class _NeverStarted(Exception):
@@ -53,36 +64,58 @@ class _Worker:
         self._process = process
         self._rest = b""
 
-    async def run(self, job: Job, progress: Callable[[int], None]) -> Done | Sealed | Failed:
-        assert self._process.stdin is not None
+    async def run(self, job: Job, progress: Callable[[int], None], more: More) -> Done | Sealed | Failed:
         has_started = False
         try:
-            await self._process.stdin.send_all(frame(job))
+            await self._send(job)
             while True:
                 reply = await self._receive()
                 if isinstance(reply, Started):
                     has_started = True
                 elif isinstance(reply, Progress):
                     progress(reply.read)
+                elif isinstance(reply, Wants):
+                    await self._send(await more(reply.beyond))
                 else:
                     return reply
         except (trio.BrokenResourceError, EOFError):
             error = await self._death()
             raise error if has_started else _NeverStarted(error) from None
 
-    async def _receive(self) -> Reply:
-        length = int.from_bytes(await self._exactly(HEADER), "big")
-        return decode_reply(await self._exactly(length))
+    async def end_job(self) -> bool:
+        """Have the worker stop the job that it is at; say whether it did."""
+        with trio.CancelScope(shield=True), trio.move_on_after(_PATIENCE_S):
+            try:
+                await self._send(Stop())
+                while isinstance(await self._receive(), Started | Progress | Wants):
+                    pass
+            except (trio.BrokenResourceError, EOFError):
+                return False
+            return True
+        return False
 
-    async def _exactly(self, count: int) -> bytes:
+    async def _send(self, order: Order) -> None:
+        """Send all of a frame: half of one would be taken for the beginning of the next."""
+        assert self._process.stdin is not None
+        with trio.CancelScope(shield=True):
+            await self._process.stdin.send_all(frame(order))
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _receive(self) -> Reply:
+        """Return the next reply; nothing is lost if that is cancelled."""
+        await self._have(HEADER)
+        whole = HEADER + int.from_bytes(self._rest[:HEADER], "big")
+        await self._have(whole)
+        body, self._rest = self._rest[HEADER:whole], self._rest[whole:]
+        return decode_reply(body)
+
+    async def _have(self, count: int) -> None:
         assert self._process.stdout is not None
         while len(self._rest) < count:
             piece = await self._process.stdout.receive_some()
             if not piece:
                 raise EOFError
             self._rest += piece
-        data, self._rest = self._rest[:count], self._rest[count:]
-        return data
 
     async def _death(self) -> EngineError:
         code = await self._process.wait()
@@ -107,52 +140,60 @@ class WorkerPool:
     """Applies at most `size` layers at once, each on a process of its own, and seals beside that."""
 
     def __init__(self, size: int) -> None:
-        self._applying = trio.CapacityLimiter(size)
+        self.slots = Slots(size)
         self._sealing = trio.CapacityLimiter(1)  # all it does is system calls on one file system
         # By kind of job: what sealed a layer remembers what the next one stands on.
         self._idle: dict[type[Job], list[_Worker]] = {ApplyJob: [], SealJob: []}
         self._all: set[_Worker] = set()
 
-    def slot(self) -> AbstractAsyncContextManager[None]:
-        """Wait for one of the places at which layers are applied, first come first served."""
-        return self._applying
+    async def apply(
+        self, job: ApplyJob, progress: Callable[[int], None], more: More = _no_more
+    ) -> Applied:
+        """Apply a layer, in a slot; return what came of it, or raise the error that it failed with.
 
-    async def apply(self, job: ApplyJob, progress: Callable[[int], None]) -> Applied:
-        """Apply a layer, in a `slot`; return what came of it, or raise the error that it failed with."""
-        reply = await self._run(job, progress)
+        `more` is asked for what there is of a layer whose job does not say that all has arrived.
+        """
+        reply = await self._run(job, progress, more)
         assert isinstance(reply, Done)
         return reply.applied
 
     async def seal(self, job: SealJob) -> tuple[int, EngineError | None]:
         """Seal layers; return how many of them are, and why not all."""
         async with self._sealing:
-            reply = await self._run(job, _unheard)
+            reply = await self._run(job, _unheard, _no_more)
         assert isinstance(reply, Sealed)
         return reply.count, reply.failed.error if reply.failed else None
 
-    async def _run(self, job: Job, progress: Callable[[int], None]) -> Done | Sealed:
+    async def _run(self, job: Job, progress: Callable[[int], None], more: More) -> Done | Sealed:
         try:
-            reply = await self._run_once(job, progress)
+            reply = await self._run_once(job, progress, more)
         except _NeverStarted:
             try:
-                reply = await self._run_once(job, progress)
+                reply = await self._run_once(job, progress, more)
             except _NeverStarted as again:
                 raise again.error from None
         if isinstance(reply, Failed):
             raise reply.error
         return reply
 
-    async def _run_once(self, job: Job, progress: Callable[[int], None]) -> Done | Sealed | Failed:
+    async def _run_once(
+        self, job: Job, progress: Callable[[int], None], more: More
+    ) -> Done | Sealed | Failed:
         idle = self._idle[type(job)]
         worker = await self._take(idle)
+        is_free = False
         try:
-            reply = await worker.run(job, progress)
-        except BaseException:
-            # It is dead, or a reply is under way that the next job would take for its own.
-            await self._dismiss(worker)
+            reply = await worker.run(job, progress, more)
+            is_free = True
+            return reply
+        except (trio.Cancelled, EngineError):  # the latter of `more`, or it is dead
+            is_free = isinstance(job, ApplyJob) and await worker.end_job()
             raise
-        idle.append(worker)
-        return reply
+        finally:
+            if is_free:
+                idle.append(worker)
+            else:
+                await self._dismiss(worker)
 
     async def _take(self, idle: list[_Worker]) -> _Worker:
         while idle:
@@ -169,7 +210,7 @@ class WorkerPool:
     async def _start(self) -> _Worker:
         with os_errors("starting a worker process"):
             process = await trio.lowlevel.open_process(
-                _COMMAND,
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 process_group=0,  # Ctrl-C is for the engine, which then ends its workers

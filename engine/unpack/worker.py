@@ -2,6 +2,7 @@
 
 Sync. Started by exec, never forked from a process with LMDB open. A thread waits on the input all the
 time: when the engine dies, however suddenly, the input ends and the worker with it, mid-layer or not.
+So it hears of bytes of a layer that arrive while that is applied, and that nobody wants it any more.
 """
 
 import gc
@@ -10,7 +11,7 @@ import queue
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from engine.content import extents
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import EngineError
 from engine.kv.environment import Environment
+from engine.memory import keep_memory
 from engine.oci.digest import parse_digest
 from engine.root import open_blobs
 from engine.snapshots import Sealing
@@ -27,6 +29,7 @@ from engine.unpack.jobs import (
     HEADER,
     LARGEST,
     ApplyJob,
+    Arrived,
     Done,
     Failed,
     Job,
@@ -35,7 +38,8 @@ from engine.unpack.jobs import (
     Sealed,
     SealJob,
     Started,
-    decode_job,
+    Wants,
+    decode_order,
     frame,
 )
 
@@ -54,12 +58,51 @@ def _read_exactly(fd: int, count: int) -> bytes:
     return data
 
 
-def _read_jobs(fd: int, jobs: "queue.Queue[Job]") -> None:
+class _Supply:
+    """The bytes of the layer that is being applied: how many are there; `ask` asks for more."""
+
+    def __init__(self, ask: Callable[[int], None]) -> None:
+        self._ask = ask
+        self._news: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        self.is_stopped = False
+
+    def tell(self, arrived: Arrived) -> None:
+        self._news.put(arrived)
+
+    def stop(self) -> None:
+        self.is_stopped = True
+        self._news.put(None)
+
+    def more(self, seen: int) -> tuple[int, bool]:
+        """Wait until there are more than `seen`; return how many, and whether those are all."""
+        if seen:  # what there is to begin with came along
+            self._ask(seen)
+        arrived = self._news.get()
+        if arrived is None:
+            raise _Stopped
+        return arrived.there, arrived.is_whole
+
+
+class _Stopped(Exception):
+    """Nobody wants the layer any more."""
+
+
+def _read_orders(fd: int, jobs: "queue.Queue[tuple[Job, _Supply]]", ask: Callable[[int], None]) -> None:
+    supply = _Supply(ask)
     while True:
         length = int.from_bytes(_read_exactly(fd, HEADER), "big")
         if length > LARGEST:
             os._exit(2)
-        jobs.put(decode_job(_read_exactly(fd, length)))
+        order = decode_order(_read_exactly(fd, length))
+        if isinstance(order, Arrived):
+            supply.tell(order)
+        elif isinstance(order, Job):
+            supply = _Supply(ask)  # what still comes for the job before is nobody's
+            if isinstance(order, ApplyJob):
+                supply.tell(order.arrived)
+            jobs.put((order, supply))
+        else:
+            supply.stop()
 
 
 def _send(fd: int, reply: Reply) -> None:
@@ -78,11 +121,13 @@ class _Worker:
         self._open = ExitStack()
         self._sealers: dict[str, Callable[[bytes], tuple[int, EngineError | None]]] = {}
 
-    def run(self, job: Job) -> Reply:
+    def run(self, job: Job, supply: _Supply) -> Reply:
         _send(self._out, Started())
-        failpoints.arm(job.failpoints)
+        failpoints.rearm(job.failpoints)
         try:
-            return self._seal(job.sealing) if isinstance(job, SealJob) else Done(self._apply(job))
+            if isinstance(job, SealJob):
+                return self._seal(job.sealing)
+            return Done(self._apply(job, supply))
         except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
             return Failed.of(error)
 
@@ -92,7 +137,7 @@ class _Worker:
         count, error = self._sealers[sealing.run](sealing.argument)
         return Sealed(count, Failed.of(error) if error else None)
 
-    def _apply(self, job: ApplyJob) -> Applied:
+    def _apply(self, job: ApplyJob, supply: _Supply) -> Applied:
         reported = 0
 
         def report(read: int) -> None:
@@ -102,16 +147,21 @@ class _Worker:
                 _send(self._out, Progress(read))
 
         return apply_layer(
-            self._pieces(job),
+            self._pieces(job, supply),
             job.target,
             diff_id=parse_digest(job.diff_id),
             progress=report,
         )
 
-    def _pieces(self, job: ApplyJob) -> Iterable[bytes]:
+    def _pieces(self, job: ApplyJob, supply: _Supply) -> Iterator[bytes]:
         if job.data:
-            return (job.data,)
-        return extents.read(self._environment(job.root), job.number, job.size)
+            yield job.data
+            return
+
+        for piece in extents.follow(self._environment(job.root), job.number, supply.more):
+            if supply.is_stopped:
+                raise _Stopped
+            yield piece
 
     def _environment(self, root: str) -> Environment:
         if self._blobs is None or self._blobs[0] != root:
@@ -133,17 +183,17 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.umask(0)
     _raise_file_limit()
-    jobs: queue.Queue[Job] = queue.Queue()
-    thread = threading.Thread(
-        target=_read_jobs, args=(sys.stdin.fileno(), jobs), name="jobs", daemon=True
-    )
+    jobs: queue.Queue[tuple[Job, _Supply]] = queue.Queue()
+    work = (sys.stdin.fileno(), jobs, lambda seen: _send(out, Wants(seen)))
+    thread = threading.Thread(target=_read_orders, args=work, name="orders", daemon=True)
     thread.start()
     worker = _Worker(out)
     # A layer's tree is many objects that live as long as the job: looking through them again and again
     # finds nothing, so garbage is looked for between jobs.
     gc.disable()
+    keep_memory()
     while True:
-        _send(out, worker.run(jobs.get()))
+        _send(out, worker.run(*jobs.get()))
         gc.collect()
 
 

@@ -5,32 +5,39 @@ Async.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
 from engine.fs.room import writers
 from engine.root import Root
 from engine.snapshots import Snapshotter
+from engine.unpack.arrivals import Arrivals
 from engine.unpack.committer import Committer
 from engine.unpack.flights import Flights
+from engine.unpack.flusher import Flusher
 from engine.unpack.layer_flight import LayerFlight
+from engine.unpack.layer_locks import LayerLocks
 from engine.unpack.pool import WorkerPool
 
 __all__ = ["Workshop", "open_workshop"]
 
 
 class Workshop:
-    """Workers, flights and committers."""
+    """Workers, the work under way, and who makes a layer of all processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
         self.pool = WorkerPool(writers())
+        self.flusher = Flusher(self.pool)
         self.flights = Flights(LayerFlight)
+        self.arrivals = Arrivals()
+        self.locks = LayerLocks(root / "layers")
         self.users = 0
         self._committers: dict[tuple[str, str], Committer] = {}
 
     def committer(self, namespace: str, snapshotter: Snapshotter) -> Committer:
         """Return what commits the layers of a backend in a namespace."""
-        made = Committer(snapshotter, self.pool)
+        made = Committer(snapshotter, self.flusher)
         return self._committers.setdefault((namespace, snapshotter.name), made)
 
     async def aclose(self) -> None:
@@ -38,6 +45,7 @@ class Workshop:
         with trio.CancelScope(shield=True):
             for committer in self._committers.values():
                 await committer.idle()
+            await self.flusher.aclose()
             await self.pool.aclose()
 
 
@@ -48,7 +56,7 @@ _open: dict[tuple[int, trio.lowlevel.TrioToken], Workshop] = {}
 async def open_workshop(root: Root) -> AsyncIterator[Workshop]:
     """Give the workshop of an open root for the length of a block, the same to all who ask."""
     key = (id(root), trio.lowlevel.current_trio_token())
-    workshop = _open.setdefault(key, Workshop())
+    workshop = _open.setdefault(key, Workshop(root.path))
     workshop.users += 1
     try:
         yield workshop

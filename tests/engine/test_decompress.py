@@ -263,7 +263,7 @@ def test_tiny_gzip_members_are_bounded_and_those_of_honest_tools_are_not() -> No
 
 
 def running() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+    return [thread for thread in threading.enumerate() if thread.name in {"ahead", "behind"}]
 
 
 class Pieces:
@@ -322,4 +322,36 @@ def test_only_a_few_pieces_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> No
     with pipeline.ahead(source):
         assert source.ended.wait(60)
         assert source.made == 5  # four in the queue, one in hand
+    assert not running()
+
+
+def test_what_is_given_is_taken_in_order_and_done_when_the_block_ends() -> None:
+    taken: list[int] = []
+    with pipeline.behind(taken.append) as give:
+        for piece in range(1000):
+            give(piece)
+    assert taken == list(range(1000))
+    assert not running()
+
+
+def test_an_error_of_what_takes_is_raised_when_the_block_ends_and_keeps_nobody_waiting() -> None:
+    taken: list[int] = []
+
+    def take(piece: int) -> None:
+        taken.append(piece)
+        if piece == 3:
+            raise Refused("bad")
+
+    def give_all(pieces: Iterable[int], error: Exception | None = None) -> None:
+        with pipeline.behind(take) as give:
+            for piece in pieces:
+                give(piece)
+            if error:
+                raise error
+
+    with pytest.raises(Refused, match="bad"):
+        give_all(range(1000))
+    assert taken == [0, 1, 2, 3]
+    with pytest.raises(KeyError):
+        give_all([2, 3], KeyError())  # the block's own comes first
     assert not running()

@@ -15,7 +15,7 @@ import pytest
 
 from engine import limits
 from engine.archive.contents import find_images
-from engine.archive.intake import Intake
+from engine.archive.intake import Intake, Nobody
 from engine.archive.opening import open_source
 from engine.archive.source import TarSource
 from engine.diff.tar import Entry, TarReader
@@ -206,7 +206,7 @@ def test_m_03_documents_are_bounded_over_all_images(tmp_path, stores, monkeypatc
     files = docker_files()
     monkeypatch.setattr(limits, "ARCHIVE_DOCUMENTS", 3 * len(files["config.json"]))
     with open_source(tar_of(tmp_path / "image.tar", files), tmp_path, quiet) as source:
-        intake = Intake(source.files, stores.content, "lease", silent, Room(tmp_path))
+        intake = Intake(source.files, stores.content, "lease", silent, Room(tmp_path), Nobody())
         for _ in range(3):
             intake.small("config.json", limits.CONFIG)
         with pytest.raises(Refused, match="documents of all images have over"):

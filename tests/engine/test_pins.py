@@ -12,6 +12,7 @@ import trio
 
 from engine.app import Engine
 from engine.archive.importer import Wanted, import_images
+from engine.archive.intake import Nobody
 from engine.errors import AlreadyExists, EngineError, NotFound
 from engine.gc import holding, survey
 from engine.kv import turn
@@ -161,6 +162,7 @@ def test_what_a_source_leaves_out_stays_from_the_first_look(world: World, missin
             lease=lease,
             report=silent,
             check=lambda _planned: world.stores.images.remove("held:1"),
+            follower=Nobody(),
         )
         (one,) = brought.images
         world.stores.images.put_all({NAME: one.target}, replace=False)

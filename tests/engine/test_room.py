@@ -178,7 +178,7 @@ def test_many_processors_do_not_make_a_small_layer_too_large(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
     disk.f_bavail = 100 * MIB // disk.f_frsize
     Room(Path()).take(1024)
-    assert Workshop().pool.slot().total_tokens == writers() < 64
+    assert Workshop(Path()).pool.slots.places == writers() < 64
 
 
 def test_a_look_is_rare_and_comes_first(disk: Disk) -> None:

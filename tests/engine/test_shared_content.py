@@ -7,6 +7,7 @@ import pytest
 
 from engine.content import discard
 from engine.errors import DigestMismatch, NotFound, Refused
+from engine.kv import keys
 from engine.kv.schema import BLOBS, EXTENT, NAMESPACES, Namespace, now
 from engine.metadata.leases import leased
 from engine.oci.digest import Digest, digest_of
@@ -72,6 +73,22 @@ def test_gc_12_bytes_stay_as_long_as_a_namespace_has_them(stores, other, size, f
     two.content.cleanup()
     assert not extents(stores)
     assert not any(records(stores).values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gc_16_bytes_stay_while_another_record_of_the_blob_cannot_be_read(stores, other, size):
+    digest = put(stores.content, pattern(size)).digest
+    share(other.content, digest)
+    before = extents(stores)
+    with stores.root.meta.write() as txn:
+        sound = BLOBS.get(txn, "default", digest)
+        txn.raw.put(keys.encode(["default", digest]), b"\xff", db=txn.databases[BLOBS.name])
+    other.content.delete(digest)
+    other.content.cleanup()
+    assert extents(stores) == before
+    with stores.root.meta.write() as txn:
+        BLOBS.put(txn, sound, "default", digest)
+    assert stores.content.read_all(digest, size) == pattern(size)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,6 +1,8 @@
 """One layer at one place is made once, however many ask; the last one to cancel stops it, soon."""
 
+import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from engine.kv.schema import LEASES
 from engine.progress import Step
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
-from engine.unpack import unpacker
+from engine.unpack import making
 from engine.unpack.workshop import Workshop, open_workshop
 from snapshotters.overlay import OverlaySnapshotter
 from tests.command import lamina, lamina_json
@@ -302,7 +304,7 @@ def test_an_interrupted_command_ends_soon_and_leaves_nothing(tmp_path: Path) -> 
     until(lambda: victim.process.poll() is not None or any(map(is_stopped, below(victim.process.pid))))
     victim.interrupt()
     assert victim.wait() == (130, "lamina: interrupted\n")
-    kinds = {entry["info"]["kind"] for entry in lamina_json(root, "snapshots", "ls")}
+    kinds = {entry["kind"] for entry in lamina_json(root, "snapshots", "ls")}
     assert kinds <= {"committed"}
     assert list((root / "trash").iterdir()) == []
 
@@ -318,7 +320,7 @@ def below(pid: int) -> list[int]:
 def test_cleaning_up_is_bounded_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacker, "CLEANUP_S", 0.0)
+    monkeypatch.setattr(making, "CLEANUP_S", 0.0)
     bad = archive(*(member(f"{n}") for n in range(50)), member("h", "1", link="nowhere"))
 
     async def work(engine: Engine) -> None:
@@ -344,3 +346,45 @@ def test_a_chain_that_is_too_long_is_refused_before_any_work(tmp_path: Path, pre
         assert list((engine.stores.root.snapshots / "aufs").iterdir()) == []
 
     run(tmp_path, work)
+
+
+def beside_another(tmp_path: Path) -> tuple[Path, Victim, Victim]:
+    """Return a root, a command whose worker stands still within the lowest layer, and one that waits."""
+    root, image = tmp_path / "root", layout(tmp_path / "image", BASE)
+    lamina(root, "import", "--no-unpack", "--name", "x:1", image)
+    first = Victim(root, ["unpack", "x:1"], "apply.entry=stop@5")
+    until(lambda: any(map(is_stopped, below(first.process.pid))))
+    second = Victim(root, ["unpack", "--json", "x:1"])
+    assert second.process.stderr
+    assert "waiting: layer sha256:" in second.process.stderr.readline()
+    return root, first, second
+
+
+def test_a_layer_that_another_process_makes_is_not_made_again(tmp_path: Path) -> None:
+    root, first, second = beside_another(tmp_path)
+
+    def goes_on() -> bool:  # at each layer anew
+        for pid in filter(is_stopped, below(first.process.pid)):
+            os.kill(pid, signal.SIGCONT)
+        return first.process.poll() is not None
+
+    until(goes_on)
+    assert first.wait()[0] == 0
+    out, _ = second.process.communicate(timeout=30)
+    assert second.process.returncode == 0
+    assert json.loads(out)["applied"] == 0
+    assert [entry["kind"] for entry in lamina_json(root, "snapshots", "ls")] == ["committed"] * 4
+
+
+def test_when_the_process_that_makes_a_layer_dies_another_does(tmp_path: Path) -> None:
+    root, first, second = beside_another(tmp_path)
+    workers = below(first.process.pid)
+    first.kill()
+    for pid in workers:  # stopped, it does not notice
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+    out, _ = second.process.communicate(timeout=30)
+    assert second.process.returncode == 0
+    assert json.loads(out)["layers"] == len(BASE)
+    lamina(root, "gc")
+    assert [entry["kind"] for entry in lamina_json(root, "snapshots", "ls")] == ["committed"] * 4

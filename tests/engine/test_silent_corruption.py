@@ -494,6 +494,8 @@ def test_what_is_settled_is_not_settled_on_something_else(stores: Stores, name: 
 class Pool:
     """Seals nothing: `commit` does it then."""
 
+    failures = 0
+
     async def seal(self, _job: object) -> tuple[int, None]:
         return 0, None
 
@@ -504,7 +506,7 @@ def commit_all(backend: Snapshotter, steps: list[Commit]) -> list[bool | EngineE
 
     async def one(committer: committing.Committer, number: int) -> None:
         try:
-            told[number] = await committer.commit(steps[number], silent)
+            told[number] = await committer.commit(steps[number], silent, 0)
         except EngineError as error:
             told[number] = error
 
@@ -593,14 +595,20 @@ def test_what_is_sealed_before_one_that_cannot_be_counts(
     async def some(_pool: Pool, _job: object) -> object:
         return next(replies)
 
-    monkeypatch.setattr(backend, "sealing", lambda *_steps: [None, None])
+    monkeypatch.setattr(backend, "sealing", lambda *_steps, flush=True: [None, None])
     monkeypatch.setattr(Pool, "seal", some)
     committer = committing.Committer(backend, Pool())  # type: ignore[arg-type]
-    assert trio.run(committer._seal, steps) == (3, error)
+
+    async def sealed() -> tuple[int, EngineError | None]:
+        return await committer._seal(steps, flush=True)
+
+    assert trio.run(sealed) == (3, error)
 
 
 class SlowPool:
     """Seals once a test lets it: an event for each batch."""
+
+    failures = 0
 
     def __init__(self) -> None:
         self.batches: list[trio.Event] = []
@@ -626,7 +634,7 @@ def test_a_layer_that_is_given_up_while_it_waits_is_not_committed_and_the_others
 
         async def one(number: int) -> None:
             with scope if number == 2 else trio.CancelScope():
-                told[number] = await committer.commit(steps[number], silent)
+                told[number] = await committer.commit(steps[number], silent, 0)
 
         async def until(batches: int) -> None:
             while len(pool.batches) < batches:
@@ -669,7 +677,7 @@ def test_a_store_is_not_closed_while_a_commit_is_under_way(
         assert may_end.wait(30)
         order.append("committed")
 
-    monkeypatch.setattr(backend, "sealing", lambda *_steps: [])
+    monkeypatch.setattr(backend, "sealing", lambda *_steps, flush=True: [])
     monkeypatch.setattr(backend, "commit", slow)
 
     async def let_end() -> None:
@@ -680,7 +688,7 @@ def test_a_store_is_not_closed_while_a_commit_is_under_way(
         async with trio.open_nursery() as outside:
             async with open_workshop(stores.root) as workshop, trio.open_nursery() as inside:
                 committer = workshop.committer("default", backend)
-                inside.start_soon(committer.commit, Commit(name="b", key="a"), silent)
+                inside.start_soon(committer.commit, Commit(name="b", key="a"), silent, 0)
                 await trio.to_thread.run_sync(begun.wait)
                 inside.cancel_scope.cancel()
                 outside.start_soon(let_end)

@@ -104,6 +104,27 @@ def test_threads_come_in_the_order_in_which_they_asked() -> None:
     assert line.acquire(0)
 
 
+def test_whoever_writes_is_told_that_another_process_or_thread_waits(
+    file: Environment, tmp_path: Path
+) -> None:
+    with file.write():
+        assert not file.is_wanted()
+        process = ready(_WAITING, tmp_path / "file" / "queue")
+        assert file.is_wanted()
+        kill(process)
+        assert not file.is_wanted()
+        thread = threading.Thread(target=_write, args=[file])
+        thread.start()
+        until(file.is_wanted)
+    thread.join()
+    assert not file.is_wanted()
+
+
+def _write(file: Environment) -> None:
+    with file.write() as txn:
+        txn.raw.put(b"a", b"b")
+
+
 def test_who_is_interrupted_in_line_hands_on_what_he_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
         def __init__(self) -> None:
