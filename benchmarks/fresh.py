@@ -28,7 +28,7 @@ _PRIVATE = 0x4000 | 1 << 18  # MS_REC | MS_PRIVATE
 
 
 def own_mounts() -> None:
-    """Have what this process and its children mount go with them, even if they are killed. Needs root."""
+    """Have what this process and its children mount go with them, even if killed. Needs root."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _PRIVATE, None):
         raise OSError(ctypes.get_errno(), f"mounts of its own: {os.strerror(ctypes.get_errno())}")

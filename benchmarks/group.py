@@ -1,8 +1,8 @@
 """Processes that are accounted together, however they part: a control group (version 2) of their own.
 
 Their time on a processor is the kernel's own account of the group (`cpu.stat`), which also holds what
-has ended, a daemon and its shims. Memory is read from /proc for every process in it, again and again: the
-kernel's peak of a group (`memory.peak`) would count all files that were written.
+has ended, a daemon and its shims. Memory is read from /proc for every process in it, again and again:
+the kernel's peak of a group (`memory.peak`) would count all files that were written.
 """
 
 import re

@@ -4,17 +4,18 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import COMPRESSIONS, CORPORA, build
+from benchmarks.packing import Packed
 from engine.diff.decompress import SNIFFED, sniff
 from engine.oci.mediatypes import Compression
 from engine.stores import host_platform
 
-__all__ = ["Image", "Layer", "image_at", "made_or_found", "read_image"]
+__all__ = ["Image", "Layer", "image_at", "made_or_found", "packed_layers", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ def image_at(name: str, layout: Path, archive: Path) -> Image:
         target=entries[0]["digest"],
         layers=[Layer(blob, _packed(blob)) for blob in blobs],
     )
+
+
+def packed_layers(image: Image) -> Mapping[str, Packed]:
+    """Return the layers as another image can name them too."""
+    manifest = _chosen(image.layout, {"digest": image.target})
+    diff_ids = _document(_blob(image.layout, manifest["config"]["digest"]))["rootfs"]["diff_ids"]
+    pairs = zip(diff_ids, manifest["layers"], strict=True)
+    return {diff_id: Packed(diff_id, descriptor) for diff_id, descriptor in pairs}
 
 
 def _chosen(layout: Path, entry: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,15 @@ from typing import Any
 
 from engine.stores import host_platform
 
-__all__ = ["COMPRESSIONS", "LayerMaker", "pack_image", "write_layout"]
+__all__ = [
+    "COMPRESSIONS",
+    "LayerMaker",
+    "Packed",
+    "blobs_of",
+    "pack_image",
+    "pack_layer",
+    "write_layout",
+]
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -45,15 +53,22 @@ class Packed:
 
 def pack_image(out: Path, layers: Mapping[str, LayerMaker], compression: str) -> Path:
     """Write an image as an OCI layout at `out` and as an archive beside it; return the archive."""
-    blobs = out / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    packing = COMPRESSIONS[compression]
-    return write_layout(out, {name: _pack(make, blobs, packing) for name, make in layers.items()})
+    blobs_of(out).mkdir(parents=True)
+    write_layout(out, {name: pack_layer(out, make, compression) for name, make in layers.items()})
+    archive = out.with_name(f"{out.name}.tar")
+    names = ("blobs", "index.json", "oci-layout")
+    subprocess.run(["tar", "-C", str(out), "-cf", str(archive), *names], check=True)
+    return archive
 
 
-def write_layout(out: Path, layers: Mapping[str, Packed]) -> Path:
-    """Write the documents of an image whose layers are in `out` already; return the archive."""
-    blobs = out / "blobs" / "sha256"
+def blobs_of(out: Path) -> Path:
+    """Return the folder of a layout's blobs."""
+    return out / "blobs" / "sha256"
+
+
+def write_layout(out: Path, layers: Mapping[str, Packed]) -> None:
+    """Write the documents of an image whose layers are in `out` already."""
+    blobs = blobs_of(out)
     host = host_platform()
     config = {
         "architecture": host.architecture,
@@ -73,13 +88,11 @@ def write_layout(out: Path, layers: Mapping[str, Packed]) -> Path:
     index = {"schemaVersion": 2, "manifests": [entry]}
     (out / "index.json").write_text(json.dumps(index))
     (out / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    archive = out.with_name(f"{out.name}.tar")
-    names = ("blobs", "index.json", "oci-layout")
-    subprocess.run(["tar", "-C", str(out), "-cf", str(archive), *names], check=True)
-    return archive
 
 
-def _pack(make: LayerMaker, blobs: Path, packing: Packing) -> Packed:
+def pack_layer(out: Path, make: LayerMaker, compression: str) -> Packed:
+    """Write a layer into a layout's folder."""
+    blobs, packing = blobs_of(out), COMPRESSIONS[compression]
     plain = blobs / "layer.tar"
     make(plain)
     diff_id = _digest(plain)
