@@ -1,4 +1,4 @@
-"""Some callers in one process: `python -m benchmarks.callers ROOT BACKEND IMAGE...` unpacks all at once."""
+"""Callers in one process: `python -m benchmarks.callers ROOT BACKEND IMAGE...` unpacks all at once."""
 
 import sys
 from collections.abc import Sequence

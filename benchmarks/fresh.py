@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["MEMORY", "fresh_file_system", "own_mounts"]
+__all__ = ["MEMORY", "fresh_file_system", "own_mounts", "prefix"]
 
 MEMORY = Path("/dev/shm")
 
@@ -27,6 +27,11 @@ _CLONE_NEWNS = 0x20000
 _PRIVATE = 0x4000 | 1 << 18  # MS_REC | MS_PRIVATE
 
 
+def prefix(what: str, pid: int = 0) -> str:
+    """Return how names begin of what a process, or this one, makes for the length of a run."""
+    return f"lamina-{what}-{pid or os.getpid()}-"
+
+
 def own_mounts() -> None:
     """Have what this process and its children mount go with them, even if killed. Needs root."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -37,7 +42,7 @@ def own_mounts() -> None:
 @contextmanager
 def fresh_file_system(kind: str = "ext4") -> Iterator[Path]:
     """Mount an empty file system for the length of a block. Needs root, and its mkfs."""
-    with TemporaryDirectory(prefix="lamina-fs-", dir=MEMORY) as holder:
+    with TemporaryDirectory(prefix=prefix("fs"), dir=MEMORY) as holder:
         image, target = Path(holder) / "image", Path(holder) / "mnt"
         target.mkdir()
         with image.open("wb") as file:

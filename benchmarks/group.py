@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.costs import Cost
+from benchmarks.fresh import prefix
 
 __all__ = ["Command", "Failed", "Group", "Step", "group"]
 
@@ -131,7 +132,7 @@ _RSS = re.compile(r"^Rss(Anon|File|Shmem):\s+(\d+) kB$", re.MULTILINE)
 @contextmanager
 def group() -> Iterator[Group]:
     """Make a group for the length of a block; whoever is in it at the end is killed. Needs root."""
-    with tempfile.TemporaryDirectory(prefix="lamina-group-") as holder:
+    with tempfile.TemporaryDirectory(prefix=prefix("group")) as holder:
         tree, messages = Path(holder) / "tree", Path(holder) / "messages"
         tree.mkdir()
         # A mount of our own: there may be none (old systems), or one that is read-only (containers).

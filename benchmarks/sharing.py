@@ -1,11 +1,11 @@
 """The same work once: ten images on one base, and ten unpacks of one image at once.
 
-What is compared is time on a processor, of all processes, with one unpack of one image. Ten commands also
-start ten times: what a command takes that finds all done is measured too, and taken off.
+What is compared is time on a processor, of all processes, with one unpack of one image. Ten commands
+also start ten times: what a command takes that finds all done is measured too, and taken off.
 """
 
 import argparse
-import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,10 +88,17 @@ def ten_images(image: Image, folder: Path) -> Sequence[Path]:
         out = folder / f"on-{number}"
         blobs_of(out).mkdir(parents=True)
         for layer in image.layers:
-            os.symlink(layer.path.resolve(), blobs_of(out) / layer.path.name)
+            _place(layer.path, blobs_of(out) / layer.path.name)
         write_layout(out, {**packed_layers(image), "own": pack_layer(out, make, "gzip")})
         found.append(out)
     return found
+
+
+def _place(blob: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(blob)
+    except OSError:  # of another file system
+        shutil.copyfile(blob, target)
 
 
 # -- the works ----------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 _HEADS = ("", "median", "min-max", "share", "limit", "MB/s", "entries/s", "CPU", "MB")
 _WIDTHS = (21, 7, 10, 5, 5, 5, 9, 6, 4)
 _LEGEND = (
-    "share: what lamina (the first line) takes of this one's time. limit: times the highest\n"
-    "limit. CPU: seconds on a processor, all processes. MB: memory of their own, at its peak."
+    "share: what lamina (the first line) takes of this one's time. limit: times the\n"
+    "highest limit. CPU: on a processor, all processes. MB: their own memory's peak."
 )
 
 
@@ -62,8 +62,8 @@ def _rows(measured: Measured, stage: str) -> Iterable[Sequence[str]]:
         seconds = runs.seconds
         yield (
             runs.name,
-            f"{seconds.median:.2f} s",
-            f"{seconds.min:.2f}-{seconds.max:.2f}",
+            f"{_brief(seconds.median)} s",
+            f"{_brief(seconds.min)}-{_brief(seconds.max)}",
             f"{base.seconds.median / seconds.median:.2f}" if base else "",
             f"{seconds.median / limit:.1f}",
             f"{measured.size / 1e6 / seconds.median:,.0f}",
@@ -71,6 +71,10 @@ def _rows(measured: Measured, stage: str) -> Iterable[Sequence[str]]:
             f"{runs.busy:.1f} s",
             f"{runs.own / 1e6:,.0f}",
         )
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds < 9.995 else f"{seconds:.1f}"
 
 
 def _left_out(measured: Measured) -> Sequence[str]:

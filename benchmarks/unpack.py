@@ -19,7 +19,7 @@ from benchmarks.contenders import STAGES, Contender, Unable, lamina
 from benchmarks.contents import read_contents
 from benchmarks.cores import CORES
 from benchmarks.costs import Cost
-from benchmarks.fresh import MEMORY, fresh_file_system
+from benchmarks.fresh import MEMORY, fresh_file_system, prefix
 from benchmarks.group import Failed, group
 from benchmarks.images import Image, made_or_found
 from benchmarks.machine import about
@@ -133,7 +133,7 @@ def folder_for_images(kept: Path | None) -> Iterator[Path]:
         kept.mkdir(parents=True, exist_ok=True)
         yield kept
     else:
-        with tempfile.TemporaryDirectory(prefix="lamina-images-", dir=MEMORY) as folder:
+        with tempfile.TemporaryDirectory(prefix=prefix("images"), dir=MEMORY) as folder:
             yield Path(folder)
 
 
