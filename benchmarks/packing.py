@@ -54,7 +54,8 @@ class Packed:
 def pack_image(out: Path, layers: Mapping[str, LayerMaker], compression: str) -> Path:
     """Write an image as an OCI layout at `out` and as an archive beside it; return the archive."""
     blobs_of(out).mkdir(parents=True)
-    write_layout(out, {name: pack_layer(out, make, compression) for name, make in layers.items()})
+    packed = {name: pack_layer(out, make, compression) for name, make in layers.items()}
+    write_layout(out, {"latest": packed})
     archive = out.with_name(f"{out.name}.tar")
     names = ("blobs", "index.json", "oci-layout")
     subprocess.run(["tar", "-C", str(out), "-cf", str(archive), *names], check=True)
@@ -66,9 +67,18 @@ def blobs_of(out: Path) -> Path:
     return out / "blobs" / "sha256"
 
 
-def write_layout(out: Path, layers: Mapping[str, Packed]) -> None:
-    """Write the documents of an image whose layers are in `out` already."""
-    blobs = blobs_of(out)
+def write_layout(out: Path, images: Mapping[str, Mapping[str, Packed]]) -> None:
+    """Write the documents of images, by reference, whose layers are in `out` already."""
+    entries = []
+    for reference, layers in images.items():
+        entry = _put_image(blobs_of(out), layers)
+        entries.append({**entry, "annotations": {"org.opencontainers.image.ref.name": reference}})
+    index = {"schemaVersion": 2, "manifests": entries}
+    (out / "index.json").write_text(json.dumps(index))
+    (out / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+def _put_image(blobs: Path, layers: Mapping[str, Packed]) -> dict[str, Any]:
     host = host_platform()
     config = {
         "architecture": host.architecture,
@@ -83,11 +93,7 @@ def write_layout(out: Path, layers: Mapping[str, Packed]) -> None:
         "config": _put(blobs, config, _CONFIG),
         "layers": [layer.descriptor for layer in layers.values()],
     }
-    entry = _put(blobs, manifest, _MANIFEST)
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-    index = {"schemaVersion": 2, "manifests": [entry]}
-    (out / "index.json").write_text(json.dumps(index))
-    (out / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return _put(blobs, manifest, _MANIFEST)
 
 
 def pack_layer(out: Path, make: LayerMaker, compression: str) -> Packed:

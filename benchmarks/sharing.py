@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args(arguments)
     with folder_for_images(options.images) as folder, folder_for_images(None) as beside:
-        layouts = ten_images(made_or_found(options.image, folder), beside)
-        turns = {name: partial(_timed, work, layouts, options.backend) for name, work in _WORKS.items()}
+        layout = ten_images(made_or_found(options.image, folder), beside / "ten")
+        turns = {name: partial(_timed, work, layout, options.backend) for name, work in _WORKS.items()}
         costs, left_out = round_robin(turns, options.repeat)
     for name, why in left_out.items():
         print(f"{name}: {why}", file=sys.stderr)
@@ -81,17 +81,19 @@ def multiples(busy: Mapping[str, float]) -> Sequence[Multiple]:
     return [*found, net]
 
 
-def ten_images(image: Image, folder: Path) -> Sequence[Path]:
-    """Make layouts of images that all have one as their base, and share its blobs."""
-    found = []
-    for number, make in enumerate(made_layers(_OWN).values()):
-        out = folder / f"on-{number}"
-        blobs_of(out).mkdir(parents=True)
-        for layer in image.layers:
-            _place(layer.path, blobs_of(out) / layer.path.name)
-        write_layout(out, {**packed_layers(image), "own": pack_layer(out, make, "gzip")})
-        found.append(out)
-    return found
+def ten_images(image: Image, out: Path) -> Path:
+    """Make a layout of images that all have one as their base."""
+    blobs_of(out).mkdir(parents=True)
+    for layer in image.layers:
+        _place(layer.path, blobs_of(out) / layer.path.name)
+    own = [pack_layer(out, make, "gzip") for make in made_layers(_OWN).values()]
+    base = packed_layers(image)
+    write_layout(out, {_name(number): {**base, "own": layer} for number, layer in enumerate(own)})
+    return out
+
+
+def _name(number: int) -> str:
+    return f"bench.example/ten/image:{number}"
 
 
 def _place(blob: Path, target: Path) -> None:
@@ -106,24 +108,21 @@ def _place(blob: Path, target: Path) -> None:
 _Work = Callable[[Group, Path, str], Sequence[Step]]
 
 
-def _timed(work: _Work, layouts: Sequence[Path], backend: str, folder: Path) -> Cost:
+def _timed(work: _Work, layout: Path, backend: str, folder: Path) -> Cost:
     root = folder / "root"
     with group() as processes:
-        for number, layout in enumerate(layouts):
-            name = ("--name", f"bench-{number}")
-            command = [*LAMINA, "--root", str(root), "import", "-q", "--no-unpack", *name, str(layout)]
-            processes.run([command])
+        processes.run([[*LAMINA, "--root", str(root), "import", "-q", "--no-unpack", str(layout)]])
         return processes.timed(*work(processes, root, backend))
 
 
 def _callers(numbers: Sequence[int], _: Group, root: Path, backend: str) -> Sequence[Step]:
-    names = [f"bench-{number}" for number in numbers]
+    names = [_name(number) for number in numbers]
     return [[[sys.executable, "-m", "benchmarks.callers", str(root), backend, *names]]]
 
 
 def _command(root: Path, backend: str) -> Sequence[str]:
     how = ("-q", "--snapshotter", backend, "--durability", "lazy")
-    return [*LAMINA, "--root", str(root), "unpack", *how, "bench-0"]
+    return [*LAMINA, "--root", str(root), "unpack", *how, _name(0)]
 
 
 def _one_command(_: Group, root: Path, backend: str) -> Sequence[Step]:

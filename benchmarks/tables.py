@@ -50,9 +50,9 @@ def _count(number: int, what: str) -> str:
 
 
 def _limits(measured: Measured) -> str:
-    alone = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in measured.limits().items())
+    alone = ", ".join(f"{name} {_brief(seconds)} s" for name, seconds in measured.limits().items())
     cores = _count(measured.cores, "core")
-    return f"limits, each alone on {cores}: {alone}; all: {measured.all_work():.2f} s"
+    return f"limits, alone on {cores}: {alone}; all {_brief(measured.all_work())} s"
 
 
 def _rows(measured: Measured, stage: str) -> Iterable[Sequence[str]]:
