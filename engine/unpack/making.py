@@ -97,11 +97,11 @@ class Maker:
         take = partial(self._shop.locks.take, self._namespace, work.snapshotter.name, work.chain_id)
         is_made = False
         lock = await trio.to_thread.run_sync(take)
-        if lock < 0:
-            lock = await self._wait(work, flight, take)
-            pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
-            is_made = await trio.to_thread.run_sync(pinned)
         try:
+            if lock < 0:
+                lock = await self._wait(work, flight, take)
+                pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
+                is_made = await trio.to_thread.run_sync(pinned)
             yield is_made
         finally:
             release(lock)
@@ -109,10 +109,8 @@ class Maker:
     @staticmethod
     async def _wait(work: Work, flight: LayerFlight, take: Callable[[], int]) -> int:
         """Wait for another process that makes the layer; return the lock."""
-        if work.below is not None:
-            await (
-                work.below.done.wait()
-            )  # that process is not done before, and one look at a time is enough
+        if work.below is not None:  # of a chain one look at a time is enough
+            await work.below.done.wait()
         show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
