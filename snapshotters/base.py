@@ -9,7 +9,6 @@ without a record, and nobody has to guess which folders are dead.
 """
 
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -20,12 +19,11 @@ from typing import ClassVar
 import msgspec
 
 from engine import labels as label_rules
-from engine.diff import acl
 from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.durable import flush_file_system, flush_names
-from engine.fs.removal import Unfinished, remove_entry
+from engine.fs.removal import Unfinished
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
@@ -36,7 +34,9 @@ from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
 from snapshotters.comparing import Whereabouts
+from snapshotters.discarding import discard, leftover
 from snapshotters.folder_sink import OUTLINE, TREE
+from snapshotters.new_folders import make_lasting, make_root
 from snapshotters.sealing import Seal, Sealer, load_sealed
 
 __all__ = ["BaseSnapshotter"]
@@ -60,7 +60,7 @@ class BaseSnapshotter(ABC):
         self._store = MetaStore(meta, self.name, namespace)
         if not meta.readonly:
             with os_errors(f"snapshots of {self.name}"):
-                _make_lasting(folder)
+                make_lasting(folder)
 
     # -- hooks --------------------------------------------------------------------------------
 
@@ -87,30 +87,71 @@ class BaseSnapshotter(ABC):
 
     def _create(self, key: str, kind: Kind, parent: str, labels: Labels, lease: str) -> list[Mount]:
         record, parents = self._store.create(key, kind, parent, labels, lease or None)
+        below = [self._tree(above) for above in parents]
+        self._make_new(record, below, lease)
+        return self._mounts(record, below)
+
+    def _make_new(self, record: Snapshot, below: Sequence[Path], lease: str) -> None:
+        """Make the folder of a new record, durable if it is made under no lease but its own."""
         try:
             hit("snapshot.prepare.recorded")
-            below = [self._tree(above) for above in parents]
-            try:
-                with os_errors(f"snapshot {key}"):
-                    # By descriptor, not by umask: other threads have files of their own to make.
-                    folder = self._folder / str(record.id)
-                    folder.mkdir(mode=0o700)
-                    _make_root(folder / TREE)
-                    self._make(record, below)
-            except BaseException:
-                self._store.remove(key)
-                self.cleanup(only={record.id})
-                raise
+            self._make_folder(record, below)
             hit("snapshot.prepare.made")
             if not lease:
-                with os_errors(f"snapshot {key}"):
+                with os_errors(f"snapshot {record.key}"):
                     self._make_durable(record)
-                self._store.release(key, record.lease)
+                self._store.release(record.key, record.lease)
         except BaseException:
-            if not lease:  # that of its own
+            if not lease:
                 end(self._meta, self._namespace, record.lease)
             raise
-        return self._mounts(record, below)
+
+    def _make_folder(self, record: Snapshot, below: Sequence[Path]) -> None:
+        try:
+            with os_errors(f"snapshot {record.key}"):
+                # By descriptor, not by umask: other threads have files of their own to make.
+                self._place(record).mkdir(mode=0o700)
+                make_root(self._tree(record))
+                self._make(record, below)
+        except BaseException:
+            self._store.remove(record.key)
+            self.cleanup(only={record.id})
+            raise
+
+    def reusable(self, diff_id: str) -> Usage | None:
+        """Return what a layer takes up that is here to be reused, None if it is not."""
+        found = self._standing(diff_id)
+        return Usage(found.size, found.inodes) if found else None
+
+    def _standing(self, diff_id: str) -> Snapshot | None:
+        if not (diff_id and self.capabilities.shares):
+            return None
+        return self._store.standing(diff_id, self._serves)
+
+    def _serves(self, number: int) -> bool:
+        """Say whether what is known of a folder suffices for another snapshot to have its data."""
+        place = self._folder / str(number)
+        try:
+            settled = load_sealed(place)
+        except DataLoss:
+            return False
+        return settled is not None and bool(settled.marks) and (place / OUTLINE).exists()
+
+    def reuse(
+        self, key: str, diff_id: str, *, labels: Labels | None = None, lease: str = ""
+    ) -> Usage | None:
+        """Make an active snapshot that is to have the data of a layer that is here, on any base.
+
+        From then on that stays whatever becomes of the snapshot it was found in: this one has it too.
+        """
+        standing = self._standing(diff_id)
+        if standing is None:
+            return None
+        record = self._store.share(key, standing, labels or {}, lease or None)
+        if record is None:
+            return None
+        self._make_new(record, (), lease)
+        return Usage(standing.size, standing.inodes)
 
     def _make_durable(self, record: Snapshot) -> None:
         """Flush a new snapshot's own folders; what `_make` put in them is its to flush."""
@@ -163,7 +204,7 @@ class BaseSnapshotter(ABC):
 
     def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
         """Say whether a snapshot was written through a mount, on top of `below`."""
-        has_outline = (self._place(record) / OUTLINE).exists()
+        has_outline = bool(record.layer) or (self._place(record) / OUTLINE).exists()
         return not has_outline and bool(record.parent or not below)
 
     def _plan(self, seals: list[Seal], step: Commit, record: Snapshot, below: list[Snapshot]) -> None:
@@ -172,6 +213,7 @@ class BaseSnapshotter(ABC):
         parent = below[0].id if below else 0
         if seals and not is_whole and not seals[-1].is_whole and seals[-1].layers[-1] == parent:
             seals[-1].layers.append(record.id)
+            seals[-1].twins.append(record.layer)
             seals[-1].parents.append(step.parent or record.parent)
             return
         seals.append(
@@ -180,6 +222,7 @@ class BaseSnapshotter(ABC):
                 folder=str(self._folder),
                 below=[lower.id for lower in below],
                 layers=[record.id],
+                twins=[record.layer],
                 parents=[step.parent or record.parent],
                 is_whole=is_whole,
             )
@@ -203,6 +246,7 @@ class BaseSnapshotter(ABC):
                 break
         ready: list[tuple[Commit, Usage]] = []
         outlines: list[Path] = []
+        sharing: dict[str, int] = {}  # and the folders that they do not need then
         in_doubt: set[str] = set()
         flushed = 0
         try:
@@ -216,16 +260,22 @@ class BaseSnapshotter(ABC):
                     )
                 ready.append((step, Usage(settled.size, settled.inodes)))
                 flushed = max(flushed, settled.notes)
+                if settled.folder not in {0, record.id}:
+                    sharing[step.key] = record.id
+                    continue
                 if not settled.is_flushed:
                     in_doubt.add(step.name)
-                outlines.append(self._place(record) / OUTLINE)
+                if not (step.diff_id and self.capabilities.shares):
+                    outlines.append(self._place(record) / OUTLINE)
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*ready, in_doubt=in_doubt, flushed=flushed)
+        self._store.commit(*ready, in_doubt=in_doubt, flushed=flushed, sharing=sharing)
         hit("snapshot.commit.recorded")
         with os_errors(f"snapshots of {self.name}"):
             for outline in outlines:
                 outline.unlink(missing_ok=True)
+            if sharing:
+                self.cleanup(only=set(sharing.values()))
         if failure:
             raise failure
 
@@ -244,8 +294,14 @@ class BaseSnapshotter(ABC):
             if under is None:
                 under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
             self.capabilities.check_layers(self.name, len(under) + 1)
-            chains[step.name] = [record, *under]
+            chains[step.name] = [self._laid(record), *under]
             yield step, record, under
+
+    def _laid(self, record: Snapshot) -> Snapshot:
+        """Return a record as it will be of a snapshot that is sealed."""
+        settled = load_sealed(self._place(record)) if record.layer else None
+        number = settled.folder if settled else record.id
+        return msgspec.structs.replace(record, id=number)
 
     def replace(self, step: Commit) -> list[Leftover]:
         """Put an active snapshot in the place of a committed one with the same layer."""
@@ -260,13 +316,14 @@ class BaseSnapshotter(ABC):
         self._store.replace(old, record, Usage(settled.size, settled.inodes))
         hit("snapshot.replace.recorded")
         with os_errors(f"snapshots of {self.name}"):
-            (self._place(record) / OUTLINE).unlink(missing_ok=True)
-            return self._retire(old)
+            if not (old.diff_id and self.capabilities.shares):
+                (self._place(record) / OUTLINE).unlink(missing_ok=True)
+            return [] if self._store.has_folder(old) else self._retire(old)
 
     def _retire(self, old: Snapshot) -> list[Leftover]:
         """Delete the files of a snapshot that had children, some of which may be being mounted now."""
         folder = self._place(old)
-        away = self._folder.parent.parent / "trash" / f"{self.name}-{old.id}"
+        away = self._away(old.id)
         try:
             if MountTable.read().uses(folder):
                 raise FailedPrecondition("it is mounted")
@@ -277,7 +334,7 @@ class BaseSnapshotter(ABC):
                 away.rename(folder)
                 raise FailedPrecondition("it is mounted")
         except (OSError, EngineError) as error:
-            return [self._leftover(old.id, away.parent, error)]
+            return [leftover(folder, away, error)]
         return self.cleanup(only={old.id})
 
     def mounts(self, key: str) -> list[Mount]:
@@ -321,7 +378,8 @@ class BaseSnapshotter(ABC):
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""
         record = self._store.look(key)
-        if (table or MountTable.read()).uses(self._folder / str(record.id)):
+        is_used = (table or MountTable.read()).uses(self._folder / str(record.id))
+        if is_used and not self._store.is_shared(record):
             raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
         self._store.remove(key)
         return record.id
@@ -342,12 +400,12 @@ class BaseSnapshotter(ABC):
                 continue
             table = table or MountTable.read()
             try:
-                self._discard(number, trash, table, until)
+                discard(self._folder / str(number), self._away(number), table, until)
             except Unfinished as error:
-                left.append(self._leftover(number, trash, error))
+                left.append(leftover(self._folder / str(number), self._away(number), error))
                 break
             except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
-                left.append(self._leftover(number, trash, error))
+                left.append(leftover(self._folder / str(number), self._away(number), error))
                 continue
             gone.append(number)
         if gone:
@@ -357,29 +415,13 @@ class BaseSnapshotter(ABC):
             self._store.forget(gone)
         return left
 
-    def _leftover(self, number: int, trash: Path, error: Exception) -> Leftover:
-        moved = trash / f"{self.name}-{number}"
-        place = moved if os.path.lexists(moved) else self._folder / str(number)
-        reason = error.strerror or "" if isinstance(error, OSError) else str(error)
-        return Leftover(str(place), reason)
-
-    def _discard(self, number: int, trash: Path, table: MountTable, until: float) -> None:
-        folder = self._folder / str(number)
-        away = trash / f"{self.name}-{number}"
-        if table.uses(folder) or table.uses(away):
-            raise FailedPrecondition("it is mounted")
-        with folder_descriptor(trash) as parent:
-            if os.path.lexists(away):  # of an earlier attempt, or in the way; a link is not followed
-                _remove(parent, away, until)
-            with suppress(FileNotFoundError):  # another process moves it, or deleted it already
-                folder.rename(away)
-            hit("trash.moved")
-            _remove(parent, away, until)
-
     def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""
 
     # -- folders ------------------------------------------------------------------------------
+
+    def _away(self, number: int) -> Path:
+        return self._folder.parent.parent / "trash" / f"{self.name}-{number}"
 
     def _place(self, record: Snapshot) -> Path:
         return self._folder / str(record.id)
@@ -390,25 +432,3 @@ class BaseSnapshotter(ABC):
 
 def _sealing(plan: Seal) -> Sealing:
     return Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
-
-
-def _remove(parent: int, away: Path, until: float) -> None:
-    with suppress(FileNotFoundError):
-        remove_entry(parent, os.fsencode(away.name), until=until)
-
-
-def _make_lasting(folder: Path) -> None:
-    """Make a folder, and be sure of its name before anything in it is recorded."""
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    flush_names(folder.parent)  # also of another's: who made it may have died before this
-
-
-def _make_root(tree: Path) -> None:
-    """Make the root of a tree: 0755 0:0 whatever it would inherit from a setgid bit or an ACL."""
-    tree.mkdir(mode=0o755)
-    os.chown(tree, 0, 0)
-    for key in (acl.ACCESS, acl.DEFAULT):
-        with suppress(OSError):  # there is none, as nearly always
-            os.removexattr(tree, key)
-    tree.chmod(0o755)

@@ -59,8 +59,9 @@ def unpack(
     for note in done.mistyped:
         view.tell(note)
     left_out = f", {done.xattrs_left_out} xattrs left out" if done.xattrs_left_out else ""
+    reused = f", {done.reused} reused from another base" if done.reused else ""
     view.tell(
         f"unpacked {done.applied} of {done.layers} layers: {done.entries} entries, "
-        f"{human_bytes(done.bytes_unpacked)}{left_out}"
+        f"{human_bytes(done.bytes_unpacked)}{left_out}{reused}"
     )
     write([done.chain_id])

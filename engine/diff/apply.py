@@ -32,6 +32,8 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     bytes_unpacked: int
     entries: int
     xattrs_left_out: int
+    is_reused: bool = False
+    """Whether nothing had to be done: its data was here, and takes up so much."""
 
 
 def apply_layer(

@@ -5,6 +5,8 @@ it comes to. While it applies a layer it may ask for bytes that are still on the
 `Arrived` answers when there are some; `Stop` ends the job.
 """
 
+import sys
+
 import msgspec
 
 from engine.diff.apply import Applied
@@ -29,6 +31,9 @@ __all__ = [
     "decode_reply",
     "frame",
 ]
+
+COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
+"""What starts a worker process."""
 
 HEADER = 4
 LARGEST = 1 << 24  # a frame; a job holds paths and digests, a reply a message

@@ -64,7 +64,14 @@ class Work:
         if self.parent:
             about[labels.PARENT_CHAIN_ID] = self.parent
         parent = self.parent or None
-        return Commit(name=self.chain_id, key=key, parent=parent, lease=self.lease.id, labels=about)
+        return Commit(
+            name=self.chain_id,
+            key=key,
+            parent=parent,
+            lease=self.lease.id,
+            diff_id=self.layer.diff_id,
+            labels=about,
+        )
 
 
 class Maker:
@@ -90,11 +97,11 @@ class Maker:
         take = partial(self._shop.locks.take, self._namespace, work.snapshotter.name, work.chain_id)
         is_made = False
         lock = await trio.to_thread.run_sync(take)
-        if lock < 0:
-            lock = await self._wait(work, flight, take)
-            pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
-            is_made = await trio.to_thread.run_sync(pinned)
         try:
+            if lock < 0:
+                lock = await self._wait(work, flight, take)
+                pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
+                is_made = await trio.to_thread.run_sync(pinned)
             yield is_made
         finally:
             release(lock)
@@ -102,10 +109,8 @@ class Maker:
     @staticmethod
     async def _wait(work: Work, flight: LayerFlight, take: Callable[[], int]) -> int:
         """Wait for another process that makes the layer; return the lock."""
-        if work.below is not None:
-            await (
-                work.below.done.wait()
-            )  # that process is not done before, and one look at a time is enough
+        if work.below is not None:  # of a chain one look at a time is enough
+            await work.below.done.wait()
         show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
@@ -152,6 +157,9 @@ class Maker:
         if work.below is not None and not work.snapshotter.capabilities.rebase:
             await work.below.result()
             parent = work.parent
+        reused = await trio.to_thread.run_sync(_reuse, work, key)
+        if reused is not None:
+            return reused
         digest, arrival = work.layer.descriptor.digest, work.arrival
         try:
             applied = await self._applied(work, flight, key, parent)
@@ -209,6 +217,23 @@ class Maker:
         """Remove an active snapshot that was not committed."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_remove, snapshotter, key)
+
+
+def _reuse(work: Work, key: str) -> Applied | None:
+    """Begin a snapshot with the data of the same layer on another base, if that is here."""
+    about = {labels.SNAPSHOT_REF: str(work.chain_id)}
+    diff_id, lease = work.layer.diff_id, work.lease.id
+    found = work.snapshotter.reuse(key, diff_id, labels=about, lease=lease)
+    if found is None:
+        return None
+    # What it takes up counts towards the image's bounds, as that of the layers below.
+    return Applied(
+        diff_id=diff_id,
+        bytes_unpacked=found.size,
+        entries=found.inodes,
+        xattrs_left_out=0,
+        is_reused=True,
+    )
 
 
 async def _more(arrival: Arrival, slot: Slot, seen: int) -> Arrived:

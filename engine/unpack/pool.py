@@ -6,7 +6,6 @@ already when a job came is replaced.
 """
 
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -14,6 +13,7 @@ import trio
 from engine.diff.apply import Applied
 from engine.errors import EngineError, Unavailable, os_errors
 from engine.unpack.jobs import (
+    COMMAND,
     HEADER,
     ApplyJob,
     Arrived,
@@ -33,13 +33,11 @@ from engine.unpack.jobs import (
 )
 from engine.unpack.slots import Slots
 
-__all__ = ["COMMAND", "More", "WorkerPool"]
+__all__ = ["More", "WorkerPool"]
 
 More = Callable[[int], Awaitable[Arrived]]
 """Wait until more than so many bytes of a layer are there, and return how many are."""
 
-COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
-"""What starts a worker process."""
 _PATIENCE_S = 0.5  # with a stopped or killed worker: one within a system call ends when that does
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from engine import failpoints, labels
-from engine.content.image import ResolvedImage
+from engine.content.image import Layer, ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.oci.digest import Digest
@@ -45,6 +45,8 @@ class Unpacked:
     xattrs_left_out: int
     mistyped: tuple[str, ...]
     """A line for each layer applied whose bytes are packed in another way than its media type says."""
+    reused: int = 0
+    """How many layers were not applied, as their data was here from another base."""
 
 
 class Unpacker:
@@ -90,13 +92,20 @@ class Unpacker:
             arrivals = await trio.to_thread.run_sync(self._pin, image, first, lease)
         if strict:
             await self._odd(image, arrivals, strict=True)
-        applied = await self._layers(image, first, snapshotter, lease, report, arrivals)
+        made = await self._layers(image, first, snapshotter, lease, report, arrivals)
         if self._is_durable:  # what was found, or made for others, may not be
             await trio.to_thread.run_sync(snapshotter.flush)
         odd = await self._odd(image, arrivals)
+        applied = [one for one in made if one is not None and not one.is_reused]
         top = chain[-1] if chain else ""
         if top:
-            await trio.to_thread.run_sync(self._anchor, image, first, snapshotter, top)
+            # What was reused may be another blob's.
+            verified = [
+                layer
+                for layer, one in zip(image.layers[first:], made, strict=True)
+                if one is not None and not one.is_reused
+            ]
+            await trio.to_thread.run_sync(self._anchor, image, verified, snapshotter, top)
         return Unpacked(
             chain_id=top,
             layers=len(chain),
@@ -105,6 +114,7 @@ class Unpacker:
             bytes_unpacked=sum(one.bytes_unpacked for one in applied),
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
             mistyped=odd,
+            reused=sum(1 for one in made if one is not None and one.is_reused),
         )
 
     def _pin(self, image: ResolvedImage, first: int, lease: HeldLease) -> Mapping[Digest, Arrival]:
@@ -129,11 +139,11 @@ class Unpacker:
         lease: HeldLease,
         report: Report,
         arrivals: Mapping[Digest, Arrival],
-    ) -> list[Applied]:
-        """Make the layers from position `first` on; return what came of those that were made here."""
+    ) -> list[Applied | None]:
+        """Make the layers from position `first` on; return what came of each, None if made elsewhere."""
         chain, asked = image.chain, next(self._asked)
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
-        applied: list[Applied] = []
+        made: list[Applied | None] = []
         async with self._shop.flights.caller(report) as join:
             # Bottom first: whoever joins one has joined all below.
             flights: list[LayerFlight] = []
@@ -155,16 +165,17 @@ class Unpacker:
                 key = (self._namespace, snapshotter.name, work.chain_id, layer.descriptor.digest)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
-                if (made := await flight.result()) is not None:
-                    applied.append(made)
+                made.append(await flight.result())
                 if flight.lease is not lease:
                     await trio.to_thread.run_sync(has, snapshotter, lease.id, name)
-        return applied
+        return made
 
-    def _anchor(self, image: ResolvedImage, first: int, snapshotter: Snapshotter, top: str) -> None:
+    def _anchor(
+        self, image: ResolvedImage, verified: Sequence[Layer], snapshotter: Snapshotter, top: str
+    ) -> None:
         changes: dict[Digest, labels.Labels] = {
             layer.descriptor.key: {labels.UNCOMPRESSED: layer.diff_id}
-            for layer in image.layers[first:]
+            for layer in verified
             if layer.diff_id != layer.descriptor.key
         }
         changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
