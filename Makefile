@@ -24,7 +24,7 @@ format: $(READY)
 	$(RUN)/ruff check --fix .
 
 bench: $(READY)
-	$(SUDO) $(RUN)/python -m benchmarks
+	$(SUDO) $(RUN)/python -m benchmarks unpack large
 
 clean:
 	rm -rf $(VENV) build *.egg-info
