@@ -395,9 +395,7 @@ class BaseSnapshotter(ABC):
         until = time.monotonic() + seconds
         trash = self._folder.parent.parent / "trash"
         gone, left = [], []
-        for number in self._store.trash():
-            if only is not None and number not in only:
-                continue
+        for number in self._store.trash(only):
             table = table or MountTable.read()
             try:
                 discard(self._folder / str(number), self._away(number), table, until)

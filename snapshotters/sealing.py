@@ -29,6 +29,7 @@ from engine.failpoints import hit
 from engine.fs.attributes import folder_descriptor
 from engine.fs.durable import flush_file_system
 from engine.fs.usage import measure
+from engine.phases import Phase, measured
 from engine.snapshots import Usage
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.scanning import scan
@@ -149,7 +150,7 @@ class Sealer:
         done: list[Settlement] = []
         failure: EngineError | None = None
         try:
-            with os_errors(f"sealing a snapshot in {folder}"):
+            with os_errors(f"sealing a snapshot in {folder}"), measured(Phase.COMMIT):
                 # One by one: what was settled before an error counts.
                 for one in _whole(work, folder) if work.is_whole else self._settled(work, folder):
                     done.append(one)  # noqa: PERF402
@@ -190,7 +191,7 @@ class Sealer:
 
 
 def _flush(folder: Path) -> None:
-    with os_errors(f"snapshots in {folder}"):
+    with os_errors(f"snapshots in {folder}"), measured(Phase.FLUSH):
         flush_file_system(folder)
 
 

@@ -368,10 +368,12 @@ class MetaStore:
             drop(txn, self._backend, self._namespace, record)
             ledger.note_deletion(txn, self._namespace)
 
-    def trash(self) -> list[int]:
-        """Return the ids whose folders wait to be deleted."""
+    def trash(self, only: Iterable[int] | None = None) -> list[int]:
+        """Return the ids whose folders wait to be deleted, or those of some."""
         with self._meta.read() as txn:
-            return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
+            if only is None:
+                return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
+            return [number for number in only if TRASH.any(txn, _KIND, self._backend, number)]
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Note that the folders of removed snapshots are gone, for good; in short transactions."""

@@ -11,6 +11,7 @@ import msgspec
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, by_name
+from engine.phases import Timings
 from engine.snapshots import Sealing, Target
 
 __all__ = [
@@ -122,6 +123,7 @@ class Sealed(msgspec.Struct, frozen=True, tag=True):
 
     count: int
     failed: Failed | None
+    timings: Timings
 
 
 Reply = Started | Progress | Wants | Done | Sealed | Failed

@@ -19,6 +19,7 @@ from engine.content.image import Layer, ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.oci.digest import Digest
+from engine.phases import Timings, since, total
 from engine.progress import Report
 from engine.snapshots import Durability, Snapshotter, Usage
 from engine.unpack.arrivals import Arrival
@@ -45,6 +46,8 @@ class Unpacked:
     xattrs_left_out: int
     mistyped: tuple[str, ...]
     """A line for each layer applied whose bytes are packed in another way than its media type says."""
+    timings: Timings
+    """Where the time went; commits and flushes of what others unpacked meanwhile are among it."""
     reused: int = 0
     """How many layers were not applied, as their data was here from another base."""
 
@@ -90,6 +93,7 @@ class Unpacker:
         first = await trio.to_thread.run_sync(missing_from, chain, pinned)
         if arrivals is None:
             arrivals = await trio.to_thread.run_sync(self._pin, image, first, lease)
+        sealing_took = self._shop.pool.sealing_took
         if strict:
             await self._odd(image, arrivals, strict=True)
         made = await self._layers(image, first, snapshotter, lease, report, arrivals)
@@ -114,6 +118,9 @@ class Unpacker:
             bytes_unpacked=sum(one.bytes_unpacked for one in applied),
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
             mistyped=odd,
+            timings=total(
+                *(one.timings for one in applied), since(sealing_took, self._shop.pool.sealing_took)
+            ),
             reused=sum(1 for one in made if one is not None and one.is_reused),
         )
 

@@ -295,6 +295,21 @@ def test_every_backend_is_held_against_its_layers(
     lamina(root, "fsck")
 
 
+def test_all_that_share_a_folder_are_checked(
+    up: Path, tmp_path: Path, right: dict[bytes, TreeEntry]
+) -> None:
+    base = archive(member("etc/", "5", mode=0o750), member("etc/group", data=b"root\n"))
+    other = layout(tmp_path / "other", [base, TOP])
+    lamina(up, "import", "--durability=lazy", "--snapshotter=overlay", "--name", "b:1", other)
+    ids = [record["id"] for record in dump(up)["snapshots"]]
+    assert (len(ids), len(set(ids))) == (4, 3)
+    changed(up, boot="another")
+    zeroed(up)
+    assert tree(up) == right
+    assert notes(up) == 0
+    lamina(up, "fsck")
+
+
 def test_what_cannot_be_mended_goes_with_what_stands_on_it(
     root: Path, image: Path, right: dict[bytes, TreeEntry], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from engine import labels
+from engine import doubts, labels
 from engine.accounting import Accounts
 from engine.app import Engine, open_engine
+from engine.callables import named
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import DataLoss, FailedPrecondition, InvalidArgument
 from engine.fsck.findings import What
 from engine.kv.schema import LAYERS, SNAPSHOTS, Snapshot
-from engine.metadata import ledger
+from engine.metadata import ledger, unflushed
 from engine.metadata.leases import leased
 from engine.mount import mounted
 from engine.oci.digest import digest_of
@@ -46,19 +47,29 @@ UPPER = archive(
 DIFF_ID = digest_of(UPPER)
 
 
-def stand(backend: Snapshotter, base: str, *, diff_id: str = DIFF_ID) -> bool:
+def stand(backend: Snapshotter, base: str, *, diff_id: str = DIFF_ID, flush: bool = True) -> bool:
     """Commit the upper layer on a base; say whether its data was here."""
     name, key = f"on {base}", f"key {base}"
     backend.prepare(f"base {key}")
     apply_layer([BASES[base]], backend.sink(f"base {key}"), diff_id=digest_of(BASES[base]))
-    backend.commit(Commit(name=base, key=f"base {key}"))
+    about = {labels.DIFF_ID: digest_of(BASES[base])}
+    committed(backend, Commit(name=base, key=f"base {key}", labels=about), flush=flush)
     is_reused = backend.reuse(key, diff_id) is not None
     if not is_reused:
         backend.prepare(key)
         apply_layer([UPPER], backend.sink(key), diff_id=DIFF_ID)
     about = {labels.DIFF_ID: DIFF_ID}
-    backend.commit(Commit(name=name, key=key, parent=base, diff_id=diff_id, labels=about))
+    step = Commit(name=name, key=key, parent=base, diff_id=diff_id, labels=about)
+    committed(backend, step, flush=flush)
     return is_reused
+
+
+def committed(backend: Snapshotter, step: Commit, *, flush: bool) -> None:
+    for sealing in backend.sealing(step, flush=flush):
+        _, failure = named(sealing.run)()(sealing.argument)
+        if failure:
+            raise failure
+    backend.commit(step)
 
 
 def folders(stores: Stores, name: str = "overlay") -> set[int]:
@@ -324,3 +335,42 @@ def test_damage_to_a_shared_folder_is_told_of_and_mended_for_each(
     for name in ("on one", "on two"):
         folder = stores.root.snapshots / "overlay" / str(record_of(stores, name).id) / "fs"
         assert b"opt/3" in read_tree(folder)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_shared_folder_that_was_not_flushed_is_doubted_for_all_that_have_it(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_right: bool
+) -> None:
+    backend = stores.snapshotter("overlay")
+    for base, layer in [*BASES.items(), ("upper", UPPER)]:
+        with stores.content.ingest(base, lease="") as writer:
+            writer.write(layer)
+            writer.commit()
+    assert not stand(backend, "one", flush=False)
+    assert stand(backend, "two", flush=False)
+    before = tree_of(stores, "overlay", "on two", tmp_path / "mnt")
+    number = record_of(stores, "on one").id
+    if not is_right:
+        _content(stores.root.snapshots / "overlay" / str(number) / "fs/opt/3")
+    monkeypatch.setattr(unflushed, "boot_id", lambda: "another")
+    monkeypatch.setattr(doubts, "apply_apart", lambda job, _passed: applied_again(job))
+    assert backend.reusable(DIFF_ID) is None
+    for name in ("on one", "on two"):
+        with pytest.raises(DataLoss):
+            backend.stat(name)
+    doubts.settle_doubts(stores.root, lambda: None)
+    assert {record_of(stores, name).id == number for name in ("on one", "on two")} == {is_right}
+    assert tree_of(stores, "overlay", "on two", tmp_path / "mnt") == before
+    assert backend.reusable(DIFF_ID)
+    assert not [one for one in stores.check().findings if one.is_damage]
+
+
+def test_what_is_flushed_with_a_reused_layer_is_no_more_in_doubt(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = stores.snapshotter("overlay")
+    stand(backend, "one", flush=False)
+    stand(backend, "two")
+    monkeypatch.setattr(unflushed, "boot_id", lambda: "another")
+    assert backend.stat("on one")
+    assert backend.stat("on two")
