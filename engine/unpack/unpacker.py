@@ -195,7 +195,12 @@ class Unpacker:
         The lease is held from now on: whoever began it may have left before the block is entered.
         """
         flight.lease = work.lease
+        if work.snapshotter.capabilities.shares:
+            flight.twin = self._shop.twins.begin(self._layer_of(work), flight)
         return self._kept(work, flight, work.lease.hold())
+
+    def _layer_of(self, work: Work) -> tuple[str, ...]:
+        return (self._namespace, work.snapshotter.name, work.layer.diff_id)
 
     @asynccontextmanager
     async def _kept(
@@ -206,6 +211,7 @@ class Unpacker:
                 yield await self._maker.make(work, flight)
         finally:
             flight.is_ready.set()
+            self._shop.twins.end(self._layer_of(work), flight)
 
 
 def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:
