@@ -1,106 +1,66 @@
-"""The tools that are timed: each takes an OCI archive and an empty folder, and ends unpacked."""
+"""Who is timed: lamina with each backend, and what its peers (`peers`) have in common with it."""
 
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from benchmarks.group import Group, Step
+from benchmarks.images import Image
+
+__all__ = ["LAMINA", "STAGES", "Contender", "Ready", "Unable", "lamina"]
 
 LAMINA = (sys.executable, "-m", "engine")
 
+STAGES = {"unpack": "unpack only", "import": "import and unpack"}
+"""What is timed: all that comes before is done by then."""
+
+Ready = Callable[[Image, Path, Group], AbstractContextManager[Sequence[Step]]]
+"""Makes all ready in an empty folder, gives the steps to time, and takes down what it started."""
+
+
+class Unable(Exception):
+    """A contender can't do this here; the message says why."""
+
 
 @dataclass(frozen=True)
-class Run:
-    """What one run took: wall seconds, and the peak of the largest process in bytes."""
+class Contender:
+    """One way to get from an image to a root file system."""
 
-    seconds: float
-    peak_bytes: int
-
-
-def timed(*commands: list[str]) -> Run:
-    """Run commands one after the other; peaks are those of each process and its children."""
-    start = time.perf_counter()
-    peak = 0
-    for command in commands:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
-        peak = max(peak, usage.ru_maxrss * 1024)
-    return Run(time.perf_counter() - start, peak)
+    name: str
+    stage: str
+    ready: Ready
+    is_ours: bool = False
 
 
-def lamina(backend: str) -> Callable[[Path, Path], Run]:
-    """Return lamina as two commands, import and unpack."""
+def lamina(backend: str, stage: str, durability: str) -> Contender:
+    """Return lamina: as two commands, of which the second is timed, or as one. Unable as it is."""
+    how = ["-q", "--snapshotter", backend, *_durability(durability)]
 
-    def run(archive: Path, folder: Path) -> Run:
+    @contextmanager
+    def ready(image: Image, folder: Path, group: Group) -> Iterator[Sequence[Step]]:
         command = [*LAMINA, "--root", str(folder / "root")]
-        return timed(
-            [*command, "import", "--no-unpack", "--name", "bench", str(archive)],
-            [*command, "unpack", "--snapshotter", backend, "bench"],
-        )
+        if stage == "unpack":
+            group.run([[*command, "import", "-q", "--no-unpack", "--name", "bench", str(image.archive)]])
+            yield [[[*command, "unpack", *how, "bench"]]]
+        else:
+            yield [[[*command, "import", *how, str(image.archive)]]]
 
-    return run
-
-
-def lamina_at_once(archive: Path, folder: Path) -> Run:
-    """Run lamina as one command."""
-    command = [*LAMINA, "--root", str(folder / "root")]
-    return timed([*command, "import", "--snapshotter", "overlay", str(archive)])
+    return Contender(f"lamina {backend} {durability}", stage, ready, is_ours=True)
 
 
-@contextmanager
-def _containerd(folder: Path) -> Iterator[list[str]]:
-    """Run a containerd of its own; give the beginning of a ctr command."""
-    config = folder / "config.toml"
-    config.write_text(
-        f"""version = 2
-root = "{folder}/root"
-state = "{folder}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "{folder}/containerd.sock"
-[ttrpc]
-  address = "{folder}/ttrpc.sock"
-"""
-    )
-    client = ["ctr", "-a", f"{folder}/containerd.sock"]
-    with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(["containerd", "-c", str(config)], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 20
-        while subprocess.run([*client, "version"], capture_output=True, check=False).returncode:
-            if time.monotonic() > deadline:
-                raise TimeoutError("containerd did not start")
-            time.sleep(0.05)
-        yield client
-    finally:
-        daemon.terminate()
-        daemon.wait()
+def _durability(durability: str) -> Sequence[str]:
+    if _knows("--durability"):
+        return ("--durability", durability)
+    if durability == "full":
+        return ()
+    raise Unable("this lamina always flushes; --durability full")
 
 
-def containerd(archive: Path, folder: Path) -> Run:
-    """Run `ctr images import`, which unpacks with overlayfs; the daemon's start is not timed."""
-    with _containerd(folder) as client:
-        return timed([*client, "images", "import", str(archive)])
-
-
-def umoci(archive: Path, folder: Path) -> Run:
-    """Run `umoci raw unpack` on the layout beside the archive."""
-    return timed(
-        ["umoci", "raw", "unpack", "--image", f"{archive.with_suffix('')}:latest", str(folder / "tree")]
-    )
-
-
-CONTENDERS: dict[str, Callable[[Path, Path], Run]] = {
-    "lamina import, unpack (overlay)": lamina("overlay"),
-    "lamina import (overlay)": lamina_at_once,
-    "lamina import, unpack (copy)": lamina("copy"),
-    "containerd import (overlayfs)": containerd,
-    "umoci raw unpack": umoci,
-}
-DEFAULT = ("lamina import, unpack (overlay)", "containerd import (overlayfs)")
+@cache
+def _knows(option: str) -> bool:
+    helped = subprocess.run([*LAMINA, "unpack", "--help"], check=True, capture_output=True, text=True)
+    return option in helped.stdout

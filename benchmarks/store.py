@@ -20,7 +20,6 @@ from itertools import count, takewhile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.chart import against
 from benchmarks.contenders import LAMINA
 from benchmarks.fresh import fresh_file_system
 from benchmarks.many import BACKEND, NAMESPACE, Shape, base_layer, fill, image_name
@@ -297,7 +296,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--at", type=Path, help="keep the stores in this folder, or use those there")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--svg", type=Path, help="draw them against their targets here")
+    parser.add_argument("--plot", type=Path, help="draw them against their targets here")
     options = parser.parse_args(arguments)
     shape = Shape(options.blobs, options.snapshots, options.images)
     found = []
@@ -311,7 +310,9 @@ def main(arguments: list[str]) -> int:
                     print(figure, flush=True)
     if options.json:
         options.json.write_text(json.dumps([asdict(figure) for figure in found], indent=2) + "\n")
-    if options.svg:
+    if options.plot:
+        from benchmarks.plot import draw_shares  # which alone needs matplotlib
+
         bounded = {f"{f.name}, {f.value:.3g} {f.unit}": f.value / f.most for f in found if f.most}
-        options.svg.write_text(against(f"a store of {shape.blobs:,} blobs", bounded))
+        draw_shares(f"a store of {shape.blobs:,} blobs", bounded, options.plot)
     return int(any(figure.misses for figure in found))

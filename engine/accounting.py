@@ -22,7 +22,7 @@ from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
 from engine.metadata import ledger
 from engine.metadata.leases import expiry
-from engine.metadata.nodes import CONTENT, Node, node_of, snapshot_node
+from engine.metadata.nodes import CONTENT, SNAPSHOT, Node, node_of, snapshot_node
 from engine.progress import Report, Step, silent
 from engine.root import Root
 from engine.snapshots import Kind
@@ -116,10 +116,11 @@ class Accounts:
     def image(self, image: Image) -> ImageUsage:
         """Return what a name keeps."""
         alone, together, node = Share(), Share(), node_of(image)
+        counted: set[tuple[str, int]] = set()  # folders that several snapshots of the image have
         known: dict[Node, Node | None] = {}
         with self._root.meta.read() as txn:
             for part in closure(txn, self._namespace, node):
-                share = self._share(txn, part)
+                share = self._share(txn, part, counted)
                 if share.total and self._stays(txn, part, but=(node,), known=known):
                     together += share
                 else:
@@ -133,26 +134,37 @@ class Accounts:
         self, txn: Transaction, node: Node, *, but: Collection[Node], known: dict[Node, Node | None]
     ) -> bool:
         """Say whether the bytes of an object stay, whatever only `but` holds."""
-        owners = self._root.owners
         try:
             if node.backend in self._kept or self._is_elsewhere(txn, node):
                 return True
-            found = holder(owners, txn, self._namespace, node, but=but, at=self._at, known=known)
+            return any(
+                holder(self._root.owners, txn, self._namespace, one, but=but, at=self._at, known=known)
+                for one in self._sharers(txn, node)
+            )
         except DataLoss:  # nobody knows who holds it: a collection keeps it too
             return True
-        return found is not None
+
+    def _sharers(self, txn: Transaction, node: Node) -> Iterator[Node]:
+        """Yield what has the same bytes as an object, itself among it."""
+        record = ledger.get(txn, self._namespace, node) if node.kind == SNAPSHOT else None
+        if isinstance(record, Snapshot):
+            yield from ledger.sharers(txn, self._namespace, node, record)
+        else:
+            yield node
 
     def _is_elsewhere(self, txn: Transaction, node: Node) -> bool:
         """Say whether another namespace has the same bytes."""
         blob = BLOBS.get(txn, self._namespace, node.key) if node.kind == CONTENT else None
         return blob is not None and ledger.is_elsewhere(txn, self._namespace, blob)
 
-    def _share(self, txn: Transaction, node: Node) -> Share:
+    def _share(self, txn: Transaction, node: Node, counted: set[tuple[str, int]]) -> Share:
         with suppress(DataLoss):
             record = ledger.get(txn, self._namespace, node)
             if isinstance(record, Blob):
                 return Share(content=record.size)
-            if isinstance(record, Snapshot):
+            if isinstance(record, Snapshot) and (node.backend, record.id) not in counted:
+                if record.diff_id:
+                    counted.add((node.backend, record.id))
                 return Share(snapshots=record.size)
         return Share()
 
@@ -214,9 +226,21 @@ class Accounts:
                     yield namespace, node_of(ingest), Share(content=size)
             for backend in backends:
                 for record in SNAPSHOTS.walk(meta, backend, namespace):
-                    if isinstance(record, Snapshot):
+                    if isinstance(record, Snapshot) and self._is_first(backend, namespace, record):
                         size = self._size(backend, record)
                         yield namespace, snapshot_node(backend, record.key), Share(snapshots=size)
+
+    def _is_first(self, backend: str, namespace: str, record: Snapshot) -> bool:
+        """Say whether a snapshot is the one that counts of those that have its folder."""
+        if record.kind != Kind.COMMITTED:
+            return True
+        node = snapshot_node(backend, record.key)
+        with self._root.meta.read() as txn:
+            for other in ledger.sharers(txn, namespace, node, record):
+                found = ledger.get(txn, namespace, other)
+                if isinstance(found, Snapshot) and found.kind == Kind.COMMITTED:
+                    return other == node
+        return True
 
     def _is_in(self, namespaces: Sequence[str], blob: Blob) -> bool:
         if not namespaces:

@@ -274,12 +274,14 @@ async def open_engine(
     create: bool = True,
     gc: Schedule | None = None,
     durability: Durability | str = Durability.FULL,
+    applies: int | None = None,
 ) -> AsyncIterator[Engine]:
     """Open the store at `root`, made if need be, and close it after the block.
 
     With `gc` it is collected by that schedule, all of it in the background. With `durability` "lazy" the
     files of layers are left to the kernel to write: what was not when the machine went down is checked
-    by the next to open the store, and unpacked anew.
+    by the next to open the store, and unpacked anew. `applies` is how many layers are applied at once,
+    by default as many as there are processors; engines that a loop has on one root share the first's.
 
     Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root,
     and without `create` NotFound where there is none.
@@ -294,7 +296,7 @@ async def open_engine(
     )
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
-        async with open_workshop(stores.root) as workshop, collecting(stores, gc) as collect:
+        async with open_workshop(stores.root, applies) as workshop, collecting(stores, gc) as collect:
             yield Engine(stores, workshop, collect, durability)
     finally:
         with trio.CancelScope(shield=True):

@@ -7,8 +7,9 @@ snapshot is checked it is not served (`engine.metadata.unflushed`). Held against
     damaged             applied again from the layer's blob
     not to be mended    removed, with what stands on it, if nobody uses any of it; else told, and kept
 
-Whoever dies meanwhile leaves the rest to the next. Nothing is doubted that was flushed since it was
-committed: by a later commit, by a collection, by who opens the store a while after.
+What cannot be mended now (a full disk) waits for the next, as does what is left by who dies meanwhile.
+Nothing is doubted that was flushed since it was committed: by a later commit, by a collection, by who
+opens the store a while after.
 """
 
 import logging
@@ -16,9 +17,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+from functools import partial
 
 from engine import plugins
-from engine.errors import EngineError, FailedPrecondition, os_errors
+from engine.errors import DataLoss, EngineError, FailedPrecondition, Refused, os_errors
 from engine.failpoints import hit
 from engine.fs.locks import holders, lock, named
 from engine.fsck.findings import Counts, Trouble
@@ -80,7 +83,7 @@ def _settle(root: Root, notes: list[tuple[str, Unflushed]], passed: Callable[[],
     )
     counts = Counts()
     read = read_records(root.meta, counts)
-    about = {(backend, note.namespace, note.key): (backend, note) for backend, note in notes}
+    about = {key: (backend, note) for backend, note in notes for key in _having(read, backend, note)}
     snapshots = Snapshots(
         root=root,
         read=read,
@@ -91,30 +94,51 @@ def _settle(root: Root, notes: list[tuple[str, Unflushed]], passed: Callable[[],
         only=about,
         right=lambda key: unflushed.forget(root.meta, [about[key]]),
     )
-    lost = [key for trouble in snapshots.check() if (key := _mended(trouble)) is not None]
+    lost: list[SnapshotKey] = []
+    waiting: set[SnapshotKey] = set()
+    for trouble in snapshots.check():
+        key = (trouble.finding.snapshotter, trouble.finding.namespace, trouble.finding.name)
+        if not key[2]:
+            continue  # of a backend that cannot be loaded
+        below = (*key[:2], read.snapshots[key].parent)
+        if (come := _mended(trouble)) is _Come.WAITS or (come and below in waiting):
+            waiting.add(key)
+        elif come:
+            lost.append(key)
     hit("doubts.checked")
     gone: set[SnapshotKey] = set()
     for key in lost:
         if key not in gone:
             gone |= _dropped(root, read, key)
     hit("doubts.dropped")
-    unflushed.forget(root.meta, [one for one in notes if _is_gone(root, *one)])
+    unflushed.forget(root.meta, [one for one in notes if _is_gone(root, read, *one)])
 
 
-def _mended(trouble: Trouble) -> SnapshotKey | None:
-    """Mend what is wrong with a snapshot; return which it is if that cannot be."""
+class _Come(IntEnum):
+    """What came of mending a snapshot."""
+
+    MENDED = 0
+    WAITS = 1
+    LOST = 2
+
+
+def _mended(trouble: Trouble) -> _Come:
+    """Mend what is wrong with a snapshot, if that can be."""
     found = trouble.finding
+    told = partial(_log.warning, "snapshot %s of %s: %s", found.name, found.snapshotter)
     why = found.detail
-    try:
-        if trouble.mend is not None:
-            done = trouble.mend()
+    if trouble.mend is not None:
+        try:
+            told(trouble.mend())
             hit("doubts.mended")
-            _log.warning("snapshot %s of %s: %s", found.name, found.snapshotter, done)
-            return None
-    except EngineError as error:
-        why = f"{why}; it cannot be applied again: {error}"
-    _log.warning("snapshot %s of %s: %s", found.name, found.snapshotter, why)
-    return (found.snapshotter, found.namespace, found.name) if found.name else None
+            return _Come.MENDED
+        except (DataLoss, Refused) as error:  # of the blob, whose digest may tell
+            why = f"{why}; it cannot be applied again: {error}"
+        except EngineError as error:
+            told(f"{why}; it cannot be applied again now, and is not used: {error}")
+            return _Come.WAITS
+    told(why)
+    return _Come.LOST
 
 
 def _dropped(root: Root, read: Read, key: SnapshotKey) -> set[SnapshotKey]:
@@ -155,8 +179,15 @@ def _check_unused(root: Root, read: Read, key: SnapshotKey) -> None:
                 raise FailedPrecondition(f"snapshot {name} stands on it")
 
 
-def _is_gone(root: Root, backend: str, note: Unflushed) -> bool:
-    """Say whether what a note is about is another snapshot by now, or none."""
+def _having(read: Read, backend: str, note: Unflushed) -> Iterator[SnapshotKey]:
+    """Yield the snapshots that have the folder of a note: those of one layer may share it."""
+    for key, record in read.snapshots.items():
+        if (key[0], record.id) == (backend, note.id):
+            yield key
+
+
+def _is_gone(root: Root, read: Read, backend: str, note: Unflushed) -> bool:
+    """Say whether all that a note is about has another folder by now, or none."""
     with root.meta.read() as txn:
-        record = SNAPSHOTS.get(txn, backend, note.namespace, note.key)
-    return record is None or record.id != note.id
+        records = [SNAPSHOTS.get(txn, *key) for key in _having(read, backend, note)]
+    return all(record is None or record.id != note.id for record in records)

@@ -28,6 +28,7 @@ from engine.following import Following
 from engine.kv.schema import Image
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
+from engine.phases import Phase, Spent, Timings, measured
 from engine.progress import Report, Step
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
@@ -50,6 +51,8 @@ class ImportResult:
     """Images beside good ones that are damaged or incomplete; their errors name them."""
     unpacked: dict[str, Unpacked] = field(default_factory=dict)
     """What was done to unpack each image, by its digest."""
+    timings: Timings = field(default_factory=dict)
+    """Where the time went to bring them in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +73,10 @@ class Importing:
         async with beside() as nursery:
             unpack = partial(self._unpack, lease)
             following = Following(self.arrivals, self.stores.namespace, nursery, unpack)
+            fetching: dict[Phase, Spent] = {}
             brought = await trio.to_thread.run_sync(
                 partial(
-                    import_images,
+                    measured(Phase.FETCH, fetching)(import_images),
                     origin,
                     self.stores.content,
                     self.wanted,
@@ -95,7 +99,7 @@ class Importing:
         brought.check_some(good)
         targets = {name: one.target for one in good for name in one.names}
         images = await trio.to_thread.run_sync(self._put, targets)
-        return ImportResult(images, brought.passed_over, brought.failed, unpacked)
+        return ImportResult(images, brought.passed_over, brought.failed, unpacked, fetching)
 
     async def _unpack(
         self, lease: HeldLease, image: ResolvedImage, arrivals: Mapping[Digest, Arrival] | None

@@ -102,6 +102,8 @@ class Capabilities:
     """The longest file name."""
     whiteout_names: bool
     """Whether a folder may have a name that begins with `.wh.`."""
+    shares: bool = False
+    """Whether the data of a layer that was applied before can be that of a snapshot on another base."""
 
     def check_layers(self, name: str, layers: int) -> None:
         """Raise FailedPrecondition if the backend `name` cannot stack so many."""
@@ -142,12 +144,14 @@ class Commit:
     """One step of a commit: active `key` becomes `name`, pinned by `lease`.
 
     `parent` rebases a snapshot that was prepared without one; None keeps what prepare was given.
+    `diff_id` says that the caller has verified what layer it is: only that makes its data be reused.
     """
 
     name: str
     key: str
     parent: str | None = None
     lease: str = ""
+    diff_id: str = ""
     labels: Labels = field(default_factory=dict)
 
 
@@ -171,6 +175,18 @@ class Snapshotter(Protocol):
         self, key: str, parent: str = "", *, labels: Labels | None = None, lease: str = ""
     ) -> list[Mount]:
         """Make a read-only snapshot and return its mounts."""
+
+    def reusable(self, diff_id: str) -> Usage | None:
+        """Return what a layer takes up that is here to be reused, None if it is not."""
+
+    def reuse(
+        self, key: str, diff_id: str, *, labels: Labels | None = None, lease: str = ""
+    ) -> Usage | None:
+        """Make an active snapshot that is to have the data of a layer that is here, on any base.
+
+        In place of `prepare` and applying the layer; what it is on its base is worked out by `sealing`.
+        Return what it takes up, None if the layer is not here: then nothing was made.
+        """
 
     def sink(self, key: str) -> Target:
         """Return where a layer's entries go, for an active snapshot."""

@@ -56,7 +56,9 @@ class AufsSnapshotter(UnionSnapshotter):
     standing = "snapshotters.aufs:make_standing"
     # 127 branches is the kernel's default, one of them to write to; names need room for a doubled
     # `.wh.` and a suffix.
-    capabilities = Capabilities(rebase=True, layers=126, name_bytes=242, whiteout_names=False)
+    capabilities = Capabilities(
+        rebase=True, layers=126, name_bytes=242, whiteout_names=False, shares=True
+    )
 
     def _union(self, layers: Sequence[Path], tree: Path, *, writable: bool) -> Mount:
         return aufs_mount(layers, tree, writable=writable)

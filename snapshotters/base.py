@@ -9,37 +9,60 @@ without a record, and nobody has to guess which folders are dead.
 """
 
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
-from engine import labels as label_rules
-from engine.diff import acl
-from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
+from engine.errors import DataLoss, EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.durable import flush_file_system, flush_names
-from engine.fs.removal import Unfinished, remove_entry
+from engine.fs.removal import Unfinished
 from engine.fs.usage import measure
 from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
 from engine.labels import Labels
 from engine.metadata.leases import end
-from engine.metadata.lineage import MetaStore, info_of
+from engine.metadata.lineage import Committing, MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
 from snapshotters.comparing import Whereabouts
+from snapshotters.discarding import discard, leftover
 from snapshotters.folder_sink import OUTLINE, TREE
-from snapshotters.sealing import Seal, Sealer, load_sealed
+from snapshotters.new_folders import make_lasting, make_root
+from snapshotters.planning import Planner
+from snapshotters.sealing import Seal, Sealer, Settled, load_sealed
 
 __all__ = ["BaseSnapshotter"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A step whose snapshot is sealed."""
+
+    step: Commit
+    record: Snapshot
+    settled: Settled
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has the folder of another snapshot with the same layer, not its own."""
+        return self.settled.folder not in {0, self.record.id}
+
+    @property
+    def committing(self) -> Committing:
+        """What there is to record."""
+        usage = Usage(self.settled.size, self.settled.inodes)
+        # What shares a folder is noted as not flushed if that is.
+        is_flushed = self.settled.is_flushed or self.shares
+        return Committing(self.step, usage, is_flushed=is_flushed, shares=self.shares)
 
 
 class BaseSnapshotter(ABC):
@@ -60,7 +83,7 @@ class BaseSnapshotter(ABC):
         self._store = MetaStore(meta, self.name, namespace)
         if not meta.readonly:
             with os_errors(f"snapshots of {self.name}"):
-                _make_lasting(folder)
+                make_lasting(folder)
 
     # -- hooks --------------------------------------------------------------------------------
 
@@ -70,6 +93,10 @@ class BaseSnapshotter(ABC):
     @abstractmethod
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self._store, self._folder, self.name, self.capabilities, self.settle)
 
     # -- the contract -------------------------------------------------------------------------
 
@@ -87,30 +114,71 @@ class BaseSnapshotter(ABC):
 
     def _create(self, key: str, kind: Kind, parent: str, labels: Labels, lease: str) -> list[Mount]:
         record, parents = self._store.create(key, kind, parent, labels, lease or None)
+        below = [self._tree(above) for above in parents]
+        self._make_new(record, below, lease)
+        return self._mounts(record, below)
+
+    def _make_new(self, record: Snapshot, below: Sequence[Path], lease: str) -> None:
+        """Make the folder of a new record, durable if it is made under no lease but its own."""
         try:
             hit("snapshot.prepare.recorded")
-            below = [self._tree(above) for above in parents]
-            try:
-                with os_errors(f"snapshot {key}"):
-                    # By descriptor, not by umask: other threads have files of their own to make.
-                    folder = self._folder / str(record.id)
-                    folder.mkdir(mode=0o700)
-                    _make_root(folder / TREE)
-                    self._make(record, below)
-            except BaseException:
-                self._store.remove(key)
-                self.cleanup(only={record.id})
-                raise
+            self._make_folder(record, below)
             hit("snapshot.prepare.made")
             if not lease:
-                with os_errors(f"snapshot {key}"):
+                with os_errors(f"snapshot {record.key}"):
                     self._make_durable(record)
-                self._store.release(key, record.lease)
+                self._store.release(record.key, record.lease)
         except BaseException:
-            if not lease:  # that of its own
+            if not lease:
                 end(self._meta, self._namespace, record.lease)
             raise
-        return self._mounts(record, below)
+
+    def _make_folder(self, record: Snapshot, below: Sequence[Path]) -> None:
+        try:
+            with os_errors(f"snapshot {record.key}"):
+                # By descriptor, not by umask: other threads have files of their own to make.
+                self._place(record).mkdir(mode=0o700)
+                make_root(self._tree(record))
+                self._make(record, below)
+        except BaseException:
+            self._store.remove(record.key)
+            self.cleanup(only={record.id})
+            raise
+
+    def reusable(self, diff_id: str) -> Usage | None:
+        """Return what a layer takes up that is here to be reused, None if it is not."""
+        found = self._standing(diff_id)
+        return Usage(found.size, found.inodes) if found else None
+
+    def _standing(self, diff_id: str) -> Snapshot | None:
+        if not self._may_be_shared(diff_id):
+            return None
+        return self._store.standing(diff_id, self._serves)
+
+    def _serves(self, number: int) -> bool:
+        """Say whether what is known of a folder suffices for another snapshot to have its data."""
+        place = self._folder / str(number)
+        try:
+            settled = load_sealed(place)
+        except DataLoss:
+            return False
+        return settled is not None and bool(settled.marks) and (place / OUTLINE).exists()
+
+    def reuse(
+        self, key: str, diff_id: str, *, labels: Labels | None = None, lease: str = ""
+    ) -> Usage | None:
+        """Make an active snapshot that is to have the data of a layer that is here, on any base.
+
+        From then on that stays whatever becomes of the snapshot it was found in: this one has it too.
+        """
+        standing = self._standing(diff_id)
+        if standing is None:
+            return None
+        record = self._store.share(key, standing, labels or {}, lease or None)
+        if record is None:
+            return None
+        self._make_new(record, (), lease)
+        return Usage(standing.size, standing.inodes)
 
     def _make_durable(self, record: Snapshot) -> None:
         """Flush a new snapshot's own folders; what `_make` put in them is its to flush."""
@@ -149,41 +217,11 @@ class BaseSnapshotter(ABC):
 
     def sealing(self, *steps: Commit, flush: bool = True) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps."""
-        seals: list[Seal] = []
-        notes = self._store.unflushed() if flush else 0
-        with suppress(EngineError):  # `commit` says what is wrong with a step
-            for step, record, below in self._checked(steps):
-                if load_sealed(self._place(record)) is None or self._is_whole(record, below):
-                    self._plan(seals, step, record, below)
-        return [_sealing(msgspec.structs.replace(plan, flush=flush, notes=notes)) for plan in seals]
+        return [_sealing(plan) for plan in self._planner.seals(steps, flush=flush)]
 
     def flushing(self) -> Sealing:
         """Return what may be done elsewhere, again and again, while snapshots are written."""
         return _sealing(Seal(settle=self.settle, folder=str(self._folder)))
-
-    def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
-        """Say whether a snapshot was written through a mount, on top of `below`."""
-        has_outline = (self._place(record) / OUTLINE).exists()
-        return not has_outline and bool(record.parent or not below)
-
-    def _plan(self, seals: list[Seal], step: Commit, record: Snapshot, below: list[Snapshot]) -> None:
-        """Add a step to the last of `seals` if it stands on that, else to a new one."""
-        is_whole = self._is_whole(record, below)
-        parent = below[0].id if below else 0
-        if seals and not is_whole and not seals[-1].is_whole and seals[-1].layers[-1] == parent:
-            seals[-1].layers.append(record.id)
-            seals[-1].parents.append(step.parent or record.parent)
-            return
-        seals.append(
-            Seal(
-                settle=self.settle,
-                folder=str(self._folder),
-                below=[lower.id for lower in below],
-                layers=[record.id],
-                parents=[step.parent or record.parent],
-                is_whole=is_whole,
-            )
-        )
 
     def flush(self) -> None:
         """Make durable what was committed without that; nothing to do is one look."""
@@ -201,72 +239,62 @@ class BaseSnapshotter(ABC):
             _, failure = sealer(sealing.argument)
             if failure:
                 break
-        ready: list[tuple[Commit, Usage]] = []
-        outlines: list[Path] = []
-        in_doubt: set[str] = set()
-        flushed = 0
+        sealed: list[_Sealed] = []
         try:
-            for step, record, _ in self._checked(steps):
-                settled = load_sealed(self._place(record))
-                if settled is None:
-                    break
-                if settled.parent != (step.parent or record.parent):
-                    raise FailedPrecondition(
-                        f"snapshot {step.key} is settled on another parent; remove it"
-                    )
-                ready.append((step, Usage(settled.size, settled.inodes)))
-                flushed = max(flushed, settled.notes)
-                if not settled.is_flushed:
-                    in_doubt.add(step.name)
-                outlines.append(self._place(record) / OUTLINE)
+            # One by one: what was sealed before an error counts.
+            for one in self._sealed(steps):
+                sealed.append(one)  # noqa: PERF402
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*ready, in_doubt=in_doubt, flushed=flushed)
+        flushed = max((one.settled.notes for one in sealed), default=0)
+        self._store.commit(*(one.committing for one in sealed), flushed=flushed)
         hit("snapshot.commit.recorded")
-        with os_errors(f"snapshots of {self.name}"):
-            for outline in outlines:
-                outline.unlink(missing_ok=True)
+        self._drop_needless(sealed)
         if failure:
             raise failure
 
-    def _checked(self, steps: Sequence[Commit]) -> Iterator[tuple[Commit, Snapshot, list[Snapshot]]]:
-        """Yield each step, its record and what it will stand on, nearest first; raise as `commit`."""
-        chains: dict[str, list[Snapshot]] = {}
-        for step in steps:
-            # The parent may be a step before this one, which the store does not know yet.
-            label_rules.check(step.labels)
-            under = chains.get(step.parent or "")
-            record, parent = self._store.check_commit(
-                step.name, step.key, None if under else step.parent
-            )
-            if step.parent and not (record.parent or self.capabilities.rebase):
-                raise InvalidArgument(f"{self.name} cannot rebase: prepare {step.key} on its parent")
-            if under is None:
-                under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
-            self.capabilities.check_layers(self.name, len(under) + 1)
-            chains[step.name] = [record, *under]
-            yield step, record, under
+    def _sealed(self, steps: Sequence[Commit]) -> Iterator["_Sealed"]:
+        """Yield the steps that are sealed, up to the first that is not; raise what is wrong with one."""
+        for step, record, _ in self._planner.checked(steps):
+            settled = load_sealed(self._place(record))
+            if settled is None:
+                return
+            if settled.parent != (step.parent or record.parent):
+                raise FailedPrecondition(f"snapshot {step.key} is settled on another parent; remove it")
+            yield _Sealed(step, record, settled)
+
+    def _drop_needless(self, sealed: Sequence["_Sealed"]) -> None:
+        """Delete what snapshots needed until they were committed, and nobody does from then on."""
+        with os_errors(f"snapshots of {self.name}"):
+            for one in sealed:
+                if not (one.shares or self._may_be_shared(one.step.diff_id)):
+                    (self._place(one.record) / OUTLINE).unlink(missing_ok=True)
+            if own := {one.record.id for one in sealed if one.shares}:
+                self.cleanup(only=own)
+
+    def _may_be_shared(self, diff_id: str) -> bool:
+        return bool(diff_id) and self.capabilities.shares
 
     def replace(self, step: Commit) -> list[Leftover]:
         """Put an active snapshot in the place of a committed one with the same layer."""
         old, record = self._store.look(step.name), self._store.get(step.key)
         below = self._store.parents(step.name, in_doubt=True)
-        seals: list[Seal] = []
-        self._plan(seals, Commit(name=step.name, key=step.key, parent=old.parent), record, below)
-        _, failure = Sealer()(msgspec.msgpack.encode(seals[0]))
+        onto = Commit(name=step.name, key=step.key, parent=old.parent)
+        _, failure = Sealer()(_sealing(self._planner.seal(onto, record, below)).argument)
         settled = load_sealed(self._place(record))
         if failure or settled is None:
             raise failure or FailedPrecondition(f"snapshot {step.key} could not be sealed")
         self._store.replace(old, record, Usage(settled.size, settled.inodes))
         hit("snapshot.replace.recorded")
         with os_errors(f"snapshots of {self.name}"):
-            (self._place(record) / OUTLINE).unlink(missing_ok=True)
-            return self._retire(old)
+            if not self._may_be_shared(old.diff_id):
+                (self._place(record) / OUTLINE).unlink(missing_ok=True)
+            return [] if self._store.has_folder(old) else self._retire(old)
 
     def _retire(self, old: Snapshot) -> list[Leftover]:
         """Delete the files of a snapshot that had children, some of which may be being mounted now."""
         folder = self._place(old)
-        away = self._folder.parent.parent / "trash" / f"{self.name}-{old.id}"
+        away = self._away(old.id)
         try:
             if MountTable.read().uses(folder):
                 raise FailedPrecondition("it is mounted")
@@ -277,7 +305,7 @@ class BaseSnapshotter(ABC):
                 away.rename(folder)
                 raise FailedPrecondition("it is mounted")
         except (OSError, EngineError) as error:
-            return [self._leftover(old.id, away.parent, error)]
+            return [leftover(folder, away, error)]
         return self.cleanup(only={old.id})
 
     def mounts(self, key: str) -> list[Mount]:
@@ -321,7 +349,8 @@ class BaseSnapshotter(ABC):
     def remove(self, key: str, *, table: MountTable | None = None) -> int:
         """Make a snapshot unreachable; `cleanup` deletes its files, known by the number returned."""
         record = self._store.look(key)
-        if (table or MountTable.read()).uses(self._folder / str(record.id)):
+        is_used = (table or MountTable.read()).uses(self._folder / str(record.id))
+        if is_used and not self._store.is_shared(record):
             raise FailedPrecondition(f"snapshot {key} is mounted; unmount it first")
         self._store.remove(key)
         return record.id
@@ -337,17 +366,15 @@ class BaseSnapshotter(ABC):
         until = time.monotonic() + seconds
         trash = self._folder.parent.parent / "trash"
         gone, left = [], []
-        for number in self._store.trash():
-            if only is not None and number not in only:
-                continue
+        for number in self._store.trash(only):
             table = table or MountTable.read()
             try:
-                self._discard(number, trash, table, until)
+                discard(self._folder / str(number), self._away(number), table, until)
             except Unfinished as error:
-                left.append(self._leftover(number, trash, error))
+                left.append(leftover(self._folder / str(number), self._away(number), error))
                 break
             except (OSError, EngineError) as error:  # mounted, immutable, written by a dying worker
-                left.append(self._leftover(number, trash, error))
+                left.append(leftover(self._folder / str(number), self._away(number), error))
                 continue
             gone.append(number)
         if gone:
@@ -357,29 +384,13 @@ class BaseSnapshotter(ABC):
             self._store.forget(gone)
         return left
 
-    def _leftover(self, number: int, trash: Path, error: Exception) -> Leftover:
-        moved = trash / f"{self.name}-{number}"
-        place = moved if os.path.lexists(moved) else self._folder / str(number)
-        reason = error.strerror or "" if isinstance(error, OSError) else str(error)
-        return Leftover(str(place), reason)
-
-    def _discard(self, number: int, trash: Path, table: MountTable, until: float) -> None:
-        folder = self._folder / str(number)
-        away = trash / f"{self.name}-{number}"
-        if table.uses(folder) or table.uses(away):
-            raise FailedPrecondition("it is mounted")
-        with folder_descriptor(trash) as parent:
-            if os.path.lexists(away):  # of an earlier attempt, or in the way; a link is not followed
-                _remove(parent, away, until)
-            with suppress(FileNotFoundError):  # another process moves it, or deleted it already
-                folder.rename(away)
-            hit("trash.moved")
-            _remove(parent, away, until)
-
     def close(self) -> None:  # noqa: B027  nothing is held open between calls
         """Let go of what the backend holds; may be called again."""
 
     # -- folders ------------------------------------------------------------------------------
+
+    def _away(self, number: int) -> Path:
+        return self._folder.parent.parent / "trash" / f"{self.name}-{number}"
 
     def _place(self, record: Snapshot) -> Path:
         return self._folder / str(record.id)
@@ -390,25 +401,3 @@ class BaseSnapshotter(ABC):
 
 def _sealing(plan: Seal) -> Sealing:
     return Sealing(run="snapshotters.sealing:Sealer", argument=msgspec.msgpack.encode(plan))
-
-
-def _remove(parent: int, away: Path, until: float) -> None:
-    with suppress(FileNotFoundError):
-        remove_entry(parent, os.fsencode(away.name), until=until)
-
-
-def _make_lasting(folder: Path) -> None:
-    """Make a folder, and be sure of its name before anything in it is recorded."""
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    flush_names(folder.parent)  # also of another's: who made it may have died before this
-
-
-def _make_root(tree: Path) -> None:
-    """Make the root of a tree: 0755 0:0 whatever it would inherit from a setgid bit or an ACL."""
-    tree.mkdir(mode=0o755)
-    os.chown(tree, 0, 0)
-    for key in (acl.ACCESS, acl.DEFAULT):
-        with suppress(OSError):  # there is none, as nearly always
-            os.removexattr(tree, key)
-    tree.chmod(0o755)

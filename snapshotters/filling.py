@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.diff.layer import Folder, path_of
+from engine.diff.layer import Folder, Place, path_of
 from engine.fs.attributes import beneath
 from engine.fs.kernel import ioctl_ficlone
 from engine.fs.room import Room
@@ -19,7 +19,7 @@ from engine.snapshots import Usage
 from snapshotters.attributes import changing, give_attributes, read_attributes
 from snapshotters.descriptors import OpenFolders
 
-__all__ = ["fill"]
+__all__ = ["Copying", "fill"]
 
 _COPY_AT_ONCE = 1 << 24
 _BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
@@ -51,22 +51,19 @@ def fill(parent: int, layer: int, root: Folder | None, room: Room) -> Usage:
     called again on a layer that was filled before, but not on one that was filled in part.
     """
     with OpenFolders(parent) as sources, OpenFolders(layer) as targets:
-        filling = _Filling(layer, sources, targets, room)
+        copying = Copying(layer, room)
+        filling = _Filling(sources, targets, copying)
         pending = [_Place(None, b"", 0, root, is_covered=root is not None and root.is_opaque)]
         while pending:
             pending += filling.fill(pending.pop())
-        return Usage(filling.size, filling.inodes)
+        return Usage(copying.size, copying.inodes)
 
 
 class _Filling:
-    def __init__(self, layer: int, sources: OpenFolders, targets: OpenFolders, room: Room) -> None:
-        self._layer = layer
+    def __init__(self, sources: OpenFolders, targets: OpenFolders, copying: "Copying") -> None:
         self._sources = sources
         self._targets = targets
-        self._room = room
-        self._links: dict[int, tuple[_Place, bytes]] = {}  # inode of the parent's to its copy
-        self.size = 0
-        self.inodes = 0
+        self._copying = copying
 
     def fill(self, place: _Place) -> list[_Place]:
         """Fill one folder that both sides have; return those below it that both have then."""
@@ -89,11 +86,25 @@ class _Filling:
                     yield _Place(place, name, place.depth + 1, own, covered)
             elif own is not None or place.is_covered or (layer and name in layer.hidden):
                 continue
-            elif self._copy(source, target, place, name):
+            elif self._copying.copy(source, target, place, name):
                 yield _Place(place, name, place.depth + 1, None)
 
-    def _copy(self, source: int, target: int, place: _Place, name: bytes) -> bool:
-        """Copy one entry; say whether it is a folder, which is then still empty."""
+
+class Copying:
+    """Copies entries of one tree to the same places below the directory `top` is a descriptor of.
+
+    What shared an inode does so again.
+    """
+
+    def __init__(self, top: int, room: Room) -> None:
+        self._top = top
+        self._room = room
+        self._links: dict[int, tuple[Place, bytes]] = {}  # inode of the one to its copy
+        self.size = 0
+        self.inodes = 0
+
+    def copy(self, source: int, target: int, place: Place, name: bytes) -> bool:
+        """Copy one entry of the folder `place`; say whether it is a folder, which is empty then."""
         info = os.stat(name, dir_fd=source, follow_symlinks=False)
         if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
             first = self._links.setdefault(info.st_ino, (place, name))
@@ -132,11 +143,11 @@ class _Filling:
         finally:
             os.close(old)
 
-    def _link(self, first: tuple[_Place, bytes], target: int, name: bytes) -> bool:
+    def _link(self, first: tuple[Place, bytes], target: int, name: bytes) -> bool:
         """Link to the copy made of the same file before; False at the limit of links."""
         holder, last = first
         try:
-            with beneath(self._layer, path_of(holder)) as folder:
+            with beneath(self._top, path_of(holder)) as folder:
                 os.link(last, name, src_dir_fd=folder, dst_dir_fd=target, follow_symlinks=False)
         except OSError:
             return False

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import final
 
-from engine.diff.outline import Outline
 from engine.fs.attributes import folder_descriptor
 from engine.fs.durable import flush_file_system
 from engine.fs.room import Room
@@ -19,20 +18,21 @@ from snapshotters.base import BaseSnapshotter
 from snapshotters.comparing import Standing
 from snapshotters.copy_standing import stand_on_parent
 from snapshotters.filling import fill
-from snapshotters.sealing import Settle
+from snapshotters.sealing import Settle, Settlement, Unsettled
 
 __all__ = ["CopySnapshotter", "plugin"]
 
 
-def _settle(below: Sequence[Path], layers: Iterable[tuple[Path, Outline]]) -> Iterator[Usage]:
+def _settle(below: Sequence[Path], layers: Iterable[Unsettled]) -> Iterator[Settlement]:
     """Fill each layer from the one before it, the first from the nearest of `below`."""
     parent = below[0] if below else None
-    for tree, outline in layers:
+    for layer in layers:
+        tree, outline = layer.tree, layer.outline
         copied = Usage(0, 0)
         if parent:
             with folder_descriptor(parent) as source, folder_descriptor(tree) as target:
                 copied = fill(source, target, outline.root, Room(tree.parent))
-        yield Usage(outline.size + copied.size, outline.inodes + copied.inodes)
+        yield Settlement(Usage(outline.size + copied.size, outline.inodes + copied.inodes))
         parent = tree
 
 

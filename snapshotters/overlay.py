@@ -61,7 +61,9 @@ class OverlaySnapshotter(UnionSnapshotter):
     name = "overlay"
     settle = "snapshotters.overlay:make_settle"
     standing = "snapshotters.overlay:make_standing"
-    capabilities = Capabilities(rebase=True, layers=500, name_bytes=255, whiteout_names=True)
+    capabilities = Capabilities(
+        rebase=True, layers=500, name_bytes=255, whiteout_names=True, shares=True
+    )
 
     def _make(self, record: Snapshot, below: Sequence[Path]) -> None:
         if record.kind == Kind.ACTIVE:

@@ -8,24 +8,29 @@ bind-mounted.
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
-from engine.diff.layer import Attributes, Folder
-from engine.diff.outline import Outline
+import msgspec
+
+from engine.diff.layer import Attributes, Folder, path_of
 from engine.fs.attributes import folder_descriptor
 from engine.kv.schema import Snapshot
 from engine.mount import Mount
 from engine.snapshots import Kind, Usage
+from snapshotters.asking import asked, asks_of
 from snapshotters.attributes import changing, give_attributes
 from snapshotters.base import BaseSnapshotter
 from snapshotters.combined import Combined, CombinedFolder
 from snapshotters.descriptors import OpenFolders
 from snapshotters.markers import Markers
+from snapshotters.remaking import remake
+from snapshotters.sealing import Settlement, Unsettled
 
-__all__ = ["Hand", "SettleUnion", "Settling", "UnionSnapshotter"]
+__all__ = ["Hand", "Noted", "SettleUnion", "Settling", "UnionSnapshotter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,45 @@ class Hand(Protocol):
 
     def inherit(self, folder: Folder, attributes: Attributes) -> None:
         """Give a folder that the layer only implies the attributes that it has below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A hand that notes what settling comes to, for another to carry it out or to compare it."""
+
+    covered: dict[Folder, None] = field(default_factory=dict)
+    hidden: dict[Folder, set[bytes]] = field(default_factory=dict)
+    inherited: dict[Folder, Attributes] = field(default_factory=dict)
+
+    def cover(self, folder: Folder) -> None:
+        """Note it."""
+        self.covered[folder] = None
+
+    def hide(self, folder: Folder, names: AbstractSet[bytes]) -> None:
+        """Note them."""
+        self.hidden.setdefault(folder, set()).update(names)
+
+    def inherit(self, folder: Folder, attributes: Attributes) -> None:
+        """Note them."""
+        self.inherited[folder] = attributes
+
+    def carry_out(self, hand: Hand) -> None:
+        """Have a hand do what was noted."""
+        for folder in self.covered:
+            hand.cover(folder)
+        for folder, names in self.hidden.items():
+            hand.hide(folder, names)
+        for folder, attributes in self.inherited.items():
+            hand.inherit(folder, attributes)
+
+    def marks(self) -> bytes:
+        """Return what stands for all that was noted."""
+        noted = (
+            sorted(path_of(folder) for folder in self.covered),
+            sorted((path_of(folder), sorted(names)) for folder, names in self.hidden.items()),
+            sorted((path_of(folder), given) for folder, given in self.inherited.items()),
+        )
+        return sha256(msgspec.msgpack.encode(noted)).digest()
 
 
 class _Making:
@@ -200,20 +244,55 @@ class SettleUnion:
         self._markers = markers
         self._known: tuple[tuple[Path, ...], Combined] | None = None
 
-    def __call__(self, below: Sequence[Path], layers: Iterable[tuple[Path, Outline]]) -> Iterator[Usage]:
-        """Settle layers, each on the one before it, the first on `below`; yield their use."""
+    def __call__(self, below: Sequence[Path], layers: Iterable[Unsettled]) -> Iterator[Settlement]:
+        """Settle layers, each on the one before it, the first on `below`."""
         known, self._known = self._known, None  # until all went well
         chain = tuple(below)
         combined = known[1] if known and known[0] == chain else Combined(chain, self._markers)
-        with closing(combined):
-            for layer, outline in layers:
-                with folder_descriptor(layer) as root, OpenFolders(root) as opened:
-                    making = _Making(opened, self._markers)
-                    keeps = self._markers.lowest_opaque_counts
-                    Settling(making, combined, lowest_opaque_counts=keeps).run(outline.root)
-                chain = (layer, *chain)
-                yield Usage(outline.size, outline.inodes + making.made)
+        try:
+            for layer in layers:
+                settlement = self._as_twin(layer, combined, chain)
+                if layer.twin is not None:
+                    # It may have learnt a part of the layer; and what stands already is on disk.
+                    combined.close()
+                    there = (layer.twin.tree, *chain) if settlement else chain
+                    combined = Combined(there, self._markers)
+                settlement = settlement or self._settle(layer, combined)
+                chain = (layer.twin.tree if layer.twin and settlement.is_twin else layer.tree, *chain)
+                yield settlement
+        finally:
+            combined.close()
         self._known = (chain, combined)
+
+    def _as_twin(self, layer: Unsettled, combined: Combined, below: Sequence[Path]) -> Settlement | None:
+        """Settle a layer by having the tree of its twin, if that comes to the same."""
+        twin = layer.twin
+        # Nothing can be mounted with one folder twice (overlay says ELOOP, aufs EINVAL).
+        if twin is None or twin.tree in below:
+            return None
+        found = twin.settled
+        # Where a lower mark counts, what a layer asks depends on all that it holds.
+        is_short = found.asks and not self._markers.lowest_opaque_counts
+        marks = self._noted(asked(found.asks) if is_short else layer.outline.root, combined).marks()
+        if marks != found.marks:
+            return None
+        return Settlement(Usage(found.size, found.inodes), marks, is_twin=True)
+
+    def _noted(self, root: Folder, combined: Combined) -> Noted:
+        noted = Noted()
+        Settling(noted, combined, lowest_opaque_counts=self._markers.lowest_opaque_counts).run(root)
+        return noted
+
+    def _settle(self, layer: Unsettled, combined: Combined) -> Settlement:
+        outline, twin = layer.outline, layer.twin
+        asks = twin.settled.asks if twin else asks_of(outline.root)  # before settling changes it
+        noted = self._noted(outline.root, combined)
+        if twin is not None:
+            remake(twin.tree, layer.tree, outline.root)
+        with folder_descriptor(layer.tree) as root, OpenFolders(root) as opened:
+            making = _Making(opened, self._markers)
+            noted.carry_out(making)
+        return Settlement(Usage(outline.size, outline.inodes + making.made), noted.marks(), asks)
 
 
 class UnionSnapshotter(BaseSnapshotter):

@@ -4,9 +4,7 @@ Sync. What settling would do to the layer is worked out once more and compared i
 and the attributes of folders that the layer only implies.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import closing
 from pathlib import Path
 
@@ -17,27 +15,9 @@ from snapshotters.comparing import Discrepancy
 from snapshotters.descriptors import WatchedFolders
 from snapshotters.differing import attributes_differ
 from snapshotters.markers import Markers
-from snapshotters.union import Settling
+from snapshotters.union import Noted, Settling
 
 __all__ = ["UnionStanding"]
-
-
-class _Noting:
-    """Notes what settling comes to."""
-
-    def __init__(self) -> None:
-        self.covered: set[Folder] = set()
-        self.hidden: defaultdict[Folder, set[bytes]] = defaultdict(set)
-        self.inherited: dict[Folder, Attributes] = {}
-
-    def cover(self, folder: Folder) -> None:
-        self.covered.add(folder)
-
-    def hide(self, folder: Folder, names: AbstractSet[bytes]) -> None:
-        self.hidden[folder] |= names
-
-    def inherit(self, folder: Folder, attributes: Attributes) -> None:
-        self.inherited[folder] = attributes
 
 
 class UnionStanding:
@@ -50,7 +30,7 @@ class UnionStanding:
         self, tree: WatchedFolders, root: Folder, below: Sequence[Path]
     ) -> Iterator[Discrepancy]:
         """Yield what differs."""
-        noted = _Noting()
+        noted = Noted()
         with closing(Combined(tuple(below), self._markers)) as combined:
             keeps = self._markers.lowest_opaque_counts
             Settling(noted, combined, lowest_opaque_counts=keeps).run(root)
@@ -64,7 +44,7 @@ class UnionStanding:
             yield from self._names(opened, folder, noted)
 
     @staticmethod
-    def _attributes(opened: int, folder: Folder, noted: _Noting) -> Iterator[Discrepancy]:
+    def _attributes(opened: int, folder: Folder, noted: Noted) -> Iterator[Discrepancy]:
         is_implied = folder.attributes is None and bool(folder.depth)
         wanted = folder.attributes if folder.depth else None
         attributes = wanted or noted.inherited.get(folder, Attributes())
@@ -72,7 +52,7 @@ class UnionStanding:
         if found:
             yield Discrepancy(path_of(folder), b"", How.CHANGED, "; ".join(found), is_implied)
 
-    def _names(self, opened: int, folder: Folder, noted: _Noting) -> Iterator[Discrepancy]:
+    def _names(self, opened: int, folder: Folder, noted: Noted) -> Iterator[Discrepancy]:
         listing = self._markers.read(opened)
         path = path_of(folder)
         for name in sorted(listing.names.keys() - folder.names.keys()):

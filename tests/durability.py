@@ -32,7 +32,7 @@ from engine.kv.schema import COUNTERS
 __all__ = ["Recorder", "matches", "recorded"]
 
 _SINGULAR = {"lease_items": "pin", "trash": "trash"}
-_DERIVED = {"mentions", "holdings", "touched", "clocks"}  # written with others that are shown
+_DERIVED = {"mentions", "holdings", "layers", "touched", "clocks"}  # written with others that are shown
 _PLACES = (  # of a store, by what a step calls them; the first that fits counts
     (r"snapshots/[a-z]+/\d+/fs", "tree"),
     (r"snapshots/[a-z]+/\d+/([a-z]+)\.new", "new"),

@@ -30,6 +30,7 @@ LAYERS = {
     "engine.limits": 0,
     "engine.memory": 0,
     "engine.failpoints": 0,
+    "engine.phases": 0,
     "engine.progress": 0,
     "engine.callables": 0,
     "engine.times": 0,
@@ -96,6 +97,7 @@ ASYNC |= {
         "making",
         "pool",
         "slots",
+        "twins",
         "unpacker",
         "workshop",
     )

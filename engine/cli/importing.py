@@ -23,11 +23,13 @@ from engine.cli.context import (
 from engine.cli.ending import Incomplete
 from engine.cli.output import View, document, say, short
 from engine.cli.running import run
+from engine.cli.timings import tell_timings, timings_option
 from engine.errors import InvalidArgument, NotSupported, printable
 from engine.importing import ImportResult
 from engine.kv.schema import Image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
+from engine.phases import Timings, total
 from engine.stores import Stores
 from engine.unpack.unpacker import Unpacked
 
@@ -48,6 +50,7 @@ _SHOWN = 20  # lines of one kind; an index may list 10,000
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @replace_option
 @durability_option
+@timings_option
 @lease_option
 @action
 @click.pass_obj
@@ -62,6 +65,7 @@ def import_(
     strict: bool,
     replace: bool,
     durability: str,
+    timings: bool,
     lease: str,
     view: View,
 ) -> None:
@@ -89,6 +93,8 @@ def import_(
 
     result, shown = run(context, work, create=True, durability=durability)
     _tell(result, view)
+    if timings:
+        tell_timings(view, _timings(result))
     if not view.json:
         _say([f"lamina: {one.error}" for one in result.failed[1:]], say)  # the first ends the command
     if result.failed:
@@ -119,11 +125,16 @@ def _shape(stores: Stores, result: ImportResult, snapshotter: str | None) -> dic
             {"name": one.name, "digest": one.digest, "error": printable(str(one.error), 4000)}
             for one in result.failed
         ],
+        "timings": _timings(result),
         "unpacked": [
             {"digest": digest, "snapshotter": snapshotter, **asdict(unpacked)}
             for digest, unpacked in result.unpacked.items()
         ],
     }
+
+
+def _timings(result: ImportResult) -> Timings:
+    return total(result.timings, *(unpacked.timings for unpacked in result.unpacked.values()))
 
 
 def _tell(result: ImportResult, view: View) -> None:

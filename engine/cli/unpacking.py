@@ -17,6 +17,7 @@ from engine.cli.context import (
 )
 from engine.cli.output import View, document, human_bytes, write
 from engine.cli.running import run
+from engine.cli.timings import tell_timings, timings_option
 from engine.oci.platform import Platform
 from engine.unpack.unpacker import Unpacked
 
@@ -29,6 +30,7 @@ __all__ = ["unpack"]
 @platform_option
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @durability_option
+@timings_option
 @lease_option
 @action
 @click.pass_obj
@@ -39,6 +41,7 @@ def unpack(
     platform: Platform | None,
     strict: bool,
     durability: str,
+    timings: bool,
     lease: str,
     view: View,
 ) -> None:
@@ -59,8 +62,11 @@ def unpack(
     for note in done.mistyped:
         view.tell(note)
     left_out = f", {done.xattrs_left_out} xattrs left out" if done.xattrs_left_out else ""
+    reused = f", {done.reused} reused from another base" if done.reused else ""
     view.tell(
         f"unpacked {done.applied} of {done.layers} layers: {done.entries} entries, "
-        f"{human_bytes(done.bytes_unpacked)}{left_out}"
+        f"{human_bytes(done.bytes_unpacked)}{left_out}{reused}"
     )
+    if timings:
+        tell_timings(view, done.timings)
     write([done.chain_id])

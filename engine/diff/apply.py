@@ -20,6 +20,7 @@ from engine.errors import os_errors
 from engine.failpoints import hit
 from engine.fs.room import Room
 from engine.oci.digest import Digest, hasher
+from engine.phases import Phase, Timings, measured
 from engine.snapshots import Target
 
 __all__ = ["Applied", "apply_layer", "stream"]
@@ -32,6 +33,9 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     bytes_unpacked: int
     entries: int
     xattrs_left_out: int
+    timings: Timings = {}
+    is_reused: bool = False
+    """Whether nothing had to be done: its data was here, and takes up so much."""
 
 
 def apply_layer(
@@ -80,7 +84,11 @@ def stream(
             yield piece
 
     rules = Rules(budget, name_bytes=target.name_bytes, whiteout_names=target.whiteout_names)
-    with behind(running.update) as digest, ahead(hashed(digest)) as pieces:
+    with (
+        measured(Phase.WRITE),
+        behind(running.update, Phase.HASH) as digest,
+        ahead(hashed(digest), Phase.INFLATE) as pieces,
+    ):
         without = _build(pieces, rules, budget, sink)
     return Applied(
         diff_id=f"{running.name}:{running.hexdigest()}",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from engine.phases import Phase, measured
+
 __all__ = ["ahead", "behind"]
 
 T = TypeVar("T")
@@ -22,8 +24,8 @@ class _End:
 
 
 @contextmanager
-def ahead(pieces: Iterable[T]) -> Iterator[Iterator[T]]:
-    """Iterate over `pieces` on a thread and give them here; an error there is raised here.
+def ahead(pieces: Iterable[T], phase: Phase) -> Iterator[Iterator[T]]:
+    """Iterate over `pieces` on a thread, which is `phase`, and give them here, or its error.
 
     When the block ends early, the thread ends after the piece that it is making.
     """
@@ -33,10 +35,11 @@ def ahead(pieces: Iterable[T]) -> Iterator[Iterator[T]]:
     def produce() -> None:
         error: BaseException | None = None
         try:
-            for piece in pieces:
-                box.put(piece)
-                if stop.is_set():
-                    return
+            with measured(phase):
+                for piece in pieces:
+                    box.put(piece)
+                    if stop.is_set():
+                        return
         except BaseException as caught:  # noqa: BLE001  it is raised again in the consumer
             error = caught
         box.put(_End(error))
@@ -59,29 +62,42 @@ def ahead(pieces: Iterable[T]) -> Iterator[Iterator[T]]:
 
 
 @contextmanager
-def behind(take: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
-    """Give a function that has `take` called with each piece in order, on a thread.
+def behind(take: Callable[[T], object], phase: Phase) -> Iterator[Callable[[T], None]]:
+    """Give what has `take`, which is `phase`, called with pieces in order, from the second on a thread.
 
-    All is done when the block ends; an error of `take` is raised then.
+    All is done when the block ends; an error of the thread is raised then.
     """
     box: queue.Queue[T | _End] = queue.Queue(_DEPTH)
     errors: list[BaseException] = []
 
     def consume() -> None:
-        while not isinstance(piece := box.get(), _End):
-            try:
-                if not errors:
-                    take(piece)
-            except BaseException as caught:  # noqa: BLE001  it is raised again in the giver
-                errors.append(caught)
+        with measured(phase):
+            while not isinstance(piece := box.get(), _End):
+                try:
+                    if not errors:
+                        take(piece)
+                except BaseException as caught:  # noqa: BLE001  it is raised again in the giver
+                    errors.append(caught)
 
     thread = threading.Thread(target=consume, name="behind", daemon=True)
-    thread.start()
+    is_first = True
+
+    def give(piece: T) -> None:
+        nonlocal is_first
+        if is_first:  # and mostly the last: to start a thread takes as long as all else of a small layer
+            is_first = False
+            take(piece)
+            return
+        if thread.ident is None:
+            thread.start()
+        box.put(piece)
+
     try:
-        yield box.put
+        yield give
     finally:
-        box.put(_End(None))
-        thread.join()
+        if thread.ident is not None:
+            box.put(_End(None))
+            thread.join()
     if errors:
         raise errors[0]
 

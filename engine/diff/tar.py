@@ -264,9 +264,7 @@ class TarReader:
         size = _number(block[124:136], "size")
         if size > limits.EXTENSION:
             raise Refused(f"archive has an extension header over {limits.EXTENSION} bytes")
-        body = self._take(size, "an extension header")
-        self._take(-size % BLOCK, "padding")
-        return body
+        return self._take(size + -size % BLOCK, "an extension header")[:size]
 
     def _pax(self, body: bytes, into: dict[bytes, bytes]) -> None:
         self._records += pax.read_records(body, into)

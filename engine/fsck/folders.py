@@ -75,7 +75,8 @@ def _orphan(root: Root, what: What, path: Path, detail: str, *, is_sure: bool = 
 def _named(root: Root, backend: str) -> set[int]:
     """Return the ids that records have by now, those among it that wait to be deleted."""
     with root.meta.read() as txn:
-        named = {record.id for record in SNAPSHOTS.survey(txn, backend)[0]}
+        records = SNAPSHOTS.survey(txn, backend)[0]
+        named = {number for record in records for number in record.folders}
         return named | {trash.number for trash in TRASH.survey(txn, "snapshot", backend)[0]}
 
 

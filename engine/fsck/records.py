@@ -5,14 +5,23 @@ a record stands for, bytes and folders, is for others to look at.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from engine import labels
-from engine.errors import DataLoss, FailedPrecondition
+from engine.errors import DataLoss
 from engine.fsck.findings import Counts, Finding, Mend, Trouble, What
+from engine.fsck.record_mends import (
+    IsUsed,
+    drop_items,
+    drop_note,
+    drop_trash,
+    end_mark,
+    raise_counter,
+    rebuild,
+    spare,
+)
 from engine.kv import keys
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
@@ -21,6 +30,7 @@ from engine.kv.schema import (
     HOLDINGS,
     IMAGES,
     INGESTS,
+    LAYERS,
     LEASE_ITEMS,
     LEASES,
     MARKS,
@@ -41,7 +51,7 @@ from engine.kv.schema import (
     Trash,
 )
 from engine.kv.table import Damaged, Table
-from engine.metadata import ledger, marks
+from engine.metadata import ledger
 from engine.metadata.nodes import (
     INGEST,
     LEASE,
@@ -77,7 +87,6 @@ _TABLES: tuple[Table[Any], ...] = (
     TRASH,
     UNFLUSHED,
 )
-_IsUsed = Callable[[Transaction], bool]
 _KINDS = {str(kind) for kind in Kind}
 _NAMING = {table.name for table in (SNAPSHOTS, BLOBS, IMAGES, INGESTS, LEASES, LEASE_ITEMS)}
 _RELEASE_EVERY = 10_000  # records read between two calls that give the memory of their pages back
@@ -119,6 +128,8 @@ class _Reading:
         self._dead: list[Trash] = []
         self._mentions = 0
         self._holdings = 0
+        self._layers = 0
+        self._laid: dict[tuple[str, int], tuple[str, str]] = {}  # folders: namespace and layer
         self._is_whole = True  # as long as every record can be read
         self._not_noted = 0
         self._first_not_noted = ""
@@ -169,14 +180,14 @@ class _Reading:
             backend, namespace = names[:2]
         elif table == TRASH.name:
             backend, namespace = names[1], ""
-            mend = partial(_drop_trash, self._meta, names[0], backend)
+            mend = partial(drop_trash, self._meta, names[0], backend)
         elif table == UNFLUSHED.name:
             backend, namespace = namespace, ""
-            mend = partial(_drop_note, self._meta, backend)
+            mend = partial(drop_note, self._meta, backend)
         elif table in {MARKS.name, TOUCHED.name}:
-            mend = partial(_end_mark, self._meta, namespace)
+            mend = partial(end_mark, self._meta, namespace)
         elif table == LEASE_ITEMS.name and not self._is_there(namespace, Node(LEASE, "", names[1])):
-            mend = partial(_drop_items, self._meta, namespace, names[1])
+            mend = partial(drop_items, self._meta, namespace, names[1])
         self._tell(
             What.RECORD, record.name, record.error, namespace=namespace, snapshotter=backend, mend=mend
         )
@@ -195,14 +206,15 @@ class _Reading:
                 self.read.snapshots[backend, namespace, record.key] = record
                 if labels.DIFF_ID in record.labels:
                     self.read.layers.setdefault((namespace, record.labels[labels.DIFF_ID]), [])
-                self._number(self.read.ids[backend], record, backend, namespace)
+                self._number(record, backend, namespace)
+                self._layer(record, backend, namespace)
             case LeaseItem():
                 namespace, lease = names[:2]
                 member = Node(record.kind, record.backend, record.key)
                 self._mention(namespace, Node(LEASE, "", lease), Mention(MEMBER, member))
                 if not self._is_there(namespace, Node(LEASE, "", lease)):
                     detail = f"belongs to lease {lease}, which is not here"
-                    mend = partial(_drop_items, self._meta, namespace, lease)
+                    mend = partial(drop_items, self._meta, namespace, lease)
                     self._tell(
                         What.EDGE, record.key, detail, namespace=namespace, is_damage=False, mend=mend
                     )
@@ -213,11 +225,14 @@ class _Reading:
                     detail = "its snapshot is gone; `lamina gc` clears it"
                     self._tell(What.MOUNT, record.key, detail, namespace=names[0], is_damage=False)
 
-    def _number(self, seen: set[int], record: Snapshot, backend: str, namespace: str) -> None:
-        if record.id in seen:
+    def _number(self, record: Snapshot, backend: str, namespace: str) -> None:
+        layer = (namespace, record.diff_id)
+        if self._laid.setdefault((backend, record.id), layer) != layer or (
+            not record.diff_id and record.id in self.read.ids[backend]
+        ):
             detail = f"another snapshot has its folder {record.id} too"
             self._tell(What.SNAPSHOT, record.key, detail, namespace=namespace, snapshotter=backend)
-        seen.add(record.id)
+        self.read.ids[backend].update(record.folders)
 
     def _is_named(self, names: list[str], namespace: str, node: Node, record: Object) -> bool:
         """Say whether a record stands under its own name; a long one the key does not tell."""
@@ -285,6 +300,18 @@ class _Reading:
         if found is None or (found.namespace, found.number) != (namespace, blob.number):
             self._miss(f"whose the bytes of {blob.digest} are")
 
+    def _layer(self, record: Snapshot, backend: str, namespace: str) -> None:
+        if not record.diff_id:
+            return
+        self._layers += 1
+        node = snapshot_node(backend, record.key)
+        try:
+            is_noted = node in ledger.sharers(self._txn, namespace, node, record)
+        except DataLoss:
+            is_noted = False
+        if not is_noted:
+            self._miss(f"in whose folder the layer of {record.key} is")
+
     def _miss(self, what: str, count: int = 1) -> None:
         self._first_not_noted = self._first_not_noted or what
         self._not_noted += count
@@ -294,6 +321,7 @@ class _Reading:
         for name, count, wanted in (
             (MENTIONS.name, MENTIONS.count(self._txn), self._mentions),
             (HOLDINGS.name, HOLDINGS.count(self._txn), self._holdings),
+            (LAYERS.name, LAYERS.count(self._txn), self._layers),
         ):
             if count > wanted and self._is_whole:
                 self._miss(f"{count - wanted} {name} that no record has", count - wanted)
@@ -301,7 +329,7 @@ class _Reading:
             detail = f"it is not noted right {self._first_not_noted}"
             detail += f", and {self._not_noted - 1} more" if self._not_noted > 1 else ""
             # What a record that cannot be read names is noted nowhere else.
-            mend = partial(_rebuild, self._meta) if self._is_whole else None
+            mend = partial(rebuild, self._meta) if self._is_whole else None
             self._tell(What.EDGE, "mentions", detail, mend=mend)
 
     # -- lineage, trash, counters ---------------------------------------------------------------
@@ -351,17 +379,22 @@ class _Reading:
                 self.read.ids[dead.backend].add(dead.number)
             if is_live:
                 name = f"{dead.kind} {dead.number}"
-                mend = partial(_spare, self._meta, dead, self._user_of(dead))
+                mend = partial(spare, self._meta, dead, self._user_of(dead))
                 self._tell(What.TRASH, name, "it would be deleted, and a record has it", mend=mend)
 
-    def _user_of(self, dead: Trash) -> "_IsUsed":
+    def _user_of(self, dead: Trash) -> IsUsed:
         """Return what says, in a later transaction, whether something still has what is dead."""
         if dead.kind == "blob":
             digest = self.read.numbers[dead.number]
             return lambda txn: any(held.number == dead.number for held in ledger.holdings(txn, digest))
-        keys = [k for k, r in self.read.snapshots.items() if (k[0], r.id) == (dead.backend, dead.number)]
+        keys = [
+            key
+            for key, record in self.read.snapshots.items()
+            if key[0] == dead.backend and dead.number in record.folders
+        ]
         return lambda txn: any(
-            (found := SNAPSHOTS.get(txn, *key)) is not None and found.id == dead.number for key in keys
+            (found := SNAPSHOTS.get(txn, *key)) is not None and dead.number in found.folders
+            for key in keys
         )
 
     def _counters(self) -> None:
@@ -376,58 +409,5 @@ class _Reading:
                 last = -1
             if last < number and self.read.is_readable:
                 detail = f"it is at {max(last, 0)}, and {number} is in use"
-                mend = partial(_raise, self._meta, sequence, number)
+                mend = partial(raise_counter, self._meta, sequence, number)
                 self._tell(What.COUNTER, sequence, detail, mend=mend)
-
-
-def _rebuild(meta: Environment) -> str:
-    with meta.write() as txn:
-        ledger.rebuild(txn)
-    return "noted anew from all records"
-
-
-def _end_mark(meta: Environment, namespace: str) -> str:
-    marks.end(meta, namespace)
-    with meta.read() as txn:
-        if MARKS.any(txn, namespace):
-            raise FailedPrecondition("the namespace is being collected; check once more")
-    return "removed: nobody is collecting"
-
-
-def _drop_trash(meta: Environment, kind: str, backend: str) -> str:
-    with meta.write() as txn:
-        TRASH.drop_damaged(txn, kind, backend)
-    return "removed; what it was about belongs to nothing now, and is found by the next check"
-
-
-def _drop_note(meta: Environment, backend: str) -> str:
-    with meta.write() as txn:
-        UNFLUSHED.drop_damaged(txn, backend)
-    return "removed; its snapshot is looked at with the others"
-
-
-def _drop_items(meta: Environment, namespace: str, lease: str) -> str:
-    node = Node(LEASE, "", lease)
-    with meta.write() as txn:
-        if ledger.exists(txn, namespace, node):
-            raise FailedPrecondition("its lease is here by now; check once more")
-        ledger.drop(txn, namespace, node)
-    return "removed with all that was its lease's"
-
-
-def _spare(meta: Environment, dead: Trash, is_used: "_IsUsed") -> str:
-    with meta.write() as txn:
-        if not is_used(txn):
-            raise FailedPrecondition("nothing has it any more; `lamina gc` deletes it")
-        TRASH.delete(txn, dead.kind, dead.backend, dead.number)
-    return "it is not to be deleted any more"
-
-
-def _raise(meta: Environment, sequence: str, number: int) -> str:
-    with meta.write() as txn:
-        try:
-            last = COUNTERS.last(txn, sequence)
-        except DataLoss:
-            last = 0
-        COUNTERS.set(txn, sequence, max(last, number))
-    return f"it goes on after {max(last, number)}"

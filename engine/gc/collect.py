@@ -92,9 +92,13 @@ def collect(
         with meta.read() as txn:
             clock = look(txn, note=False)
             found, garbage = survey(meta, txn, places, time_of(clock))
-            tally = _Tally()
+            tally, folders = _Tally(), lineage.Folders()
             for node in garbage:
-                tally.add(txn, places.namespace, node, ledger.get(txn, places.namespace, node))
+                record = ledger.get(txn, places.namespace, node)
+                frees = not isinstance(record, Snapshot) or folders.is_last(
+                    txn, places.namespace, node, record
+                )
+                tally.add(txn, places.namespace, node, record, frees=frees)
             return tally.result(found, clock)
     with _marking(meta, places.namespace, report) as (clock, beat):
         with meta.read() as txn:
@@ -240,7 +244,10 @@ def _drop_some(
             return False
         del left[node]
         record = _drop(txn, namespace, node)
-        tally.add(txn, namespace, node, record)
+        frees = not isinstance(record, Snapshot) or not lineage.has_folder(
+            txn, node.backend, namespace, record
+        )
+        tally.add(txn, namespace, node, record, frees=frees)
         is_long = txn.changes > _CHANGES or time.monotonic() > end
         if is_long or (txn.changes > _FEW_CHANGES and meta.is_wanted()):
             break
@@ -272,8 +279,11 @@ class _Tally:
         self._blob_bytes = 0
         self._snapshot_bytes = 0
 
-    def add(self, txn: Transaction, namespace: str, node: Node, record: object) -> None:
-        """Note what was dropped, or would be; bytes that another namespace has too do not count."""
+    def add(self, txn: Transaction, namespace: str, node: Node, record: object, *, frees: bool) -> None:
+        """Note what was dropped, or would be; bytes that another namespace has too do not count.
+
+        Nor does the folder of a snapshot unless its going `frees` that.
+        """
         if record is None:
             return
         if node.kind == SNAPSHOT:
@@ -281,7 +291,7 @@ class _Tally:
         else:
             self._keys[node.kind].append(node.key)
         if isinstance(record, Snapshot):
-            self._snapshot_bytes += record.size
+            self._snapshot_bytes += record.size if frees else 0
         elif isinstance(record, Blob) and not ledger.is_elsewhere(txn, namespace, record):
             self._blob_bytes += record.size
 

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
+from typing import NamedTuple
 
 from engine import labels, times
 from engine.gc.clock import look, time_of
@@ -16,7 +17,7 @@ from engine.gc.mark import reachable
 from engine.gc.survey import Places, Survey, survey
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, LEASE_ITEMS, SNAPSHOTS, Blob, Image, Ingest, Lease, Snapshot
-from engine.metadata import ledger
+from engine.metadata import ledger, lineage
 from engine.metadata.nodes import (
     CONTENT,
     IMAGE,
@@ -89,39 +90,62 @@ def explain(meta: Environment, places: Places) -> Explained:
     """Explain a whole namespace."""
     with meta.read() as txn:
         found, garbage = survey(meta, txn, places, time_of(look(txn, note=False)))
-        sizes = dict(_sizes(txn, places))
+        things = dict(_all_things(txn, places))
         roots = [*_leases(txn, places, found), *_others(meta, txn, places, found)]
-        counts = Counter(node for _, kept in roots for node in kept() if node in sizes)
-        held = [_told(holder, kept(), sizes, counts) for holder, kept in roots]
+        counts = Counter(thing for _, kept in roots for thing in _things(kept(), things))
+        held = [_told(holder, kept(), things, counts) for holder, kept in roots]
+        going = list(_going(txn, places.namespace, garbage, things))
     held.sort(key=lambda one: (-one.alone, -one.shared, one.holder.node))
-    return Explained([Garbage(node, sizes.get(node, 0)) for node in garbage], held)
+    return Explained(going, held)
+
+
+class _Thing(NamedTuple):
+    """Bytes of one object, or of several that have the same folder: the first of them stands for it."""
+
+    node: Node
+    size: int
+
+
+def _things(kept: Iterable[Node], things: Mapping[Node, _Thing]) -> set[_Thing]:
+    return {things[node] for node in kept if node in things}
+
+
+def _going(
+    txn: Transaction, namespace: str, garbage: Iterable[Node], things: Mapping[Node, _Thing]
+) -> Iterator[Garbage]:
+    folders = lineage.Folders()
+    for node in garbage:
+        record = ledger.get(txn, namespace, node) if node.kind == SNAPSHOT else None
+        if isinstance(record, Snapshot) and not folders.is_last(txn, namespace, node, record):
+            yield Garbage(node, 0)  # with the last that has its folder
+        else:
+            yield Garbage(node, things[node].size if node in things else 0)
 
 
 _Reach = Callable[[], Collection[Node]]
 
 
 def _told(
-    holder: Keeper, kept: Iterable[Node], sizes: Mapping[Node, int], counts: Counter[Node]
+    holder: Keeper, kept: Iterable[Node], things: Mapping[Node, _Thing], counts: Counter[_Thing]
 ) -> Hold:
-    alone = shared = objects = 0
-    for node in kept:
-        if node in sizes:
-            objects += 1
-            if counts[node] == 1:
-                alone += sizes[node]
-            else:
-                shared += sizes[node]
+    nodes = [node for node in kept if node in things]
+    found = _things(nodes, things)
+    alone = sum(thing.size for thing in found if counts[thing] == 1)
+    shared = sum(thing.size for thing in found) - alone
+    objects = len(nodes)
     return Hold(holder, objects, alone, shared)
 
 
-def _sizes(txn: Transaction, places: Places) -> Iterator[tuple[Node, int]]:
+def _all_things(txn: Transaction, places: Places) -> Iterator[tuple[Node, _Thing]]:
     for blob in BLOBS.survey_each(txn, places.namespace):
         if isinstance(blob, Blob):
-            yield blob_node(blob.digest), blob.size
+            yield blob_node(blob.digest), _Thing(blob_node(blob.digest), blob.size)
     for backend in SNAPSHOTS.branches(txn):
         for record in SNAPSHOTS.survey_each(txn, backend, places.namespace):
             if isinstance(record, Snapshot):
-                yield snapshot_node(backend, record.key), record.size
+                node = snapshot_node(backend, record.key)
+                first = next(ledger.sharers(txn, places.namespace, node, record), node)
+                yield node, _Thing(first if record.size else node, record.size)
 
 
 def _leases(txn: Transaction, places: Places, found: Survey) -> Iterator[tuple[Keeper, _Reach]]:

@@ -19,7 +19,7 @@ from engine.gc.collect import Collected
 from engine.gc.holding import closure, only_held_by
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import IMAGES, Blob, Image, Snapshot
-from engine.metadata import ledger
+from engine.metadata import ledger, lineage
 from engine.metadata.nodes import IMAGE, LABEL, PARENT, SNAPSHOT, Node, node_of
 from engine.snapshots import Kind
 
@@ -145,6 +145,7 @@ def choose(
     """Yield what to remove at the time `at`: what outlived its age, and what frees `wanted` bytes."""
     freed = 0
     gone: set[Node] = set()
+    folders = lineage.Folders()
     for candidate in _all_unpinned(meta, namespace):
         age = max(0, at - candidate.used)  # a use is reckoned up to a minute late
         is_old = policy.max_age is not None and age >= policy.max_age
@@ -152,7 +153,7 @@ def choose(
             return  # as all that follow were used later
         with meta.read() as txn:
             ending = _ending(meta, txn, namespace, candidate, gone)
-            frees = sum(_size(txn, namespace, node) for node in ending)
+            frees = sum(_size(txn, namespace, node, folders) for node in ending)
         if ending and (frees or is_old):
             gone |= ending
             freed += frees
@@ -185,11 +186,13 @@ def _is_in_use(txn: Transaction, namespace: str, nodes: Iterable[Node]) -> bool:
     return any(isinstance(one, Snapshot) and one.kind != Kind.COMMITTED for one in records)
 
 
-def _size(txn: Transaction, namespace: str, node: Node) -> int:
+def _size(txn: Transaction, namespace: str, node: Node, folders: lineage.Folders) -> int:
     record = ledger.get(txn, namespace, node)
     if isinstance(record, Blob):
         return 0 if ledger.is_elsewhere(txn, namespace, record) else record.size
-    return record.size if isinstance(record, Snapshot) else 0
+    if isinstance(record, Snapshot) and folders.is_last(txn, namespace, node, record):
+        return record.size
+    return 0
 
 
 def enforce(

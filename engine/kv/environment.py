@@ -19,7 +19,7 @@ from engine.kv import turn
 from engine.kv.faults import OUTGROWN, is_of_the_disk, mapped
 from engine.kv.freelist import pages_of_tree
 from engine.kv.gate import Gate
-from engine.kv.growth import grow
+from engine.kv.growth import ROOM, grow
 from engine.kv.opening import HEADROOM, allocate_lock, is_unmade, make_file, open_file
 from engine.kv.turn import Turn
 from engine.kv.whole import check_length
@@ -71,6 +71,7 @@ class Environment:
         self._tables = tables
         self._gate = Gate()
         self._ahead = path / "data.mdb" if grows_ahead else None
+        self._length = 0  # that the file of this name has at least
         with mapped(path), os_errors(f"store {path}"), ExitStack() as undo:
             self._register(undo)
             allocate_lock(path, readonly=readonly)
@@ -156,8 +157,8 @@ class Environment:
                 self._map_anew()
             if self._is_doubtful:  # someone here does not end his reading
                 raise lmdb.PanicError("MDB_PANIC")
-            if self._ahead is not None:
-                grow(self._ahead, self._used(), self.page)
+            if self._ahead is not None and (used := self._used() + ROOM) > self._length:
+                self._length = grow(self._ahead, used)
             try:
                 with self._begun(write=True) as txn:
                     yield txn
@@ -176,20 +177,24 @@ class Environment:
 
     @contextmanager
     def _begun(self, *, write: bool) -> Iterator[Transaction]:
-        with ExitStack() as inside:
-            inside.enter_context(self._gate.inside())
-            try:
-                raw = self._env.begin(write=write, buffers=True)
-            except lmdb.Error as error:
-                is_larger = isinstance(error, lmdb.MapResizedError)  # another process made it so
-                if self._mapped_bytes and not is_larger:
-                    raise
-                inside.close()
-                self._map_anew()
-                inside.enter_context(self._gate.inside())
-                raw = self._env.begin(write=write, buffers=True)
-            with raw:
-                yield Transaction(raw, self._databases)
+        with self._gate.inside():
+            if raw := self._begin(write=write):
+                with raw:
+                    yield Transaction(raw, self._databases)
+                return
+        self._map_anew()
+        with self._gate.inside(), self._env.begin(write=write, buffers=True) as raw:
+            yield Transaction(raw, self._databases)
+
+    def _begin(self, *, write: bool) -> lmdb.Transaction | None:
+        """Begin a transaction; None if the file has to be mapped anew before."""
+        try:
+            return self._env.begin(write=write, buffers=True)
+        except lmdb.Error as error:
+            is_larger = isinstance(error, lmdb.MapResizedError)  # another process made it so
+            if self._mapped_bytes and not is_larger:
+                raise
+            return None
 
     def _room(self) -> int:
         return self._mapped_bytes - self._used()

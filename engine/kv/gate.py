@@ -20,23 +20,24 @@ class Gate:
         self._closed = False
         self._mine = threading.local()
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> "_Inside":
         """Be inside for the length of a block, which `alone` waits for."""
+        return _Inside(self)
+
+    def _enter(self) -> None:
         depth: int = getattr(self._mine, "depth", 0)
         with self._changed:
             while self._closed and not depth:
                 self._changed.wait()
             self._inside += 1
         self._mine.depth = depth + 1
-        try:
-            yield
-        finally:
-            self._mine.depth = depth
-            with self._changed:
-                self._inside -= 1
-                if not self._inside:
-                    self._changed.notify_all()
+
+    def _leave(self) -> None:
+        self._mine.depth -= 1
+        with self._changed:
+            self._inside -= 1
+            if self._closed and not self._inside:
+                self._changed.notify_all()
 
     @contextmanager
     def alone(self, seconds: float) -> Iterator[bool]:
@@ -55,3 +56,18 @@ class Gate:
                 with self._changed:
                     self._closed = False
                     self._changed.notify_all()
+
+
+class _Inside:
+    """A block that is inside: a class, as each transaction has several, and a generator takes longer."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate._enter()
+
+    def __exit__(self, *_: object) -> None:
+        self._gate._leave()

@@ -9,26 +9,30 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["grow"]
+__all__ = ["ROOM", "grow"]
 
-_LEFT = 64  # pages, of which a small transaction takes a few
+ROOM = 1 << 18
+"""Bytes that there should be for a transaction: a small one takes a few pages."""
+
 _STEP = 1 << 20
 _SHARE = 64  # of what is free one such part at most
 
 
-def grow(file: Path, used: int, page: int) -> None:
-    """Make `file` longer unless there is room after its first `used` bytes.
+def grow(file: Path, wanted: int) -> int:
+    """Make `file` longer if it has not the bytes that are `wanted`, ROOM among them; return its length.
 
     LMDB must not write meanwhile. A file that cannot grow is not an error yet.
     """
     with suppress(OSError):
         size = file.stat().st_size
-        if size - used >= _LEFT * page:
-            return
+        if size >= wanted:
+            return size
         opened = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             disk = os.fstatvfs(opened)
             if disk.f_bavail * disk.f_frsize > _STEP * _SHARE:
-                os.pwrite(opened, bytes(_STEP), max(size, used))
+                start = max(size, wanted - ROOM)
+                return start + os.pwrite(opened, bytes(_STEP), start)
         finally:
             os.close(opened)
+    return 0

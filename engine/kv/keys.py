@@ -21,22 +21,19 @@ _LENGTHS = [size.to_bytes(2, "big") for size in range(LONGEST + 1)]
 
 def encode(parts: Iterable[Part]) -> bytes:
     """Return the key of `parts`; the key of a leading run of parts is a prefix of it."""
-    return b"".join(map(_encode, parts))
-
-
-def _encode(part: Part) -> bytes:
-    if isinstance(part, str):
+    key = b""
+    for part in parts:
         try:
-            raw = part.encode()
+            raw = part.encode() if isinstance(part, str) else part
         except UnicodeEncodeError:
-            raise InvalidArgument(f"{printable(part)!r} is no text in UTF-8") from None
-    elif isinstance(part, int):
-        return number(part)
-    else:
-        raw = part
-    if len(raw) > LONGEST:
-        return _HASHED + hashlib.sha256(raw).digest()
-    return _LENGTHS[len(raw)] + raw
+            raise InvalidArgument(f"{printable(str(part))!r} is no text in UTF-8") from None
+        if isinstance(raw, int):
+            key += number(raw)
+        elif len(raw) > LONGEST:
+            key += _HASHED + hashlib.sha256(raw).digest()
+        else:
+            key += _LENGTHS[len(raw)] + raw
+    return key
 
 
 def opening(parts: Iterable[Part], text: str, size: int) -> bytes:

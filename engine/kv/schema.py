@@ -12,6 +12,8 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     snapshots     backend NS key             Snapshot     metadata.ledger, for metadata.lineage
     mentions      NS token how token         Mentioned    metadata.ledger: who mentions what
     holdings      digest NS                  Holding      metadata.ledger: whose bytes, but for "default"
+    layers        backend NS diff ID folder token
+                                             LayerFolder  metadata.ledger: whose folder has a layer
     touched       NS token                   Touched      metadata.ledger, while a mark is under way
     marks         NS                         Mark         metadata.marks
     namespaces    NS                         Namespace    metadata.namespaces
@@ -52,6 +54,7 @@ __all__ = [
     "IMAGES",
     "INGESTS",
     "INLINE",
+    "LAYERS",
     "LEASES",
     "LEASE_ITEMS",
     "MARKS",
@@ -69,6 +72,7 @@ __all__ = [
     "Holding",
     "Image",
     "Ingest",
+    "LayerFolder",
     "Lease",
     "LeaseItem",
     "Mark",
@@ -161,7 +165,12 @@ class LeaseItem(Record, frozen=True):
 
 
 class Snapshot(Record, frozen=True):
-    """A snapshot; `lease` is set while it is work in progress, which only that lease keeps."""
+    """A snapshot; `lease` is set while it is work in progress, which only that lease keeps.
+
+    Its folder is `id`; committed ones of one layer may share it. `layer` is the folder that an active
+    one, made to share it, keeps until then. `diff_id` is what the layer was verified to be, "" where
+    nobody did.
+    """
 
     key: str
     id: int
@@ -173,6 +182,20 @@ class Snapshot(Record, frozen=True):
     inodes: int = 0
     lease: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    diff_id: str = ""
+    layer: int = 0
+
+    @property
+    def folders(self) -> tuple[int, ...]:
+        """Its folder, and the one that it keeps."""
+        return (self.id, self.layer) if self.layer else (self.id,)
+
+
+class LayerFolder(Record, frozen=True):
+    """Says that the snapshot `key` has, or keeps, the folder `number` with the layer of a diff ID."""
+
+    key: str
+    number: int
 
 
 class Mentioned(Record, frozen=True):
@@ -291,6 +314,7 @@ LEASE_ITEMS = Table("lease_items", LeaseItem)
 SNAPSHOTS = Table("snapshots", Snapshot)
 MENTIONS = Table("mentions", Mentioned)
 HOLDINGS = Table("holdings", Holding)
+LAYERS = Table("layers", LayerFolder)
 TOUCHED = Table("touched", Touched)
 MARKS = Table("marks", Mark)
 NAMESPACES = Table("namespaces", Namespace)
@@ -312,6 +336,7 @@ TABLES = tuple(
         SNAPSHOTS,
         MENTIONS,
         HOLDINGS,
+        LAYERS,
         TOUCHED,
         MARKS,
         CLOCKS,

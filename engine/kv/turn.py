@@ -49,8 +49,11 @@ class Turn:
         if not self._threads.acquire(WAIT_S):
             raise self._too_long("another thread of this process")
         try:
-            with os_errors(f"store {self._folder}"), self._line.standing() as place:
-                self._lock(place, end)
+            with os_errors(f"store {self._folder}"):
+                # With nobody in line there is no need to stand in it, which takes longer than to lock.
+                if self._line.is_wanted() or not lock(self._file, alone=True):
+                    with self._line.standing() as place:
+                        self._lock(place, end)
             try:
                 yield
             finally:

@@ -11,7 +11,7 @@ more things in the same transaction:
 Bytes and folders are the callers'. What a record is, and what may be done to it, too.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ from engine.kv.schema import (
     HOLDINGS,
     IMAGES,
     INGESTS,
+    LAYERS,
     LEASE_ITEMS,
     LEASES,
     MARKS,
@@ -31,6 +32,7 @@ from engine.kv.schema import (
     TOUCHED,
     Blob,
     Holding,
+    LayerFolder,
     LeaseItem,
     Mentioned,
     Snapshot,
@@ -65,6 +67,7 @@ __all__ = [
     "exists",
     "get",
     "has_children",
+    "has_folder",
     "held",
     "holdings",
     "is_elsewhere",
@@ -77,8 +80,10 @@ __all__ = [
     "put",
     "put_snapshot",
     "rebuild",
+    "sharers",
     "table_of",
     "unpin",
+    "with_layer",
 ]
 
 HOME = "default"
@@ -133,12 +138,13 @@ def put_snapshot(txn: Transaction, backend: str, namespace: str, record: Snapsho
 
 
 def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
-    before = _mentioned(node, _readable(txn, namespace, node))
+    old = _readable(txn, namespace, node)
+    before = _mentioned(node, old)
     after = set(mentions(node, record))
-    for mention in before - after:
-        _unlink(txn, namespace, node, mention)
+    _unlink(txn, namespace, node, before - after)
     for mention in after - before:
         _link(txn, namespace, node, mention)
+    _note_layer(txn, namespace, node, old, record)
     _TABLES[node.kind].put(txn, record, *_key(namespace, node))
     new = [mention.node for mention in after - before if mention.how != BACK]
     _touch(txn, namespace, node, *new)
@@ -152,12 +158,12 @@ def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
     cannot be stays noted, until `lamina fsck --repair`.
     """
     record = _readable(txn, namespace, node)
-    for mention in _mentioned(node, record):
-        _unlink(txn, namespace, node, mention)
+    _unlink(txn, namespace, node, _mentioned(node, record))
     if node.kind == LEASE:
         let_go(txn, namespace, node.key)
     if node.kind == CONTENT and namespace != HOME:
         HOLDINGS.delete(txn, node.key, namespace)
+    _note_layer(txn, namespace, node, record, None)
     _TABLES[node.kind].delete(txn, *_key(namespace, node))
     return record
 
@@ -182,10 +188,10 @@ def pin(txn: Transaction, namespace: str, lease: str, node: Node, *, made: bool 
 def let_go(txn: Transaction, namespace: str, lease: str) -> bool:
     """Remove some of what a lease held that ends or has ended; say whether that was all."""
     node = Node(LEASE, "", lease)
-    for item in islice(LEASE_ITEMS.survey_each(txn, namespace, lease), _LET_GO):
-        if isinstance(item, LeaseItem):
-            member = Node(item.kind, item.backend, item.key)
-            _unlink(txn, namespace, node, Mention(MEMBER, member))
+    some = islice(LEASE_ITEMS.survey_each(txn, namespace, lease), _LET_GO)
+    readable = [item for item in some if isinstance(item, LeaseItem)]
+    held = [Mention(MEMBER, Node(item.kind, item.backend, item.key)) for item in readable]
+    _unlink(txn, namespace, node, held)
     return LEASE_ITEMS.clear(txn, namespace, lease, most=_LET_GO)
 
 
@@ -201,7 +207,7 @@ def ended(txn: Transaction, namespace: str, leases: Collection[str] = ()) -> lis
 
 def unpin(txn: Transaction, namespace: str, lease: str, node: Node) -> bool:
     """Take an object out of a lease; say whether it was in it."""
-    _unlink(txn, namespace, Node(LEASE, "", lease), Mention(MEMBER, node))
+    _unlink(txn, namespace, Node(LEASE, "", lease), [Mention(MEMBER, node)])
     return LEASE_ITEMS.delete(txn, namespace, lease, *node)
 
 
@@ -242,8 +248,25 @@ def _link(txn: Transaction, namespace: str, node: Node, mention: Mention) -> Non
     MENTIONS.put(txn, record, namespace, token(mention.node), mention.how, token(node))
 
 
-def _unlink(txn: Transaction, namespace: str, node: Node, mention: Mention) -> None:
-    MENTIONS.delete(txn, namespace, token(mention.node), mention.how, token(node))
+def _unlink(txn: Transaction, namespace: str, node: Node, mentioned: Iterable[Mention]) -> None:
+    mine = token(node)
+    for mention in mentioned:
+        MENTIONS.delete(txn, namespace, token(mention.node), mention.how, mine)
+
+
+def _note_layer(
+    txn: Transaction, namespace: str, node: Node, old: Object | None, new: Object | None
+) -> None:
+    """Note in whose folder the layer of a snapshot is, instead of what was noted of it before."""
+    if isinstance(old, Snapshot) and old.diff_id:
+        LAYERS.delete(txn, *_layer(namespace, node, old), token(node))
+    if isinstance(new, Snapshot) and new.diff_id:
+        found = LayerFolder(key=new.key, number=new.layer or new.id)
+        LAYERS.put(txn, found, *_layer(namespace, node, new), token(node))
+
+
+def _layer(namespace: str, node: Node, record: Snapshot) -> tuple[str, ...]:
+    return node.backend, namespace, record.diff_id, str(record.layer or record.id)
 
 
 def _note_bytes(txn: Transaction, namespace: str, blob: Blob) -> None:
@@ -267,6 +290,7 @@ def rebuild(txn: Transaction) -> None:
     """
     MENTIONS.clear(txn)
     HOLDINGS.clear(txn)
+    LAYERS.clear(txn)
     for kind, table in _TABLES.items():
         for names, record in table.entries(txn):
             if isinstance(record, Damaged):
@@ -277,6 +301,7 @@ def rebuild(txn: Transaction) -> None:
                 _link(txn, namespace, node, mention)
             if isinstance(record, Blob):
                 _note_bytes(txn, namespace, record)
+            _note_layer(txn, namespace, node, None, record)
     for (namespace, lease, *_), item in LEASE_ITEMS.entries(txn):
         if isinstance(item, LeaseItem):
             member = Node(item.kind, item.backend, item.key)
@@ -337,6 +362,28 @@ def holdings(txn: Transaction, digest: str) -> list[Holding]:
     if isinstance(home, Blob):
         found.append(Holding(namespace=HOME, number=home.number))
     return found
+
+
+def with_layer(txn: Transaction, backend: str, namespace: str, diff_id: str) -> Iterator[LayerFolder]:
+    """Yield which snapshots have or keep a folder with a layer, while `txn` lasts."""
+    for found in LAYERS.survey_each(txn, backend, namespace, diff_id):
+        if isinstance(found, LayerFolder):
+            yield found
+
+
+def has_folder(txn: Transaction, backend: str, namespace: str, diff_id: str, number: int) -> bool:
+    """Say whether a snapshot has or keeps the folder `number` with a layer."""
+    return bool(diff_id) and LAYERS.any(txn, backend, namespace, diff_id, str(number))
+
+
+def sharers(txn: Transaction, namespace: str, node: Node, record: Snapshot) -> Iterator[Node]:
+    """Yield which snapshots have or keep the folder of this one, itself among them if it is there."""
+    if not record.diff_id:
+        yield node
+        return
+    for found in LAYERS.survey_each(txn, *_layer(namespace, node, record)):
+        if isinstance(found, LayerFolder):
+            yield snapshot_node(node.backend, found.key)
 
 
 def is_elsewhere(txn: Transaction, namespace: str, blob: Blob) -> bool:

@@ -5,7 +5,9 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
@@ -29,7 +31,7 @@ from engine.metadata.digests import full_name
 from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
 
-__all__ = ["MetaStore", "drop", "full_key", "info_of"]
+__all__ = ["Committing", "Folders", "MetaStore", "drop", "full_key", "has_folder", "info_of"]
 
 _KIND = "snapshot"
 _FORGOTTEN = 500  # records in one transaction: a millisecond
@@ -57,10 +59,50 @@ def full_key(meta: Environment, backend: str, namespace: str, text: str) -> str 
 
 
 def drop(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
-    """Drop a snapshot that has no children; its folder is trash from then on."""
+    """Drop a snapshot that has no children; its folder is trash once no other has it."""
     ledger.drop(txn, namespace, snapshot_node(backend, record.key))
-    trash = Trash(kind=_KIND, backend=backend, number=record.id)
-    TRASH.put(txn, trash, _KIND, backend, record.id)
+    _abandon(txn, backend, namespace, record)
+
+
+def _abandon(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> None:
+    """Make trash of the folders of a record that is gone, as far as no other has them."""
+    for number in record.folders:
+        if not ledger.has_folder(txn, backend, namespace, record.diff_id, number):
+            trash = Trash(kind=_KIND, backend=backend, number=number)
+            TRASH.put(txn, trash, _KIND, backend, number)
+
+
+def has_folder(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> bool:
+    """Say whether any snapshot has the folder of a record that is gone."""
+    return ledger.has_folder(txn, backend, namespace, record.diff_id, record.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Committing:
+    """A step of a commit whose data is in place, and what that takes up."""
+
+    step: Commit
+    usage: Usage
+    is_flushed: bool = True
+    """Whether its data is durable; else it is noted that it is not."""
+    shares: bool = False
+    """Whether it has the folder that it was made to share, not its own."""
+
+
+class Folders:
+    """Tells, of snapshots that go one by one, when the last of those goes that have one folder."""
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[str, int], int] = {}
+
+    def is_last(self, txn: Transaction, namespace: str, node: Node, record: Snapshot) -> bool:
+        """Take note that a snapshot goes, whose record is still there."""
+        key = (node.backend, record.id)
+        left = self._left.get(key)
+        if left is None:
+            left = sum(1 for _ in ledger.sharers(txn, namespace, node, record))
+        self._left[key] = left - 1
+        return left <= 1
 
 
 class MetaStore:
@@ -129,29 +171,81 @@ class MetaStore:
         it gets one of its own.
         """
         label_rules.check(labels)
+        with self._meta.write() as txn:
+            record = self._new(txn, key, kind, parent, labels, lease)
+            self._put(txn, record)
+            self._pin(txn, key, record.lease, made=True)
+            return record, self._parents(txn, parent, self._sound)
+
+    def _new(
+        self,
+        txn: Transaction,
+        key: str,
+        kind: Kind,
+        parent: str,
+        labels: Labels,
+        lease: str | None,
+    ) -> Snapshot:
         if not key:
             raise InvalidArgument("a snapshot needs a key")
+        if SNAPSHOTS.get(txn, self._backend, self._namespace, key):
+            raise AlreadyExists(f"snapshot {key} exists in {self._backend}")
+        if parent and self._sound(txn, parent).kind != Kind.COMMITTED:
+            raise InvalidArgument(f"parent {parent} is not committed")
+        if lease is None:
+            lease = leases.begin(txn, self._namespace, self._meta.owners.me)
+        at = now()
+        return Snapshot(
+            key=key,
+            id=COUNTERS.next(txn, "snapshot"),
+            kind=kind,
+            parent=parent,
+            created=at,
+            updated=at,
+            lease=lease,
+            labels=dict(labels),
+        )
+
+    def standing(self, diff_id: str, serves: Callable[[int], bool]) -> Snapshot | None:
+        """Return a committed snapshot that was verified to be this layer, whose folder `serves`."""
+        with self._meta.read() as txn:
+            tried = set()
+            for found in ledger.with_layer(txn, self._backend, self._namespace, diff_id):
+                with suppress(NotFound, DataLoss):
+                    record = self._sound(txn, found.key)
+                    if found.number in tried or record.kind != Kind.COMMITTED:
+                        continue
+                    if serves(found.number):
+                        return record
+                    tried.add(found.number)
+        return None
+
+    def share(self, key: str, standing: Snapshot, labels: Labels, lease: str | None) -> Snapshot | None:
+        """Record a new active snapshot that keeps the folder of a committed one as long as it lives.
+
+        None if nobody has that folder any more.
+        """
+        label_rules.check(labels)
         with self._meta.write() as txn:
-            if SNAPSHOTS.get(txn, self._backend, self._namespace, key):
-                raise AlreadyExists(f"snapshot {key} exists in {self._backend}")
-            if parent and self._sound(txn, parent).kind != Kind.COMMITTED:
-                raise InvalidArgument(f"parent {parent} is not committed")
-            at = now()
-            if lease is None:
-                lease = leases.begin(txn, self._namespace, self._meta.owners.me)
-            record = Snapshot(
-                key=key,
-                id=COUNTERS.next(txn, "snapshot"),
-                kind=kind,
-                parent=parent,
-                created=at,
-                updated=at,
-                lease=lease,
-                labels=dict(labels),
-            )
+            if not ledger.has_folder(txn, self._backend, self._namespace, standing.diff_id, standing.id):
+                return None
+            made = self._new(txn, key, Kind.ACTIVE, "", labels, lease)
+            record = msgspec.structs.replace(made, diff_id=standing.diff_id, layer=standing.id)
             self._put(txn, record)
-            self._pin(txn, key, lease, made=True)
-            return record, self._parents(txn, parent, self._sound)
+            self._pin(txn, key, record.lease, made=True)
+            return record
+
+    def is_shared(self, record: Snapshot) -> bool:
+        """Say whether another snapshot has the folder of this one."""
+        with self._meta.read() as txn:
+            node = snapshot_node(self._backend, record.key)
+            found = ledger.sharers(txn, self._namespace, node, record)
+            return any(other != node for other in found)
+
+    def has_folder(self, record: Snapshot) -> bool:
+        """Say whether any snapshot has the folder of a record that is gone."""
+        with self._meta.read() as txn:
+            return has_folder(txn, self._backend, self._namespace, record)
 
     def release(self, key: str, own: str = "") -> None:
         """Let a finished active snapshot or view stand without its lease; one of its `own` ends."""
@@ -192,53 +286,57 @@ class MetaStore:
         with self._meta.write() as txn:
             unflushed.clear(txn, self._backend, notes)
 
-    def commit(
-        self, *steps: tuple[Commit, Usage], in_doubt: Collection[str] = (), flushed: int = 0
-    ) -> None:
+    def commit(self, *steps: Committing, flushed: int = 0) -> None:
         """Turn active snapshots into committed ones, in one transaction.
 
-        Their data is durable, but for those whose names are `in_doubt`; so is what `flushed` is
-        about. When a step fails, those before it are committed.
+        What `flushed` is about is durable by now. When a step fails, those before it are committed.
         """
         failure: EngineError | None = None
         with self._meta.write() as txn:
             unflushed.clear(txn, self._backend, flushed)
-            for step, usage in steps:
+            for one in steps:
                 try:
-                    self._commit(txn, step, usage, in_doubt=step.name in in_doubt)
+                    self._commit(txn, one)
                 except EngineError as error:
                     failure = error
                     break
         if failure is not None:
             raise failure
 
-    def _commit(self, txn: Transaction, step: Commit, usage: Usage, *, in_doubt: bool) -> None:
+    def _commit(self, txn: Transaction, one: Committing) -> None:
         """Commit one step; all that can be wrong with it is found out before anything is written."""
+        step = one.step
         label_rules.check(step.labels)
         ledger.check_lease(txn, self._namespace, step.lease)
         record, below = self._check_commit(txn, step.name, step.key, step.parent)
+        if record.diff_id != step.diff_id and record.layer:
+            raise InvalidArgument(f"snapshot {step.key} is layer {record.diff_id}, no other")
         at = now()
         committed = Snapshot(
             key=step.name,
-            id=record.id,
+            id=record.layer if one.shares else record.id,
             kind=Kind.COMMITTED,
             parent=below,
             created=at,
             updated=at,
-            size=usage.size,
-            inodes=usage.inodes,
+            size=one.usage.size,
+            inodes=one.usage.inodes,
             labels=dict(step.labels),
+            diff_id=step.diff_id,
         )
         ledger.drop(txn, self._namespace, snapshot_node(self._backend, record.key))
         self._put(txn, committed)
-        if in_doubt:
+        if record.layer:
+            _abandon(txn, self._backend, self._namespace, record)
+        if not one.is_flushed:
             unflushed.note(txn, self._backend, self._namespace, committed)
         self._pin(txn, step.name, step.lease, made=True)
 
     def replace(self, old: Snapshot, new: Snapshot, usage: Usage) -> None:
         """Give a committed snapshot the folder of an active one, whose data is durable.
 
-        The other folder is trash from then on. FailedPrecondition if either is not as it was read.
+        The other folder is trash once no other snapshot has it. FailedPrecondition if either is not as
+        it was read.
         """
         with self._meta.write() as txn:
             if (self._get(txn, old.key), self._get(txn, new.key)) != (old, new):
@@ -246,8 +344,7 @@ class MetaStore:
             ledger.drop(txn, self._namespace, snapshot_node(self._backend, new.key))
             made = {"id": new.id, "size": usage.size, "inodes": usage.inodes, "updated": now()}
             self._put(txn, msgspec.structs.replace(old, **made))
-            trash = Trash(kind=_KIND, backend=self._backend, number=old.id)
-            TRASH.put(txn, trash, _KIND, self._backend, old.id)
+            _abandon(txn, self._backend, self._namespace, old)
 
     def update(self, key: str, labels: Labels, paths: Sequence[str] | None = None) -> Snapshot:
         """Set labels on a snapshot, deleting those whose new value is empty.
@@ -273,10 +370,12 @@ class MetaStore:
             drop(txn, self._backend, self._namespace, record)
             ledger.note_deletion(txn, self._namespace)
 
-    def trash(self) -> list[int]:
-        """Return the ids whose folders wait to be deleted."""
+    def trash(self, only: Iterable[int] | None = None) -> list[int]:
+        """Return the ids whose folders wait to be deleted, or those of some."""
         with self._meta.read() as txn:
-            return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
+            if only is None:
+                return [trash.number for trash in TRASH.survey(txn, _KIND, self._backend)[0]]
+            return [number for number in only if TRASH.any(txn, _KIND, self._backend, number)]
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Note that the folders of removed snapshots are gone, for good; in short transactions."""

@@ -10,48 +10,27 @@ a backend runs every check (`SnapshotterSuite.names()`) on a fresh instance:
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 
 from engine.diff.apply import apply_layer
-from engine.diff.compare import compare_layer
 from engine.errors import (
     AlreadyExists,
-    EngineError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
 )
-from engine.mount import Mount, mounted
+from engine.mount import mounted
 from engine.oci.digest import digest_of
-from engine.snapshots import Commit, Kind, Snapshotter
+from engine.snapshots import Commit, Kind
 from engine.testing.archives import archive, member
-from engine.testing.trees import read_tree
+from engine.testing.suite_pieces import SuitePieces, raises
 
 __all__ = ["SnapshotterSuite"]
 
 _MANY = 40  # layers of one chain: over a page of mount options for any backend with long paths
 
 
-@contextmanager
-def raises(kind: type[EngineError]) -> Iterator[None]:
-    """Fail unless the block raises an error of exactly this kind or a special case of it."""
-    try:
-        yield
-    except kind:
-        return
-    raise AssertionError(f"{kind.__name__} was not raised")
-
-
-class SnapshotterSuite:
+class SnapshotterSuite(SuitePieces):
     """Runs checks, each on a backend of its own that `make` returns."""
-
-    def __init__(self, make: Callable[[], Snapshotter], folder: Path) -> None:
-        """Mount below `folder`."""
-        self._make = make
-        self._target = folder / "mnt"
-        self._backend = make()
 
     @classmethod
     def names(cls) -> list[str]:
@@ -67,51 +46,6 @@ class SnapshotterSuite:
         finally:
             self._backend.close()
         os.rmdir(self._target)
-
-    # -- pieces -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _mounted(self, mounts: list[Mount]) -> Iterator[Path]:
-        with mounted(mounts, self._target) as tree:
-            yield tree
-
-    def _layer(self, name: str, parent: str, *members: bytes) -> None:
-        """Commit a layer that is applied directly, rebased where the backend can."""
-        self._applied(f"new {name}", parent, *members)
-        self._backend.commit(Commit(name=name, key=f"new {name}", parent=parent or None))
-
-    def _applied(self, key: str, parent: str, *members: bytes) -> None:
-        data = archive(*members)
-        self._backend.prepare(key, "" if self._backend.capabilities.rebase else parent)
-        mask = os.umask(0)
-        try:
-            apply_layer([data], self._backend.sink(key), diff_id=digest_of(data))
-        finally:
-            os.umask(mask)
-
-    def _differing(self, name: str, *members: bytes) -> list[str]:
-        """Return the paths at which a committed snapshot differs from a layer."""
-        data = archive(*members)
-        came = compare_layer([data], self._backend.comparing(name), diff_id=digest_of(data))
-        return [difference.path for difference in came.differences]
-
-    def _contents(self, name: str) -> Mapping[bytes, str]:
-        """Return names and hashes of a committed snapshot's tree."""
-        mounts = self._backend.view("contents", name)
-        with self._mounted(mounts) as tree:
-            found = {path: entry.detail for path, entry in read_tree(tree).items()}
-        self._backend.remove("contents")
-        return found
-
-    def _base(self) -> None:
-        self._layer(
-            "base",
-            "",
-            member("folder/", "5", mode=0o750, uid=7, gid=8),
-            member("folder/file", data=b"base"),
-            member("folder/other", data=b"other"),
-            member("top", data=b"top"),
-        )
 
     # -- keys, kinds, errors ------------------------------------------------------------------
 
@@ -381,6 +315,66 @@ class SnapshotterSuite:
         self._backend.commit(*steps)
         assert set(self._contents("n2")) == {b"a", b"a/e", b"b", b"b/c", b"b/d"}
         assert set(self._contents("n1")) == {b"b", b"b/c", b"b/d"}
+
+    def check_reuse(self) -> None:
+        """The data of a layer serves on other bases too, each of which shows what it would else."""
+        backend = self._backend
+        if not backend.capabilities.shares:
+            assert backend.reusable("") is None
+            assert backend.reuse("a", "") is None
+            return
+        self._base()
+        self._layer("like base", "", member("folder/", "5", mode=0o750, uid=7, gid=8), member("top"))
+        self._layer("other", "", member("folder/", "5", mode=0o700), member("gone"))
+        upper = (member("folder/new", data=b"new"), member("same", "1", link="folder/new"))
+        marked = (member(".wh.top"), member("folder/.wh..wh..opq"), member("folder/x"))
+        for name, members in (("upper", upper), ("marked", marked)):
+            for base in ("base", "like base", "other", ""):
+                diff_id = self._verified(f"{name} on {base}", base, *members)
+                self._layer(f"plain {name} on {base}", base, *members)
+                found = backend.reusable(diff_id)
+                assert found == backend.usage(f"{name} on base")
+                assert self._tree(f"{name} on {base}") == self._tree(f"plain {name} on {base}")
+                assert self._differing(f"{name} on {base}", *members) == []
+                assert backend.measure(f"{name} on {base}").inodes == (
+                    backend.usage(f"{name} on {base}").inodes
+                )
+        assert backend.reusable(digest_of(b"another")) is None
+        assert backend.cleanup() == []
+
+    def check_what_is_reused_stays(self) -> None:
+        """What has one layer's data is written to, committed, mounted and removed by itself."""
+        backend = self._backend
+        if not backend.capabilities.shares:
+            return
+        members = (member("folder/", "5", mode=0o750), member("folder/file", data=b"x" * 100_000))
+        self._layer("one", "", member("a"))
+        self._layer("two", "", member("b"))
+        for base in ("one", "two"):
+            self._verified(f"on {base}", base, *members)
+        before = self._tree("on two")
+        with self._mounted(backend.prepare("written", "on one")) as tree:
+            (tree / "folder" / "file").write_bytes(b"y")
+            (tree / "folder" / "more").touch()
+        backend.commit(Commit(name="committed", key="written"))
+        assert self._tree("on two") == before
+        with self._mounted(backend.view("v", "on two")) as tree:
+            for name in ("committed", "on one"):  # which nobody has mounted
+                backend.remove(name)
+            assert backend.cleanup() == []
+            assert len((tree / "folder" / "file").read_bytes()) == 100_000
+        backend.remove("v")
+        assert self._tree("on two") == before
+        diff_id = digest_of(archive(*members))
+        backend.reuse("kept", diff_id)
+        backend.remove("on two")
+        assert backend.cleanup() == []
+        assert backend.reusable(diff_id) is None
+        backend.commit(Commit(name="again", key="kept", parent="two", diff_id=diff_id))
+        assert self._tree("again") == before
+        backend.remove("again")
+        assert backend.cleanup() == []
+        assert backend.reusable(diff_id) is None
 
     def check_comparing(self) -> None:
         """A snapshot is held against its layer, and against another."""

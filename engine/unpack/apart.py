@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from engine.diff.apply import Applied
 from engine.errors import Unavailable, os_errors
-from engine.unpack.jobs import HEADER, ApplyJob, Done, Failed, Reply, decode_reply, frame
-from engine.unpack.pool import COMMAND
+from engine.unpack.jobs import COMMAND, HEADER, ApplyJob, Done, Failed, Reply, decode_reply, frame
 
 __all__ = ["apply_apart"]
 

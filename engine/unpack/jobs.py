@@ -5,10 +5,13 @@ it comes to. While it applies a layer it may ask for bytes that are still on the
 `Arrived` answers when there are some; `Stop` ends the job.
 """
 
+import sys
+
 import msgspec
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, by_name
+from engine.phases import Timings
 from engine.snapshots import Sealing, Target
 
 __all__ = [
@@ -29,6 +32,9 @@ __all__ = [
     "decode_reply",
     "frame",
 ]
+
+COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
+"""What starts a worker process."""
 
 HEADER = 4
 LARGEST = 1 << 24  # a frame; a job holds paths and digests, a reply a message
@@ -117,6 +123,7 @@ class Sealed(msgspec.Struct, frozen=True, tag=True):
 
     count: int
     failed: Failed | None
+    timings: Timings
 
 
 Reply = Started | Progress | Wants | Done | Sealed | Failed

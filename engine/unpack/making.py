@@ -64,7 +64,14 @@ class Work:
         if self.parent:
             about[labels.PARENT_CHAIN_ID] = self.parent
         parent = self.parent or None
-        return Commit(name=self.chain_id, key=key, parent=parent, lease=self.lease.id, labels=about)
+        return Commit(
+            name=self.chain_id,
+            key=key,
+            parent=parent,
+            lease=self.lease.id,
+            diff_id=self.layer.diff_id,
+            labels=about,
+        )
 
 
 class Maker:
@@ -90,11 +97,11 @@ class Maker:
         take = partial(self._shop.locks.take, self._namespace, work.snapshotter.name, work.chain_id)
         is_made = False
         lock = await trio.to_thread.run_sync(take)
-        if lock < 0:
-            lock = await self._wait(work, flight, take)
-            pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
-            is_made = await trio.to_thread.run_sync(pinned)
         try:
+            if lock < 0:
+                lock = await self._wait(work, flight, take)
+                pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
+                is_made = await trio.to_thread.run_sync(pinned)
             yield is_made
         finally:
             release(lock)
@@ -102,10 +109,8 @@ class Maker:
     @staticmethod
     async def _wait(work: Work, flight: LayerFlight, take: Callable[[], int]) -> int:
         """Wait for another process that makes the layer; return the lock."""
-        if work.below is not None:
-            await (
-                work.below.done.wait()
-            )  # that process is not done before, and one look at a time is enough
+        if work.below is not None:  # of a chain one look at a time is enough
+            await work.below.done.wait()
         show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
@@ -152,38 +157,41 @@ class Maker:
         if work.below is not None and not work.snapshotter.capabilities.rebase:
             await work.below.result()
             parent = work.parent
-        digest, arrival = work.layer.descriptor.digest, work.arrival
-        try:
-            applied = await self._applied(work, flight, key, parent)
-        except Refused as error:
-            # Whether it is the layer that is bad, or its way here, the digest tells.
-            await arrival.whole()
-            raise Refused(f"layer {digest}: {error}") from None
-        await arrival.whole()
+        if flight.twin is not None:
+            await flight.twin.done.wait()
+        reused = await trio.to_thread.run_sync(_reuse, work, key)
+        if reused is not None:
+            return reused
+        while True:
+            await work.arrival.beyond(0)
+            number = work.arrival.number
+            try:
+                applied = await self._applied(work, flight, key, parent)
+                await work.arrival.whole()
+                return applied
+            except (DataLoss, DigestMismatch, Refused):
+                # Whether it is the layer that is bad, or its way here, the digest tells.
+                await work.arrival.whole()
+                if number == work.arrival.number:
+                    raise
+                # What was read is gone: an equal blob was here, or who brought bad bytes has left.
+                await self._discard(work.snapshotter, key)
+
+    async def _applied(self, work: Work, flight: LayerFlight, key: str, parent: str) -> Applied:
+        digest, size = work.layer.descriptor.digest, work.layer.descriptor.size
+        show = partial(flight.report, Step.UNPACK, digest, size)
+        async with self._shop.pool.slots.slot(work.order) as slot:
+            job = await trio.to_thread.run_sync(self._begin, work, key, parent)
+            show(0)
+            try:
+                with self._flushing(work, show) as told:
+                    applied = await self._shop.pool.apply(job, told, partial(_more, work.arrival, slot))
+            except Refused as error:
+                raise Refused(f"layer {digest}: {error}") from None
+            show(size)
         if applied.diff_id != work.layer.diff_id:
             raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
         return applied
-
-    async def _applied(self, work: Work, flight: LayerFlight, key: str, parent: str) -> Applied:
-        size, arrival = work.layer.descriptor.size, work.arrival
-        show = partial(flight.report, Step.UNPACK, work.layer.descriptor.digest, size)
-        await arrival.beyond(0)
-        async with self._shop.pool.slots.slot(work.order) as slot:
-            while True:
-                job = await trio.to_thread.run_sync(self._begin, work, key, parent)
-                show(0)
-                try:
-                    with self._flushing(work, show) as told:
-                        more = partial(_more, arrival, slot)
-                        applied = await self._shop.pool.apply(job, told, more)
-                except DataLoss:
-                    # What was read went when an equal blob turned out to be here already.
-                    if job.number == arrival.number:
-                        raise
-                    await self._discard(work.snapshotter, key)
-                    continue
-                show(size)
-                return applied
 
     def _flushing(
         self, work: Work, show: Callable[[int], None]
@@ -209,6 +217,23 @@ class Maker:
         """Remove an active snapshot that was not committed."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_remove, snapshotter, key)
+
+
+def _reuse(work: Work, key: str) -> Applied | None:
+    """Begin a snapshot with the data of the same layer on another base, if that is here."""
+    about = {labels.SNAPSHOT_REF: str(work.chain_id)}
+    diff_id, lease = work.layer.diff_id, work.lease.id
+    found = work.snapshotter.reuse(key, diff_id, labels=about, lease=lease)
+    if found is None:
+        return None
+    # What it takes up counts towards the image's bounds, as that of the layers below.
+    return Applied(
+        diff_id=diff_id,
+        bytes_unpacked=found.size,
+        entries=found.inodes,
+        xattrs_left_out=0,
+        is_reused=True,
+    )
 
 
 async def _more(arrival: Arrival, slot: Slot, seen: int) -> Arrived:

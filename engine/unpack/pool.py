@@ -6,14 +6,15 @@ already when a job came is replaced.
 """
 
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, Unavailable, os_errors
+from engine.phases import Timings, total
 from engine.unpack.jobs import (
+    COMMAND,
     HEADER,
     ApplyJob,
     Arrived,
@@ -33,13 +34,11 @@ from engine.unpack.jobs import (
 )
 from engine.unpack.slots import Slots
 
-__all__ = ["COMMAND", "More", "WorkerPool"]
+__all__ = ["More", "WorkerPool"]
 
 More = Callable[[int], Awaitable[Arrived]]
 """Wait until more than so many bytes of a layer are there, and return how many are."""
 
-COMMAND = (sys.executable, "-P", "-m", "engine.unpack.worker")
-"""What starts a worker process."""
 _PATIENCE_S = 0.5  # with a stopped or killed worker: one within a system call ends when that does
 
 
@@ -143,6 +142,7 @@ class WorkerPool:
 
     def __init__(self, size: int) -> None:
         self.slots = Slots(size)
+        self.sealing_took: Timings = {}
         self._sealing = trio.CapacityLimiter(1)  # all it does is system calls on one file system
         # By kind of job: what sealed a layer remembers what the next one stands on.
         self._idle: dict[type[Job], list[_Worker]] = {ApplyJob: [], SealJob: []}
@@ -164,6 +164,7 @@ class WorkerPool:
         async with self._sealing:
             reply = await self._run(job, _unheard, _no_more)
         assert isinstance(reply, Sealed)
+        self.sealing_took = total(self.sealing_took, reply.timings)
         return reply.count, reply.failed.error if reply.failed else None
 
     async def _run(self, job: Job, progress: Callable[[int], None], more: More) -> Done | Sealed:

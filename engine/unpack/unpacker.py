@@ -7,7 +7,7 @@ When layer k fails, those below are committed, k and above are not, and its erro
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 import trio
 
 from engine import failpoints, labels
-from engine.content.image import ResolvedImage
+from engine.content.image import Layer, ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.oci.digest import Digest
+from engine.phases import Timings, since, total
 from engine.progress import Report
 from engine.snapshots import Durability, Snapshotter, Usage
 from engine.unpack.arrivals import Arrival
@@ -45,6 +46,10 @@ class Unpacked:
     xattrs_left_out: int
     mistyped: tuple[str, ...]
     """A line for each layer applied whose bytes are packed in another way than its media type says."""
+    timings: Timings = field(default_factory=dict, compare=False)
+    """Where the time went; commits and flushes of what others unpacked meanwhile are among it."""
+    reused: int = 0
+    """How many layers were not applied, as their data was here from another base."""
 
 
 class Unpacker:
@@ -88,15 +93,23 @@ class Unpacker:
         first = await trio.to_thread.run_sync(missing_from, chain, pinned)
         if arrivals is None:
             arrivals = await trio.to_thread.run_sync(self._pin, image, first, lease)
+        sealing_took = self._shop.pool.sealing_took
         if strict:
             await self._odd(image, arrivals, strict=True)
-        applied = await self._layers(image, first, snapshotter, lease, report, arrivals)
+        made = await self._layers(image, first, snapshotter, lease, report, arrivals)
         if self._is_durable:  # what was found, or made for others, may not be
             await trio.to_thread.run_sync(snapshotter.flush)
         odd = await self._odd(image, arrivals)
+        applied = [one for one in made if one is not None and not one.is_reused]
         top = chain[-1] if chain else ""
         if top:
-            await trio.to_thread.run_sync(self._anchor, image, first, snapshotter, top)
+            # What was reused may be another blob's.
+            verified = [
+                layer
+                for layer, one in zip(image.layers[first:], made, strict=True)
+                if one is not None and not one.is_reused
+            ]
+            await trio.to_thread.run_sync(self._anchor, image, verified, snapshotter, top)
         return Unpacked(
             chain_id=top,
             layers=len(chain),
@@ -105,6 +118,10 @@ class Unpacker:
             bytes_unpacked=sum(one.bytes_unpacked for one in applied),
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
             mistyped=odd,
+            timings=total(
+                *(one.timings for one in applied), since(sealing_took, self._shop.pool.sealing_took)
+            ),
+            reused=sum(1 for one in made if one is not None and one.is_reused),
         )
 
     def _pin(self, image: ResolvedImage, first: int, lease: HeldLease) -> Mapping[Digest, Arrival]:
@@ -129,11 +146,11 @@ class Unpacker:
         lease: HeldLease,
         report: Report,
         arrivals: Mapping[Digest, Arrival],
-    ) -> list[Applied]:
-        """Make the layers from position `first` on; return what came of those that were made here."""
+    ) -> list[Applied | None]:
+        """Make the layers from position `first` on; return what came of each, None if made elsewhere."""
         chain, asked = image.chain, next(self._asked)
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
-        applied: list[Applied] = []
+        made: list[Applied | None] = []
         async with self._shop.flights.caller(report) as join:
             # Bottom first: whoever joins one has joined all below.
             flights: list[LayerFlight] = []
@@ -155,16 +172,17 @@ class Unpacker:
                 key = (self._namespace, snapshotter.name, work.chain_id, layer.descriptor.digest)
                 flights.append(join(key, partial(self._layer, work)))
             for flight, name in zip(flights, chain[first:], strict=True):
-                if (made := await flight.result()) is not None:
-                    applied.append(made)
+                made.append(await flight.result())
                 if flight.lease is not lease:
                     await trio.to_thread.run_sync(has, snapshotter, lease.id, name)
-        return applied
+        return made
 
-    def _anchor(self, image: ResolvedImage, first: int, snapshotter: Snapshotter, top: str) -> None:
+    def _anchor(
+        self, image: ResolvedImage, verified: Sequence[Layer], snapshotter: Snapshotter, top: str
+    ) -> None:
         changes: dict[Digest, labels.Labels] = {
             layer.descriptor.key: {labels.UNCOMPRESSED: layer.diff_id}
-            for layer in image.layers[first:]
+            for layer in verified
             if layer.diff_id != layer.descriptor.key
         }
         changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
@@ -177,7 +195,12 @@ class Unpacker:
         The lease is held from now on: whoever began it may have left before the block is entered.
         """
         flight.lease = work.lease
+        if work.snapshotter.capabilities.shares:
+            flight.twin = self._shop.twins.begin(self._layer_of(work), flight)
         return self._kept(work, flight, work.lease.hold())
+
+    def _layer_of(self, work: Work) -> tuple[str, ...]:
+        return (self._namespace, work.snapshotter.name, work.layer.diff_id)
 
     @asynccontextmanager
     async def _kept(
@@ -188,6 +211,7 @@ class Unpacker:
                 yield await self._maker.make(work, flight)
         finally:
             flight.is_ready.set()
+            self._shop.twins.end(self._layer_of(work), flight)
 
 
 def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+
 from engine import failpoints
 from engine.callables import named
 from engine.content import extents
@@ -23,6 +25,7 @@ from engine.errors import EngineError
 from engine.kv.environment import Environment
 from engine.memory import keep_memory
 from engine.oci.digest import parse_digest
+from engine.phases import collecting
 from engine.root import open_blobs
 from engine.snapshots import Sealing
 from engine.unpack.jobs import (
@@ -125,17 +128,19 @@ class _Worker:
         _send(self._out, Started())
         failpoints.rearm(job.failpoints)
         try:
-            if isinstance(job, SealJob):
-                return self._seal(job.sealing)
-            return Done(self._apply(job, supply))
+            with collecting() as timings:
+                if isinstance(job, SealJob):
+                    count, error = self._seal(job.sealing)
+                    return Sealed(count, Failed.of(error) if error else None, timings)
+                applied = self._apply(job, supply)
+            return Done(msgspec.structs.replace(applied, timings=timings))
         except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
             return Failed.of(error)
 
-    def _seal(self, sealing: Sealing) -> Sealed:
+    def _seal(self, sealing: Sealing) -> tuple[int, EngineError | None]:
         if sealing.run not in self._sealers:
             self._sealers[sealing.run] = named(sealing.run)()
-        count, error = self._sealers[sealing.run](sealing.argument)
-        return Sealed(count, Failed.of(error) if error else None)
+        return self._sealers[sealing.run](sealing.argument)
 
     def _apply(self, job: ApplyJob, supply: _Supply) -> Applied:
         reported = 0

@@ -19,6 +19,7 @@ from engine.unpack.flusher import Flusher
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.layer_locks import LayerLocks
 from engine.unpack.pool import WorkerPool
+from engine.unpack.twins import Twins
 
 __all__ = ["Workshop", "open_workshop"]
 
@@ -26,10 +27,11 @@ __all__ = ["Workshop", "open_workshop"]
 class Workshop:
     """Workers, the work under way, and who makes a layer of all processes."""
 
-    def __init__(self, root: Path) -> None:
-        self.pool = WorkerPool(writers())
+    def __init__(self, root: Path, applies: int | None = None) -> None:
+        self.pool = WorkerPool(applies or writers())
         self.flusher = Flusher(self.pool)
         self.flights = Flights(LayerFlight)
+        self.twins = Twins()
         self.arrivals = Arrivals()
         self.locks = LayerLocks(root / "layers")
         self.users = 0
@@ -53,10 +55,13 @@ _open: dict[tuple[int, trio.lowlevel.TrioToken], Workshop] = {}
 
 
 @asynccontextmanager
-async def open_workshop(root: Root) -> AsyncIterator[Workshop]:
-    """Give the workshop of an open root for the length of a block, the same to all who ask."""
+async def open_workshop(root: Root, applies: int | None = None) -> AsyncIterator[Workshop]:
+    """Give the workshop of an open root for the length of a block, the same to all who ask.
+
+    `applies` is how many layers at once, if nobody had it before; by default as many as processors.
+    """
     key = (id(root), trio.lowlevel.current_trio_token())
-    workshop = _open.setdefault(key, Workshop(root.path))
+    workshop = _open.get(key) or _open.setdefault(key, Workshop(root.path, applies))
     workshop.users += 1
     try:
         yield workshop

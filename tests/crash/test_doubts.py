@@ -16,10 +16,10 @@ import pytest
 import trio
 
 from engine import doubts, failpoints
-from engine.app import open_engine
+from engine.app import Engine, open_engine
 from engine.diff.apply import Applied
-from engine.errors import DataLoss, NotFound
-from engine.kv.schema import SNAPSHOTS, UNFLUSHED, now
+from engine.errors import DataLoss, NotFound, ResourceExhausted
+from engine.kv.schema import SMALL, SNAPSHOTS, UNFLUSHED, now
 from engine.metadata import ledger, unflushed
 from engine.metadata.nodes import blob_node
 from engine.root import Root
@@ -28,6 +28,7 @@ from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import TreeEntry
 from engine.unpack.apart import apply_apart
+from engine.unpack.flusher import Flusher
 from engine.unpack.jobs import ApplyJob
 from tests.command import dump, lamina
 from tests.filesystems import formatted, in_memory
@@ -63,6 +64,7 @@ def up(lazily: Path, tmp_path: Path) -> Path:
     """A copy, in the same boot."""
     copied = tmp_path / "root"
     subprocess.run(["cp", "-a", lazily, copied], check=True)
+    changed(copied, at=now())  # however long the tests take
     return copied
 
 
@@ -141,10 +143,10 @@ def without_blobs(root: Path) -> None:
 # -- what is noted, and when it goes ------------------------------------------------------------
 
 
-def test_what_was_not_flushed_is_noted_and_served_in_this_boot(lazily: Path) -> None:
-    assert notes(lazily) == 2
-    assert tree(lazily)
-    assert notes(lazily) == 2, "it takes a flush, or a power cut"
+def test_what_was_not_flushed_is_noted_and_served_in_this_boot(up: Path) -> None:
+    assert notes(up) == 2
+    assert tree(up)
+    assert notes(up) == 2, "it takes a flush, or a power cut"
 
 
 def test_an_unpack_that_is_durable_flushes_what_it_finds(up: Path) -> None:
@@ -152,6 +154,50 @@ def test_an_unpack_that_is_durable_flushes_what_it_finds(up: Path) -> None:
     assert notes(up) == 2
     lamina(up, "unpack", "--snapshotter=overlay", NAME)
     assert notes(up) == 0
+
+
+def test_nothing_is_flushed_beside_the_work(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Flusher, "beside", lambda *_: pytest.fail("it flushes"))
+    words = ["--durability=lazy", "--snapshotter=overlay", image]
+    lamina(tmp_path / "root", "import", *words)
+
+
+def test_who_joins_work_that_is_not_durable_flushes_it(image: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    lamina(root, "import", "--no-unpack", "--name", NAME, image)
+
+    async def unpack(engine: Engine) -> None:
+        await engine.unpack(NAME, snapshotter="overlay")
+
+    async def main() -> None:
+        async with (
+            open_engine(root, durability=Durability.LAZY) as lazy,
+            open_engine(root) as full,
+            trio.open_nursery() as nursery,
+        ):
+            for engine in (lazy, full):
+                nursery.start_soon(unpack, engine)
+
+    trio.run(main)
+    assert notes(root) == 0
+
+
+def test_a_note_that_cannot_be_read_is_mended(up: Path) -> None:
+    with (
+        Root(up) as store,
+        store.meta.write() as txn,
+        txn.raw.cursor(db=txn.databases[UNFLUSHED.name]) as cursor,
+    ):
+        assert cursor.first()
+        cursor.put(cursor.key(), b"?")
+    with opened(up, readonly=True) as stores, pytest.raises(DataLoss):
+        stores.snapshotter("overlay").stat(chain(stores)[0])
+    lamina(up, "fsck", code=5)
+    lamina(up, "fsck", "--repair")
+    lamina(up, "fsck")
+    assert notes(up) == 1
 
 
 def test_a_commit_that_is_durable_flushes_what_was_there(up: Path) -> None:
@@ -249,6 +295,21 @@ def test_every_backend_is_held_against_its_layers(
     lamina(root, "fsck")
 
 
+def test_all_that_share_a_folder_are_checked(
+    up: Path, tmp_path: Path, right: dict[bytes, TreeEntry]
+) -> None:
+    base = archive(member("etc/", "5", mode=0o750), member("etc/group", data=b"root\n"))
+    other = layout(tmp_path / "other", [base, TOP])
+    lamina(up, "import", "--durability=lazy", "--snapshotter=overlay", "--name", "b:1", other)
+    ids = [record["id"] for record in dump(up)["snapshots"]]
+    assert (len(ids), len(set(ids))) == (4, 3)
+    changed(up, boot="another")
+    zeroed(up)
+    assert tree(up) == right
+    assert notes(up) == 0
+    lamina(up, "fsck")
+
+
 def test_what_cannot_be_mended_goes_with_what_stands_on_it(
     root: Path, image: Path, right: dict[bytes, TreeEntry], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,6 +357,34 @@ def test_what_is_in_use_stays_and_is_not_served(
     lamina(root, "import", "--no-unpack", "--name", "plain:1", plain)
     assert tree(root) == right
     assert notes(root) == 0
+
+
+def test_what_cannot_be_mended_now_waits_for_the_next(
+    root: Path, right: dict[bytes, TreeEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_job: ApplyJob, _passed: Callable[[], None]) -> Applied:
+        raise ResourceExhausted("the disk is full")
+
+    lost(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(doubts, "apply_apart", full)
+        with opened(root) as stores, pytest.raises(DataLoss):
+            stores.snapshotter("overlay").stat(chain(stores)[0])
+    assert tree(root) == right
+
+
+def test_a_blob_that_is_damaged_too_is_no_way_back(root: Path) -> None:
+    lost(root)
+    with opened(root, readonly=True) as stores:
+        layers = stores.resolve(stores.images.get(NAME).target).manifest.layers
+        found = stores.content.info(layers[0].key)
+    with Root(root) as store, store.meta.write() as txn:
+        small = SMALL.get(txn, found.number)
+        assert small is not None
+        SMALL.put(txn, msgspec.structs.replace(small, data=bytes(found.size)), found.number)
+    with opened(root):
+        pass
+    assert (notes(root), dump(root)["snapshots"]) == (0, [])
 
 
 def test_work_of_who_died_does_not_keep_it(root: Path) -> None:

@@ -20,6 +20,7 @@ from engine.diff.decompress import SNIFFED, decompressed, sniff
 from engine.errors import Refused
 from engine.oci.digest import digest_of
 from engine.oci.mediatypes import Compression
+from engine.phases import Phase
 from engine.snapshots import Target
 from engine.testing.archives import archive, member
 
@@ -287,13 +288,13 @@ class Pieces:
 
 
 def test_all_pieces_come_in_order_and_the_thread_ends() -> None:
-    with pipeline.ahead(Pieces(1000)) as pieces:
+    with pipeline.ahead(Pieces(1000), Phase.INFLATE) as pieces:
         assert list(pieces) == list(range(1, 1001))
     assert not running()
 
 
 def test_an_error_there_is_raised_here_after_what_came_before() -> None:
-    with pipeline.ahead(Pieces(10, Refused("bad"))) as pieces:
+    with pipeline.ahead(Pieces(10, Refused("bad")), Phase.INFLATE) as pieces:
         assert [next(pieces) for _ in range(10)] == list(range(1, 11))
         with pytest.raises(Refused, match="bad"):
             next(pieces)
@@ -303,7 +304,7 @@ def test_an_error_there_is_raised_here_after_what_came_before() -> None:
 @pytest.mark.parametrize("taken", [0, 1, 7])
 def test_a_thread_ends_with_the_block(taken: int) -> None:
     source = Pieces(1000)
-    with pipeline.ahead(source) as pieces:
+    with pipeline.ahead(source, Phase.INFLATE) as pieces:
         assert [next(pieces) for _ in range(taken)] == list(range(1, taken + 1))
     assert not running()
     assert source.made < taken + 20
@@ -319,7 +320,7 @@ def test_only_a_few_pieces_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> No
             super().put(item, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(queue, "Queue", Watched)
-    with pipeline.ahead(source):
+    with pipeline.ahead(source, Phase.INFLATE):
         assert source.ended.wait(60)
         assert source.made == 5  # four in the queue, one in hand
     assert not running()
@@ -327,7 +328,7 @@ def test_only_a_few_pieces_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_is_given_is_taken_in_order_and_done_when_the_block_ends() -> None:
     taken: list[int] = []
-    with pipeline.behind(taken.append) as give:
+    with pipeline.behind(taken.append, Phase.HASH) as give:
         for piece in range(1000):
             give(piece)
     assert taken == list(range(1000))
@@ -343,7 +344,7 @@ def test_an_error_of_what_takes_is_raised_when_the_block_ends_and_keeps_nobody_w
             raise Refused("bad")
 
     def give_all(pieces: Iterable[int], error: Exception | None = None) -> None:
-        with pipeline.behind(take) as give:
+        with pipeline.behind(take, Phase.HASH) as give:
             for piece in pieces:
                 give(piece)
             if error:
@@ -353,5 +354,5 @@ def test_an_error_of_what_takes_is_raised_when_the_block_ends_and_keeps_nobody_w
         give_all(range(1000))
     assert taken == [0, 1, 2, 3]
     with pytest.raises(KeyError):
-        give_all([3], KeyError())  # the block's own comes first
+        give_all([2, 3], KeyError())  # the block's own comes first
     assert not running()

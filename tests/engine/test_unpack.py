@@ -134,7 +134,7 @@ def test_diff_ids_may_be_sha512(tmp_path: Path) -> None:
         return f"sha512:{hashlib.sha512(data).hexdigest()}"
 
     mixed = [sha512(LAYERS[0]), digest_of(LAYERS[1]), sha512(LAYERS[2])]
-    wrong = [sha512(LAYERS[0]), sha512(LAYERS[0])]
+    wrong = [sha512(LAYERS[0]), sha512(b"something else")]
     chain = [mixed[0]]
     for diff_id in mixed[1:]:
         chain.append(f"sha256:{hashlib.sha256(f'{chain[-1]} {diff_id}'.encode()).hexdigest()}")

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.root]
 _CALLS = (
     ("import", "pwrite64", "EIO", "2", 1),
     ("import", "pwrite64", "EIO", "20", 1),
-    ("import", "pwrite64", "EIO", "25+", 1),
+    ("import", "pwrite64", "EIO", "16+", 1),
     ("import", "pwrite64", "ENOSPC", "10+", 8),
     ("import", "fdatasync", "EIO", "3", 1),
     ("import", "fdatasync", "EIO", "5+", 1),

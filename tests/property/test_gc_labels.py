@@ -20,6 +20,7 @@ from engine.kv.schema import (
     HOLDINGS,
     IMAGES,
     INGESTS,
+    LAYERS,
     LEASE_ITEMS,
     LEASES,
     MENTIONS,
@@ -205,7 +206,7 @@ def graphs(draw) -> Graph:
     return Graph(blobs, snapshots, images, leases, ingests)
 
 
-_TABLES = (BLOBS, SNAPSHOTS, IMAGES, LEASES, LEASE_ITEMS, INGESTS, MENTIONS, HOLDINGS)
+_TABLES = (BLOBS, SNAPSHOTS, IMAGES, LEASES, LEASE_ITEMS, INGESTS, MENTIONS, HOLDINGS, LAYERS)
 
 
 def put(txn: Transaction, graph: Graph, me: Owner) -> None:
@@ -279,7 +280,7 @@ def run(root: Root, *, dry_run: bool = False) -> set[Name]:
 def edges(txn: Transaction) -> list[list[tuple[bytes, bytes]]]:
     """Return what is noted of who mentions what, and of whose bytes a digest has."""
     found = []
-    for table in (MENTIONS, HOLDINGS):
+    for table in (MENTIONS, HOLDINGS, LAYERS):
         with txn.raw.cursor(db=txn.databases[table.name]) as cursor:
             found.append([(bytes(key), bytes(value)) for key, value in cursor])
     return found

@@ -172,8 +172,7 @@ def test_a_marker_is_made_anew(markers: OverlayMarkers | AufsMarkers, place: Pat
 
 
 def copy_x(source: int, target: int) -> None:
-    with OpenFolders(source) as sources, OpenFolders(target) as targets:
-        filling._Filling(target, sources, targets, Room(Path("/")))._copy_file(source, target, b"x")
+    filling.Copying(target, Room(Path("/")))._copy_file(source, target, b"x")
 
 
 @pytest.mark.parametrize(("where", "kind"), [("source", "link"), ("target", "link"), ("target", "file")])

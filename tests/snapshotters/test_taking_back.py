@@ -15,7 +15,7 @@ from engine.mount import Mount, activate, deactivate_below, mounted
 from engine.snapshots import Commit
 from engine.stores import Stores
 from engine.testing.archives import archive, member
-from snapshotters import base
+from snapshotters import base, discarding
 from snapshotters.base import BaseSnapshotter
 from tests.support import BACKENDS, apply_stack
 
@@ -34,7 +34,7 @@ def check_nothing_left(stores: Stores, backend: BaseSnapshotter, keys: set[str])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("step", ["mkdir", "_make_root", "_make", "half made"])
+@pytest.mark.parametrize("step", ["mkdir", "make_root", "_make", "half made"])
 def test_a_snapshot_that_cannot_be_made_is_none(
     name: str, step: str, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,8 +50,8 @@ def test_a_snapshot_that_cannot_be_made_is_none(
         with monkeypatch.context() as patch:
             if step == "mkdir":
                 patch.setattr(Path, "mkdir", full)
-            elif step == "_make_root":
-                patch.setattr(base, "_make_root", full)
+            elif step == "make_root":
+                patch.setattr(base, "make_root", full)
             else:
                 patch.setattr(type(backend), "_make", half if step == "half made" else full)
             with pytest.raises(ResourceExhausted, match="no space"):
@@ -149,7 +149,7 @@ def test_one_that_resists_does_not_keep_the_others(
         remove_entry(folder, name, until=until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(base, "remove_entry", resists)
+        patch.setattr(discarding, "remove_entry", resists)
         (left,) = backend.cleanup()
         assert left.path == str(stores.root.trash / f"copy-{numbers[1]}")
         assert left.reason == os.strerror(errno.EPERM)

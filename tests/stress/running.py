@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from engine.kv.environment import Transaction
-from engine.kv.schema import HOLDINGS, LEASES, MARKS, MENTIONS, SMALL, TOUCHED
+from engine.kv.schema import HOLDINGS, LAYERS, LEASES, MARKS, MENTIONS, SMALL, TOUCHED
 from engine.metadata import ledger
 from engine.oci.digest import digest_of
 from engine.root import Root
@@ -260,7 +260,7 @@ def _check_records(stores: Stores) -> None:
 
 def _edges(txn: Transaction) -> list[list[tuple[bytes, bytes]]]:
     found = []
-    for table in (MENTIONS, HOLDINGS):
+    for table in (MENTIONS, HOLDINGS, LAYERS):
         with txn.raw.cursor(db=txn.databases[table.name]) as cursor:
             found.append([(bytes(key), bytes(value)) for key, value in cursor])
     return found
@@ -275,6 +275,7 @@ def _check_files(root: Path) -> None:
         small = set(SMALL.numbers(txn))
     assert extents | small == {blob["number"] for blob in left["blobs"]}
     assert not extents & small
-    assert len(left["folders"]) == len(left["snapshots"]), left["folders"]
+    folders = {snapshot["id"] for snapshot in left["snapshots"]}  # which those of one layer share
+    assert len(left["folders"]) == len(folders), left["folders"]
     with Root(root) as opened:
         assert list((opened.path / "owners").iterdir()) == []

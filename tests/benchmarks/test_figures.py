@@ -1,0 +1,152 @@
+"""What follows from measurements: medians, shares, limits, tables, pages, targets, options."""
+
+import argparse
+import dataclasses
+
+import msgspec
+import pytest
+
+from benchmarks.cores import chunks, spread
+from benchmarks.costs import Cost, spread_of
+from benchmarks.report import Measured, Report, Runs, merged
+from benchmarks.sharing import multiples
+from benchmarks.tables import BEGIN, END, markdown, placed, text
+from benchmarks.targets import reached
+from benchmarks.unpack import listed, parser
+
+OURS, FULL = "lamina overlay lazy", "lamina overlay full"
+
+
+def runs(name: str, stage: str, *seconds: float, **more) -> Runs:
+    return Runs(name, stage, costs=[Cost(s, s, s / 2, 50 * 10**6, 90 * 10**6) for s in seconds], **more)
+
+
+def measured(image: str = "large:gzip") -> Measured:
+    return Measured(
+        image=image,
+        layers=3,
+        packed=400 * 10**6,
+        size=1_500 * 10**6,
+        entries=80_000,
+        cores=2,
+        rooflines={
+            "hash": [Cost(0.5, 0.9, 0.1)],
+            "write": [Cost(1.5, 0.5, 2.5), Cost(1.0, 0.5, 2.5), Cost(1.25, 0.5, 2.5)],
+            "inflate": [Cost(1.0, 1.5, 0.5)],
+        },
+        contenders=[
+            runs(OURS, "unpack", 2.0, 3.0, 2.5, is_ours=True),
+            runs("ctr", "unpack", 10.0),
+            runs("tar", "unpack", 5.0),
+            runs(FULL, "import", 6.0, is_ours=True),
+            runs("ctr", "import", 12.0),
+            Runs("umoci", "unpack", left_out="it does not know zstd"),
+        ],
+    )
+
+
+def test_the_middle_and_how_far_apart():
+    assert spread_of([3.0, 1.0, 2.0, 8.0]) == spread_of([8.0, 1.0, 3.0, 2.0])
+    found = spread_of([3.0, 1.0, 2.0, 8.0])
+    assert (found.median, found.min, found.max) == (2.5, 1.0, 8.0)
+
+
+def test_costs_one_after_the_other_add_up_but_for_the_peak_of_memory():
+    assert Cost(1, 2, 3, 40, 50) + Cost(1, 1, 1, 60, 10) == Cost(2, 3, 4, 60, 50)
+
+
+def test_the_limit_is_the_part_that_takes_longest_alone_and_all_parts_share_the_cores():
+    image = measured()
+    assert image.highest() == ("write", 1.25)
+    assert image.all_work() == (1.0 + 3.0 + 2.0) / 2
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_work_is_shared_whole_and_evenly(cores: int):
+    sizes = [7, 1, 1, 5, 3, 3, 2]
+    apart, neighbours = (divide(sizes, float, cores) for divide in (spread, chunks))
+    assert sorted(size for share in apart for size in share) == sorted(sizes)
+    assert [size for share in neighbours for size in share] == sizes
+    for shares in (apart, neighbours):
+        assert len(shares) == cores
+        assert max(map(sum, shares)) <= sum(sizes) / cores + max(sizes)
+
+
+def test_nothing_is_shared_too():
+    assert spread([], float, 2) == chunks([], float, 2) == [[], []]
+
+
+def test_a_table_fits_a_terminal_and_says_who_was_left_out():
+    table = text(measured())
+    assert all(len(line) <= 80 for line in table.splitlines()), table
+    row = next(line for line in table.splitlines() if line.startswith("ctr "))
+    assert row.split() == [
+        "ctr",
+        "10.0",
+        "s",
+        "10.0-10.0",
+        "0.25",
+        "8.0",
+        "150",
+        "8,000",
+        "15.0",
+        "s",
+        "50",
+    ]
+    assert "left out: umoci (unpack only): it does not know zstd" in table
+
+
+def test_a_page_gets_the_figures_between_its_marks():
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert placed(page, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    assert placed(placed(page, "new"), "newer") == placed(page, "newer")
+    assert placed("", "new") == "new\n"
+
+
+def test_markdown_has_every_image_and_marks_what_misses_its_target():
+    report = Report({"cores": "2"}, {"caches": "warm"}, [measured(), measured("deep:gzip")])
+    page = markdown(report)
+    assert "### large:gzip" in page
+    assert "### deep:gzip" in page
+    assert "| unpack only, gzip, beside containerd | 0.25 | 0.3 |" in page
+    assert "| unpack only, gzip, times the highest roofline | **2.00** | 1.35 |" in page
+
+
+def test_targets_are_told_where_there_is_a_measurement():
+    assert [target.value for target in reached([measured()])] == [0.25, 0.5, 0.5, 2.0, 50.0]
+    assert reached([measured("another")]) == []
+
+
+def test_a_report_is_read_as_it_was_written_and_of_an_image_the_last_counts():
+    first = Report({"cores": "2"}, {}, [measured(), measured("deep:gzip")])
+    again = msgspec.json.decode(msgspec.json.encode(first), type=Report)
+    assert again == first
+    later = Report({"cores": "4"}, {}, [dataclasses.replace(measured(), layers=9)])
+    both = merged([again, later])
+    assert [image.layers for image in both.images] == [9, 3]
+    assert both.machine == {"cores": "4"}
+
+
+def test_options():
+    options = parser().parse_args(
+        ["large", "deep:zstd", "--peer", "tar,tar+sync", "--backend", "copy,aufs"]
+    )
+    assert (options.image, options.peer) == (["large", "deep:zstd"], ["tar", "tar+sync"])
+    assert (options.backend, options.stage) == (["copy", "aufs"], ["unpack", "import"])
+    assert (options.repeat, options.cache) == (5, "warm")
+    with pytest.raises(argparse.ArgumentTypeError, match="zip"):
+        listed("tar", "ctr")("tar,zip")
+    with pytest.raises(argparse.ArgumentTypeError, match="nothing"):
+        listed("tar")(",")
+
+
+def test_work_shared_is_told_as_multiples_of_one():
+    busy = {
+        "one caller": 2.0,
+        "ten images on one base": 2.2,
+        "ten callers, one image": 2.0,
+        "one command": 2.5,
+        "a command that finds all done": 0.5,
+        "ten commands, one image": 7.0,
+    }
+    assert [each.value for each in multiples(busy)] == [1.1, 1.0, 1.0]
