@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -28,6 +29,7 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
+from engine.pulling import Pulled, Pulling
 from engine.snapshots import Durability, Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.jobs import ApplyJob
@@ -35,6 +37,9 @@ from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.making import CLEANUP_S
 from engine.unpack.unpacker import Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
+
+if TYPE_CHECKING:  # which loads httpx, and few commands need that
+    from engine.registry.client import Client
 
 __all__ = ["Engine", "open_engine"]
 
@@ -131,6 +136,39 @@ class Engine:
                 if not is_whole and lease.is_last:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._give_up, lease.id, heir)
+
+    async def pull(
+        self,
+        reference: str,
+        client: "Client",
+        *,
+        snapshotter: str | None = None,
+        platform: Platform | None = None,
+        strict: bool = False,
+        report: Report = silent,
+    ) -> Pulled:
+        """Pull an image by its name, with a client of `engine.registry.client.open_client`.
+
+        With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. What
+        an attempt that failed has fetched is there for the next, until a collection. Raises NotFound,
+        PermissionDenied, Unavailable, Refused and others (`engine.errors`).
+        """
+        backend = None
+        if snapshotter:
+            backend = await trio.to_thread.run_sync(self.stores.working, snapshotter)
+        pulling = Pulling(
+            stores=self.stores,
+            unpacker=self._unpacker,
+            arrivals=self._shop.arrivals,
+            client=client,
+            reference=parse_reference(reference),
+            platform=platform or self.stores.platform,
+            backend=backend,
+            strict=strict,
+            report=report,
+        )
+        async with self._lease() as lease:
+            return await pulling.run(lease)
 
     def _give_up(self, lease: str, heir: str) -> None:
         try:

@@ -25,6 +25,8 @@ NAMES = frozenset(
         "content.commit.after",
         "import.labelled",
         "import.named",
+        "pull.labelled",
+        "pull.named",
         "snapshot.prepare.recorded",
         "snapshot.prepare.made",
         "snapshot.commit.settled",

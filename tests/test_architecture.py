@@ -67,6 +67,7 @@ LAYERS = {
     "engine.beside": 5,
     "engine.following": 5,
     "engine.importing": 5,
+    "engine.pulling": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
     "engine.compacting": 5,
@@ -82,6 +83,7 @@ ASYNC = {
     "engine.following",
     "engine.gc.scheduler",
     "engine.importing",
+    "engine.pulling",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -118,6 +120,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.mounts.options",
     "engine.progress",
     "engine.archive.choosing",
+    "engine.content.keeping",
     "engine.diff.tar",
     "engine.diff.budget",
     "engine.diff.layer",

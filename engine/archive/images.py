@@ -9,10 +9,11 @@ from functools import partial
 
 import msgspec
 
-from engine import labels, limits
+from engine import limits
 from engine.archive.contents import Candidate, DockerFiles
-from engine.archive.intake import Absent, Intake, manifest_labels
+from engine.archive.intake import Absent, Intake
 from engine.content.image import ResolvedImage, resolve
+from engine.content.keeping import kept_documents, manifest_labels
 from engine.diff.decompress import SNIFFED, sniff
 from engine.errors import AlreadyExists, Refused, printable
 from engine.failpoints import hit
@@ -82,12 +83,8 @@ def _store_oci(image: ResolvedImage, intake: Intake) -> tuple[Descriptor, Resolv
     with intake.follower.following(image):
         for layer in image.manifest.layers:
             intake.store(layer)
-    # Parents after children, so that a label never names what is not there yet.
-    intake.store(image.path[-1], manifest_labels(image.manifest))
-    for above, below in zip(image.path[-2::-1], image.path[:0:-1], strict=True):
-        # By digest, not by position: importing another platform later adds to these labels.
-        key = f"{labels.GC_REF_CONTENT}.m.{below.digest[-12:]}"
-        intake.store(above, {key: below.digest})
+    for document, about in kept_documents(image):
+        intake.store(document, about)
     hit("import.labelled")
     return image.path[0], image
 

@@ -19,10 +19,10 @@ from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
 from engine.fs.room import Room
 from engine.kv.schema import Blob
 from engine.oci.digest import Digest, digest_of, hasher
-from engine.oci.documents import Descriptor, Manifest
+from engine.oci.documents import Descriptor
 from engine.progress import Report, Step
 
-__all__ = ["Absent", "Follower", "Intake", "Nobody", "manifest_labels"]
+__all__ = ["Absent", "Follower", "Intake", "Nobody"]
 
 
 class Absent(NotFound):
@@ -222,11 +222,3 @@ def _from_offset(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
         if offset < len(piece):
             yield piece[offset:]
         offset = max(0, offset - len(piece))
-
-
-def manifest_labels(manifest: Manifest) -> dict[str, str]:
-    """Return the labels that keep what a manifest needs, under containerd's keys."""
-    kept = {f"{labels.GC_REF_CONTENT}.config": manifest.config.digest}
-    for position, layer in enumerate(manifest.layers):
-        kept[f"{labels.GC_REF_CONTENT}.l.{position}"] = layer.digest
-    return kept

@@ -33,7 +33,7 @@ from engine.phases import Timings, total
 from engine.stores import Stores
 from engine.unpack.unpacker import Unpacked
 
-__all__ = ["import_"]
+__all__ = ["default_backend", "import_"]
 
 _SHOWN = 20  # lines of one kind; an index may list 10,000
 
@@ -77,7 +77,7 @@ def import_(
     source = _standard_input() if path == "-" else Path(path)
 
     async def work(engine: Engine) -> tuple[ImportResult, dict[str, Any]]:
-        backend = None if no_unpack else snapshotter or _default(engine.stores)
+        backend = None if no_unpack else snapshotter or default_backend(engine.stores)
         with progress(view) as report:
             result = await engine.using(lease).import_image(
                 source,
@@ -109,7 +109,8 @@ def _standard_input() -> int:
     return sys.stdin.fileno()
 
 
-def _default(stores: Stores) -> str:
+def default_backend(stores: Stores) -> str:
+    """Return the backend that is unpacked for where none is named. Raises NotSupported."""
     try:
         return stores.snapshotter().name
     except NotSupported as error:

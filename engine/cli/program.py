@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
     "import": Listed(
         "importing:import_", "Import the images of a folder or an archive, and unpack them."
     ),
+    "pull": Listed("pulling:pull", "Pull an image from a registry, and unpack it while it comes."),
     "images": Listed("images:images", "List the images."),
     "image": {
         "ls": Listed("images:images", "List the images."),

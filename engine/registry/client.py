@@ -35,6 +35,7 @@ from engine.registry.hosts_folder import HostsFolder
 from engine.registry.protocol import (
     ACCEPT,
     BadAnswer,
+    NobodyElse,
     Request,
     blob_path,
     check_digest,
@@ -48,13 +49,9 @@ from engine.registry.protocol import (
 )
 from engine.registry.retrying import PASSING, Patience
 
-__all__ = ["Access", "Body", "Client", "Found", "NobodyElse", "open_client"]
+__all__ = ["Access", "Body", "Client", "Found", "open_client"]
 
 T = TypeVar("T")
-
-
-class NobodyElse(NotFound):
-    """There is no host left to ask: all are to be avoided."""
 
 
 _NOT_THERE = frozenset({404, 405})

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -34,10 +35,12 @@ from engine.oci.documents import Descriptor
 from engine.oci.reference import Reference
 from engine.progress import Report, Step, silent
 from engine.registry.bandwidth import Bandwidth
-from engine.registry.client import Body, Client, NobodyElse
-from engine.registry.protocol import BadAnswer
+from engine.registry.protocol import BadAnswer, NobodyElse
 from engine.registry.retrying import Patience
 from engine.unpack.arrivals import Arrival
+
+if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
+    from engine.registry.client import Body, Client
 
 __all__ = ["Fetcher", "Sought"]
 
@@ -56,6 +59,8 @@ class Sought:
     descriptor: Descriptor
     lease: str
     labels: Labels = field(default_factory=dict)
+    data: bytes | None = None
+    """All of it, if it had to be read to find out what else is wanted."""
     arrival: Arrival = field(default_factory=Arrival)
     report: Report = silent
 
@@ -65,7 +70,7 @@ class Fetcher:
 
     def __init__(
         self,
-        client: Client,
+        client: "Client",
         content: ContentStore,
         folder: Path,
         *,
@@ -182,6 +187,9 @@ class _Transfer:
         writer, sought = self._writer, self._sought
         self._tell()
         self._show(writer.offset)
+        if sought.data is not None:
+            await trio.to_thread.run_sync(self._write, sought.data[writer.offset :])
+            return
         failed = 0
         await trio.to_thread.run_sync(self._make_room, sought.descriptor.size - writer.offset)
         while (offset := writer.offset) < sought.descriptor.size:
@@ -199,7 +207,7 @@ class _Transfer:
                 raise broken
             await trio.sleep(wait)
 
-    async def _received(self, body: Body) -> Unavailable | None:
+    async def _received(self, body: "Body") -> Unavailable | None:
         """Write what comes of a body; return why it broke off, if it did."""
         send, receive = trio.open_memory_channel[bytearray](0)
         broken: Unavailable | BadAnswer | None = None
@@ -216,7 +224,7 @@ class _Transfer:
         return broken
 
     async def _batched(
-        self, body: Body, send: trio.MemorySendChannel[bytearray]
+        self, body: "Body", send: trio.MemorySendChannel[bytearray]
     ) -> Unavailable | BadAnswer | None:
         """Pass a body on in batches that end where extents end."""
         received = self._writer.offset
@@ -264,7 +272,7 @@ class _Transfer:
                     return
                 self._tell()
 
-    def _write(self, batch: bytearray) -> None:
+    def _write(self, batch: bytes | bytearray) -> None:
         self._make_room(len(batch))
         self._writer.write(memoryview(batch))
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, urljoin
 import msgspec
 
 from engine import limits
-from engine.errors import DigestMismatch, Refused, printable
+from engine.errors import DigestMismatch, NotFound, Refused, printable
 from engine.oci.digest import Digest, hasher, parse_digest
 from engine.oci.documents import decode_json
 from engine.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
@@ -19,6 +19,7 @@ from engine.registry.hosts import Host, Origin, parse_url
 __all__ = [
     "ACCEPT",
     "BadAnswer",
+    "NobodyElse",
     "Request",
     "blob_path",
     "check_digest",
@@ -41,6 +42,10 @@ _NEXT = re.compile(r'<([^<>]*)>[^<>,]*;\s*+rel="?next"?')
 
 class BadAnswer(Refused):
     """A host answered what the protocol does not allow: another may do better."""
+
+
+class NobodyElse(NotFound):
+    """There is no host left to ask: all are to be avoided."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

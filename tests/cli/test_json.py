@@ -13,8 +13,10 @@ from engine.kv import keys
 from engine.metadata.leases import leased
 from engine.root import Root, open_root
 from engine.testing.archives import archive, layout, member
+from engine.testing.fake_registry import FakeRegistry
 from tests.cli.test_importing import mixed
 from tests.command import commands, lamina
+from tests.registry.asking import Served
 from tests.test_architecture import TOP
 
 pytestmark = pytest.mark.root
@@ -181,6 +183,8 @@ def seen(
         run(*words, code=code)
     _damage(root, folder, run)
     found["demo"] = _check(("demo",), demonstrated)
+    with FakeRegistry().running() as registry:
+        run("pull", "--platform", "linux/amd64", Served(registry).reference)
     assert ran | {("demo",)} == set(PROMISED)
     return found
 

@@ -151,7 +151,7 @@ _WORKING = (
     ("namespaces", "label", "other", "a=b"),
     ("namespaces", "rm", "other"),
 )
-_MAKING = (("import",), ("demo",), ("completion",), ("image", "ls"))
+_MAKING = (("import",), ("pull",), ("demo",), ("completion",), ("image", "ls"))
 
 
 @pytest.mark.parametrize("words", _WORKING)

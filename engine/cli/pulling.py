@@ -1,0 +1,109 @@
+"""The command `pull`."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engine.app import Engine
+from engine.cli import shapes
+from engine.cli.bars import progress
+from engine.cli.context import (
+    Context,
+    action,
+    durability_option,
+    lease_option,
+    platform_option,
+    snapshotter_option,
+)
+from engine.cli.importing import default_backend
+from engine.cli.output import View, document, short
+from engine.cli.running import run
+from engine.oci.platform import Platform
+from engine.oci.reference import familiar
+from engine.pulling import Pulled
+from engine.registry.client import Access, open_client
+from engine.registry.hosts_folder import HostsFolder
+from engine.registry.keychain import Keychain
+
+__all__ = ["pull"]
+
+_HOSTS = "/etc/containerd/certs.d"
+
+
+@click.command("pull")
+@click.argument("reference", metavar="REF")
+@snapshotter_option
+@platform_option
+@click.option("--no-unpack", is_flag=True, help="Only store the image.")
+@click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
+@click.option("--plain-http", is_flag=True, help="Speak HTTP to a registry that no hosts.toml tells of.")
+@click.option(
+    "--hosts-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=_HOSTS,
+    help=f"Folder of containerd's hosts.toml: mirrors and TLS ({_HOSTS}).",
+)
+@click.option("--proxy", metavar="URL", help="HTTP proxy; none is taken from the environment.")
+@durability_option
+@lease_option
+@action
+@click.pass_obj
+def pull(
+    context: Context,
+    reference: str,
+    snapshotter: str | None,
+    platform: Platform | None,
+    no_unpack: bool,
+    strict: bool,
+    plain_http: bool,
+    hosts_dir: Path,
+    proxy: str | None,
+    durability: str,
+    lease: str,
+    view: View,
+) -> None:
+    """Pull an image from a registry, and unpack it while it comes.
+
+    REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
+    that it names. An attempt that failed is gone on with by the next.
+    """
+    access = Access(
+        hosts=HostsFolder(hosts_dir, plain_http=plain_http),
+        credentials=Keychain(_docker_config()),
+        proxy=proxy,
+    )
+
+    async def work(engine: Engine) -> tuple[Pulled, dict[str, Any]]:
+        backend = None if no_unpack else snapshotter or default_backend(engine.stores)
+        async with open_client(access) as client:
+            with progress(view) as report:
+                pulled = await engine.using(lease).pull(
+                    reference,
+                    client,
+                    snapshotter=backend,
+                    platform=platform,
+                    strict=strict,
+                    report=report,
+                )
+        digest = pulled.image.target.digest
+        done = [pulled.unpacked] if pulled.unpacked else []
+        unpacked = [{"digest": digest, "snapshotter": backend, **asdict(one)} for one in done]
+        images = [*map(shapes.images(engine.stores), [pulled.image])]
+        return pulled, {"images": images, "unpacked": unpacked}
+
+    pulled, shown = run(context, work, create=True, durability=durability)
+    for note in pulled.unpacked.mistyped if pulled.unpacked else ():
+        view.tell(note)
+    left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0
+    more = f", {left_out} xattrs left out" if left_out else ""
+    view.tell(f"pulled {familiar(pulled.image.name)} ({short(pulled.image.target.digest)}){more}")
+    if view.json:
+        document(shown)
+
+
+def _docker_config() -> Path:
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    return Path(folder) / "config.json"
