@@ -14,7 +14,6 @@ from pathlib import Path
 import trio
 
 from engine import failpoints, labels, limits
-from engine.content.holds import release
 from engine.content.image import Layer
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
@@ -94,31 +93,33 @@ class Maker:
     @asynccontextmanager
     async def _alone(self, work: Work, flight: LayerFlight) -> AsyncIterator[bool]:
         """Keep other processes from making the layer; say whether one has made it."""
-        take = partial(self._shop.locks.take, self._namespace, work.snapshotter.name, work.chain_id)
+        locks, name = self._shop.locks, (self._namespace, work.snapshotter.name, work.chain_id)
+        take = partial(locks.take, *name)
         is_made = False
-        lock = await trio.to_thread.run_sync(take)
+        is_had = await trio.to_thread.run_sync(take)
         try:
-            if lock < 0:
-                lock = await self._wait(work, flight, take)
+            if not is_had:
+                is_had = await self._wait(work, flight, take)
                 pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
                 is_made = await trio.to_thread.run_sync(pinned)
             yield is_made
         finally:
-            release(lock)
+            if is_had:
+                locks.give_back(*name)
 
     @staticmethod
-    async def _wait(work: Work, flight: LayerFlight, take: Callable[[], int]) -> int:
-        """Wait for another process that makes the layer; return the lock."""
+    async def _wait(work: Work, flight: LayerFlight, take: Callable[[], bool]) -> bool:
+        """Wait until another process that makes the layer is done with it, and have the lock."""
         if work.below is not None:  # of a chain one look at a time is enough
             await work.below.done.wait()
         show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
-            while (lock := await trio.to_thread.run_sync(take)) < 0:  # noqa: ASYNC110  no event comes
+            while not await trio.to_thread.run_sync(take):  # noqa: ASYNC110  no event comes
                 await trio.sleep(_POLL_S)
         finally:
             show(1)
-        return lock
+        return True
 
     async def _found(self, work: Work, flight: LayerFlight) -> None:
         usage = await trio.to_thread.run_sync(work.snapshotter.usage, work.chain_id)

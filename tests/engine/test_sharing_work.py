@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from engine.testing.archives import archive, layout, member
 from engine.unpack import making
 from engine.unpack.workshop import Workshop, open_workshop
 from snapshotters.overlay import OverlaySnapshotter
-from tests.command import lamina, lamina_json
+from tests.command import LAMINA, environment, lamina, lamina_json
 from tests.conftest import AMD64, children
 from tests.processes import Victim, until
 
@@ -388,3 +389,12 @@ def test_when_the_process_that_makes_a_layer_dies_another_does(tmp_path: Path) -
     assert json.loads(out)["layers"] == len(BASE)
     lamina(root, "gc")
     assert [entry["kind"] for entry in lamina_json(root, "snapshots", "ls")] == ["committed"] * 4
+
+
+def test_an_image_of_many_layers_takes_no_descriptor_for_each(tmp_path: Path) -> None:
+    image = layout(tmp_path / "image", [archive(member(f"file-{n}")) for n in range(100)])
+    limited = ["prlimit", "--nofile=48:48", *LAMINA, "--root", str(tmp_path / "root")]
+    done = subprocess.run(
+        [*limited, "import", str(image)], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
