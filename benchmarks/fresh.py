@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["MEMORY", "fresh_file_system", "own_mounts", "prefix"]
+__all__ = ["KINDS", "MEMORY", "fresh_file_system", "own_mounts", "prefix"]
 
 MEMORY = Path("/dev/shm")
 
@@ -22,6 +22,7 @@ _MAKE: Mapping[str, Sequence[str]] = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
     "xfs": ("mkfs.xfs", "-q"),
 }
+KINDS = tuple(_MAKE)
 
 _CLONE_NEWNS = 0x20000
 _PRIVATE = 0x4000 | 1 << 18  # MS_REC | MS_PRIVATE

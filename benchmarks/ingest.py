@@ -1,4 +1,4 @@
-"""`python -m benchmarks.ingest`: how fast blobs come into a store, and out of it, beside plain files.
+"""`python -m benchmarks ingest`: how fast blobs come into a store, and out of it, beside plain files.
 
 Each pair is timed in turn, each time on a file system that is new and in memory; what is compared is the
 ratio of medians. Needs root, and mkfs.ext4 and mkfs.xfs. Exits 1 if a ratio is below its target.
@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
+from benchmarks.fresh import KINDS, fresh_file_system
 from engine.content.store import ContentStore
 from engine.content.writer import BATCH
 from engine.oci.digest import digest_of
@@ -27,10 +26,6 @@ from engine.stores import Stores
 
 _BIG = 1 << 30
 _SMALL, _COUNT = 4096, 10_000
-_MAKE = {
-    "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
-    "xfs": ("mkfs.xfs", "-q"),
-}
 
 
 @dataclass(frozen=True)
@@ -61,9 +56,9 @@ class Figure:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what the options ask for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks ingest", description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--file-systems", nargs="+", choices=_MAKE, default=list(_MAKE))
+    parser.add_argument("--file-systems", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--only", nargs="+", choices=[pair.name for pair in _PAIRS])
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args(arguments)
@@ -87,25 +82,10 @@ def _measured(pair: Pair, kind: str, runs: int) -> Figure:
     ours, theirs = [], []
     for _ in range(runs):
         for times, run in ((theirs, pair.theirs), (ours, pair.ours)):
-            with _file_system(kind) as folder:
+            with fresh_file_system(kind) as folder:
                 times.append(run(folder))
         print(f"{pair.name}, {kind}: {ours[-1]:.3f} s, {theirs[-1]:.3f} s", file=sys.stderr)
     return Figure(pair.name, kind, median(ours), median(theirs), pair.target)
-
-
-@contextmanager
-def _file_system(kind: str) -> Iterator[Path]:
-    with TemporaryDirectory(prefix="lamina-fs-", dir="/dev/shm") as holder:
-        image, target = Path(holder) / "image", Path(holder) / "mnt"
-        target.mkdir()
-        with image.open("wb") as file:
-            file.truncate(10 << 30)
-        subprocess.run([*_MAKE[kind], str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(target)], check=True)
-        try:
-            yield target
-        finally:
-            subprocess.run(["umount", str(target)], check=True)
 
 
 @contextmanager
@@ -214,7 +194,3 @@ _PAIRS = (
     Pair("ingest-small", _small_blobs, _small_files, 2.0),
     Pair("hash", _hashed_blob, _hashed_memory, 0.95),
 )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ A name with `+sync` is the tool and a flush of the file system that it wrote to;
 leave that to the kernel.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -46,10 +47,11 @@ def peers(word: str, stages: Sequence[str]) -> Iterator[Contender]:
 
 
 def version(name: str) -> str:
-    """Return what a tool says of itself."""
+    """Return the version that a tool says it has."""
     peer = PEERS[name.removesuffix(SYNC)]
     said = subprocess.run([peer.program, *peer.version], capture_output=True, text=True, check=True)
-    return said.stdout.splitlines()[0].strip()
+    found = re.search(r"\d+\.\S+", said.stdout)
+    return found[0] if found else said.stdout.strip()
 
 
 def _flushed(ready: Ready) -> Ready:

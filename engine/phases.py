@@ -36,7 +36,7 @@ class Spent(msgspec.Struct, frozen=True):
 Timings = Mapping[Phase, Spent]
 
 _lock = threading.Lock()
-_collecting: list[dict[Phase, Spent]] = []
+_collecting: dict[int, dict[Phase, Spent]] = {}  # by identity: equal sums are not the same
 
 
 def total(*timings: Timings) -> dict[Phase, Spent]:
@@ -72,7 +72,7 @@ def measured(phase: Phase, into: dict[Phase, Spent] | None = None) -> Iterator[N
         busy = time.thread_time() - busy
         spent = Spent(busy, max(0.0, time.perf_counter() - clock - busy))
         with _lock:
-            for sums in _collecting if into is None else (into,):
+            for sums in _collecting.values() if into is None else (into,):
                 sums.update(total(sums, {phase: spent}))
 
 
@@ -81,9 +81,9 @@ def collecting() -> Iterator[dict[Phase, Spent]]:
     """Give the sum of what all threads spend on the job of the block: a worker has one at a time."""
     sums: dict[Phase, Spent] = {}
     with _lock:
-        _collecting.append(sums)
+        _collecting[id(sums)] = sums
     try:
         yield sums
     finally:
         with _lock:
-            _collecting.remove(sums)
+            del _collecting[id(sums)]

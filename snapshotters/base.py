@@ -13,13 +13,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
-from engine import labels as label_rules
-from engine.errors import DataLoss, EngineError, FailedPrecondition, InvalidArgument, os_errors
+from engine.errors import DataLoss, EngineError, FailedPrecondition, os_errors
 from engine.failpoints import hit
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.durable import flush_file_system, flush_names
@@ -29,7 +29,7 @@ from engine.kv.environment import Environment
 from engine.kv.schema import Snapshot
 from engine.labels import Labels
 from engine.metadata.leases import end
-from engine.metadata.lineage import MetaStore, info_of
+from engine.metadata.lineage import Committing, MetaStore, info_of
 from engine.mount import Mount
 from engine.mounts.table import MountTable
 from engine.snapshots import Capabilities, Commit, Info, Kind, Leftover, Sealing, Target, Usage
@@ -37,9 +37,32 @@ from snapshotters.comparing import Whereabouts
 from snapshotters.discarding import discard, leftover
 from snapshotters.folder_sink import OUTLINE, TREE
 from snapshotters.new_folders import make_lasting, make_root
-from snapshotters.sealing import Seal, Sealer, load_sealed
+from snapshotters.planning import Planner
+from snapshotters.sealing import Seal, Sealer, Settled, load_sealed
 
 __all__ = ["BaseSnapshotter"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A step whose snapshot is sealed."""
+
+    step: Commit
+    record: Snapshot
+    settled: Settled
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has the folder of another snapshot with the same layer, not its own."""
+        return self.settled.folder not in {0, self.record.id}
+
+    @property
+    def committing(self) -> Committing:
+        """What there is to record."""
+        usage = Usage(self.settled.size, self.settled.inodes)
+        # What shares a folder is noted as not flushed if that is.
+        is_flushed = self.settled.is_flushed or self.shares
+        return Committing(self.step, usage, is_flushed=is_flushed, shares=self.shares)
 
 
 class BaseSnapshotter(ABC):
@@ -70,6 +93,10 @@ class BaseSnapshotter(ABC):
     @abstractmethod
     def _mounts(self, record: Snapshot, below: Sequence[Path]) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self._store, self._folder, self.name, self.capabilities, self.settle)
 
     # -- the contract -------------------------------------------------------------------------
 
@@ -124,7 +151,7 @@ class BaseSnapshotter(ABC):
         return Usage(found.size, found.inodes) if found else None
 
     def _standing(self, diff_id: str) -> Snapshot | None:
-        if not (diff_id and self.capabilities.shares):
+        if not self._may_be_shared(diff_id):
             return None
         return self._store.standing(diff_id, self._serves)
 
@@ -190,43 +217,11 @@ class BaseSnapshotter(ABC):
 
     def sealing(self, *steps: Commit, flush: bool = True) -> list[Sealing]:
         """Return what may be done elsewhere before `commit` is asked for the same steps."""
-        seals: list[Seal] = []
-        notes = self._store.unflushed() if flush else 0
-        with suppress(EngineError):  # `commit` says what is wrong with a step
-            for step, record, below in self._checked(steps):
-                if load_sealed(self._place(record)) is None or self._is_whole(record, below):
-                    self._plan(seals, step, record, below)
-        return [_sealing(msgspec.structs.replace(plan, flush=flush, notes=notes)) for plan in seals]
+        return [_sealing(plan) for plan in self._planner.seals(steps, flush=flush)]
 
     def flushing(self) -> Sealing:
         """Return what may be done elsewhere, again and again, while snapshots are written."""
         return _sealing(Seal(settle=self.settle, folder=str(self._folder)))
-
-    def _is_whole(self, record: Snapshot, below: Sequence[Snapshot]) -> bool:
-        """Say whether a snapshot was written through a mount, on top of `below`."""
-        has_outline = bool(record.layer) or (self._place(record) / OUTLINE).exists()
-        return not has_outline and bool(record.parent or not below)
-
-    def _plan(self, seals: list[Seal], step: Commit, record: Snapshot, below: list[Snapshot]) -> None:
-        """Add a step to the last of `seals` if it stands on that, else to a new one."""
-        is_whole = self._is_whole(record, below)
-        parent = below[0].id if below else 0
-        if seals and not is_whole and not seals[-1].is_whole and seals[-1].layers[-1] == parent:
-            seals[-1].layers.append(record.id)
-            seals[-1].twins.append(record.layer)
-            seals[-1].parents.append(step.parent or record.parent)
-            return
-        seals.append(
-            Seal(
-                settle=self.settle,
-                folder=str(self._folder),
-                below=[lower.id for lower in below],
-                layers=[record.id],
-                twins=[record.layer],
-                parents=[step.parent or record.parent],
-                is_whole=is_whole,
-            )
-        )
 
     def flush(self) -> None:
         """Make durable what was committed without that; nothing to do is one look."""
@@ -244,79 +239,55 @@ class BaseSnapshotter(ABC):
             _, failure = sealer(sealing.argument)
             if failure:
                 break
-        ready: list[tuple[Commit, Usage]] = []
-        outlines: list[Path] = []
-        sharing: dict[str, int] = {}  # and the folders that they do not need then
-        in_doubt: set[str] = set()
-        flushed = 0
+        sealed: list[_Sealed] = []
         try:
-            for step, record, _ in self._checked(steps):
-                settled = load_sealed(self._place(record))
-                if settled is None:
-                    break
-                if settled.parent != (step.parent or record.parent):
-                    raise FailedPrecondition(
-                        f"snapshot {step.key} is settled on another parent; remove it"
-                    )
-                ready.append((step, Usage(settled.size, settled.inodes)))
-                flushed = max(flushed, settled.notes)
-                if settled.folder not in {0, record.id}:
-                    sharing[step.key] = record.id
-                    continue
-                if not settled.is_flushed:
-                    in_doubt.add(step.name)
-                if not (step.diff_id and self.capabilities.shares):
-                    outlines.append(self._place(record) / OUTLINE)
+            # One by one: what was sealed before an error counts.
+            for one in self._sealed(steps):
+                sealed.append(one)  # noqa: PERF402
         except EngineError as error:
             failure = failure or error
-        self._store.commit(*ready, in_doubt=in_doubt, flushed=flushed, sharing=sharing)
+        flushed = max((one.settled.notes for one in sealed), default=0)
+        self._store.commit(*(one.committing for one in sealed), flushed=flushed)
         hit("snapshot.commit.recorded")
-        with os_errors(f"snapshots of {self.name}"):
-            for outline in outlines:
-                outline.unlink(missing_ok=True)
-            if sharing:
-                self.cleanup(only=set(sharing.values()))
+        self._drop_needless(sealed)
         if failure:
             raise failure
 
-    def _checked(self, steps: Sequence[Commit]) -> Iterator[tuple[Commit, Snapshot, list[Snapshot]]]:
-        """Yield each step, its record and what it will stand on, nearest first; raise as `commit`."""
-        chains: dict[str, list[Snapshot]] = {}
-        for step in steps:
-            # The parent may be a step before this one, which the store does not know yet.
-            label_rules.check(step.labels)
-            under = chains.get(step.parent or "")
-            record, parent = self._store.check_commit(
-                step.name, step.key, None if under else step.parent
-            )
-            if step.parent and not (record.parent or self.capabilities.rebase):
-                raise InvalidArgument(f"{self.name} cannot rebase: prepare {step.key} on its parent")
-            if under is None:
-                under = [self._store.get(parent), *self._store.parents(parent)] if parent else []
-            self.capabilities.check_layers(self.name, len(under) + 1)
-            chains[step.name] = [self._laid(record), *under]
-            yield step, record, under
+    def _sealed(self, steps: Sequence[Commit]) -> Iterator["_Sealed"]:
+        """Yield the steps that are sealed, up to the first that is not; raise what is wrong with one."""
+        for step, record, _ in self._planner.checked(steps):
+            settled = load_sealed(self._place(record))
+            if settled is None:
+                return
+            if settled.parent != (step.parent or record.parent):
+                raise FailedPrecondition(f"snapshot {step.key} is settled on another parent; remove it")
+            yield _Sealed(step, record, settled)
 
-    def _laid(self, record: Snapshot) -> Snapshot:
-        """Return a record as it will be of a snapshot that is sealed."""
-        settled = load_sealed(self._place(record)) if record.layer else None
-        number = settled.folder if settled else record.id
-        return msgspec.structs.replace(record, id=number)
+    def _drop_needless(self, sealed: Sequence["_Sealed"]) -> None:
+        """Delete what snapshots needed until they were committed, and nobody does from then on."""
+        with os_errors(f"snapshots of {self.name}"):
+            for one in sealed:
+                if not (one.shares or self._may_be_shared(one.step.diff_id)):
+                    (self._place(one.record) / OUTLINE).unlink(missing_ok=True)
+            if own := {one.record.id for one in sealed if one.shares}:
+                self.cleanup(only=own)
+
+    def _may_be_shared(self, diff_id: str) -> bool:
+        return bool(diff_id) and self.capabilities.shares
 
     def replace(self, step: Commit) -> list[Leftover]:
         """Put an active snapshot in the place of a committed one with the same layer."""
         old, record = self._store.look(step.name), self._store.get(step.key)
         below = self._store.parents(step.name, in_doubt=True)
-        seals: list[Seal] = []
-        self._plan(seals, Commit(name=step.name, key=step.key, parent=old.parent), record, below)
-        _, failure = Sealer()(msgspec.msgpack.encode(seals[0]))
+        onto = Commit(name=step.name, key=step.key, parent=old.parent)
+        _, failure = Sealer()(_sealing(self._planner.seal(onto, record, below)).argument)
         settled = load_sealed(self._place(record))
         if failure or settled is None:
             raise failure or FailedPrecondition(f"snapshot {step.key} could not be sealed")
         self._store.replace(old, record, Usage(settled.size, settled.inodes))
         hit("snapshot.replace.recorded")
         with os_errors(f"snapshots of {self.name}"):
-            if not (old.diff_id and self.capabilities.shares):
+            if not self._may_be_shared(old.diff_id):
                 (self._place(record) / OUTLINE).unlink(missing_ok=True)
             return [] if self._store.has_folder(old) else self._retire(old)
 

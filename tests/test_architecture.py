@@ -96,6 +96,7 @@ ASYNC |= {
         "making",
         "pool",
         "slots",
+        "twins",
         "unpacker",
         "workshop",
     )

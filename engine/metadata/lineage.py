@@ -5,8 +5,9 @@ error table that concerns keys, kinds and parents is enforced here, once for all
 given out once and never again; a snapshot keeps its id from prepare through commit.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
@@ -30,7 +31,7 @@ from engine.metadata.digests import full_name
 from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
 
-__all__ = ["Folders", "MetaStore", "drop", "full_key", "has_folder", "info_of"]
+__all__ = ["Committing", "Folders", "MetaStore", "drop", "full_key", "has_folder", "info_of"]
 
 _KIND = "snapshot"
 _FORGOTTEN = 500  # records in one transaction: a millisecond
@@ -74,6 +75,18 @@ def _abandon(txn: Transaction, backend: str, namespace: str, record: Snapshot) -
 def has_folder(txn: Transaction, backend: str, namespace: str, record: Snapshot) -> bool:
     """Say whether any snapshot has the folder of a record that is gone."""
     return ledger.has_folder(txn, backend, namespace, record.diff_id, record.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Committing:
+    """A step of a commit whose data is in place, and what that takes up."""
+
+    step: Commit
+    usage: Usage
+    is_flushed: bool = True
+    """Whether its data is durable; else it is noted that it is not."""
+    shares: bool = False
+    """Whether it has the folder that it was made to share, not its own."""
 
 
 class Folders:
@@ -273,37 +286,26 @@ class MetaStore:
         with self._meta.write() as txn:
             unflushed.clear(txn, self._backend, notes)
 
-    def commit(
-        self,
-        *steps: tuple[Commit, Usage],
-        in_doubt: Collection[str] = (),
-        flushed: int = 0,
-        sharing: Collection[str] = (),
-    ) -> None:
+    def commit(self, *steps: Committing, flushed: int = 0) -> None:
         """Turn active snapshots into committed ones, in one transaction.
 
-        Their data is durable, but for those whose names are `in_doubt`; so is what `flushed` is
-        about. Those whose keys are in `sharing` have the folder that they were made to share, not their
-        own. When a step fails, those before it are committed.
+        What `flushed` is about is durable by now. When a step fails, those before it are committed.
         """
         failure: EngineError | None = None
         with self._meta.write() as txn:
             unflushed.clear(txn, self._backend, flushed)
-            for step, usage in steps:
+            for one in steps:
                 try:
-                    self._commit(
-                        txn, step, usage, in_doubt=step.name in in_doubt, shares=step.key in sharing
-                    )
+                    self._commit(txn, one)
                 except EngineError as error:
                     failure = error
                     break
         if failure is not None:
             raise failure
 
-    def _commit(
-        self, txn: Transaction, step: Commit, usage: Usage, *, in_doubt: bool, shares: bool
-    ) -> None:
+    def _commit(self, txn: Transaction, one: Committing) -> None:
         """Commit one step; all that can be wrong with it is found out before anything is written."""
+        step = one.step
         label_rules.check(step.labels)
         ledger.check_lease(txn, self._namespace, step.lease)
         record, below = self._check_commit(txn, step.name, step.key, step.parent)
@@ -312,13 +314,13 @@ class MetaStore:
         at = now()
         committed = Snapshot(
             key=step.name,
-            id=record.layer if shares else record.id,
+            id=record.layer if one.shares else record.id,
             kind=Kind.COMMITTED,
             parent=below,
             created=at,
             updated=at,
-            size=usage.size,
-            inodes=usage.inodes,
+            size=one.usage.size,
+            inodes=one.usage.inodes,
             labels=dict(step.labels),
             diff_id=step.diff_id,
         )
@@ -326,7 +328,7 @@ class MetaStore:
         self._put(txn, committed)
         if record.layer:
             _abandon(txn, self._backend, self._namespace, record)
-        if in_doubt:
+        if not one.is_flushed:
             unflushed.note(txn, self._backend, self._namespace, committed)
         self._pin(txn, step.name, step.lease, made=True)
 

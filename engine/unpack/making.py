@@ -158,6 +158,8 @@ class Maker:
         if work.below is not None and not work.snapshotter.capabilities.rebase:
             await work.below.result()
             parent = work.parent
+        if flight.twin is not None:
+            await flight.twin.done.wait()
         reused = await trio.to_thread.run_sync(_reuse, work, key)
         if reused is not None:
             return reused

@@ -7,7 +7,7 @@ When layer k fails, those below are committed, k and above are not, and its erro
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -46,7 +46,7 @@ class Unpacked:
     xattrs_left_out: int
     mistyped: tuple[str, ...]
     """A line for each layer applied whose bytes are packed in another way than its media type says."""
-    timings: Timings
+    timings: Timings = field(default_factory=dict, compare=False)
     """Where the time went; commits and flushes of what others unpacked meanwhile are among it."""
     reused: int = 0
     """How many layers were not applied, as their data was here from another base."""
@@ -195,7 +195,12 @@ class Unpacker:
         The lease is held from now on: whoever began it may have left before the block is entered.
         """
         flight.lease = work.lease
+        if work.snapshotter.capabilities.shares:
+            flight.twin = self._shop.twins.begin(self._layer_of(work), flight)
         return self._kept(work, flight, work.lease.hold())
+
+    def _layer_of(self, work: Work) -> tuple[str, ...]:
+        return (self._namespace, work.snapshotter.name, work.layer.diff_id)
 
     @asynccontextmanager
     async def _kept(
@@ -206,6 +211,7 @@ class Unpacker:
                 yield await self._maker.make(work, flight)
         finally:
             flight.is_ready.set()
+            self._shop.twins.end(self._layer_of(work), flight)
 
 
 def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:

@@ -19,6 +19,7 @@ from engine.unpack.flusher import Flusher
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.layer_locks import LayerLocks
 from engine.unpack.pool import WorkerPool
+from engine.unpack.twins import Twins
 
 __all__ = ["Workshop", "open_workshop"]
 
@@ -30,6 +31,7 @@ class Workshop:
         self.pool = WorkerPool(applies or writers())
         self.flusher = Flusher(self.pool)
         self.flights = Flights(LayerFlight)
+        self.twins = Twins()
         self.arrivals = Arrivals()
         self.locks = LayerLocks(root / "layers")
         self.users = 0

@@ -13,7 +13,7 @@ from engine.kv.schema import IMAGES, LEASE_ITEMS, LEASES, Lease, LeaseItem, now
 from engine.metadata import leases, ledger
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import leased
-from engine.metadata.lineage import MetaStore
+from engine.metadata.lineage import Committing, MetaStore
 from engine.metadata.nodes import CONTENT, LEASE, Node, blob_node
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
@@ -183,13 +183,13 @@ def lineage(stores):
 
 def commit(lineage, name, parent="", lease=""):
     lineage.create(f"{name} active", Kind.ACTIVE, parent, {}, lease)
-    lineage.commit((Commit(name=name, key=f"{name} active", lease=lease), Usage(1, 1)))
+    lineage.commit(Committing(Commit(name=name, key=f"{name} active", lease=lease), Usage(1, 1)))
     return lineage.get(name)
 
 
 def test_a_snapshot_keeps_its_id_and_no_id_comes_back(lineage):
     record, _ = lineage.create("a", Kind.ACTIVE, "", {}, "")
-    lineage.commit((Commit(name="A", key="a", labels={"k": "v"}), Usage(5, 2)))
+    lineage.commit(Committing(Commit(name="A", key="a", labels={"k": "v"}), Usage(5, 2)))
     committed = lineage.get("A")
     assert (committed.id, committed.kind, committed.size, committed.inodes) == (
         record.id,
@@ -227,7 +227,7 @@ def test_gc_03_a_parent_outlives_its_children(lineage):
 def test_a_parent_given_at_commit(lineage):
     commit(lineage, "1")
     lineage.create("a", Kind.ACTIVE, "", {}, "")
-    lineage.commit((Commit(name="2", key="a", parent="1"), Usage(0, 0)))
+    lineage.commit(Committing(Commit(name="2", key="a", parent="1"), Usage(0, 0)))
     assert lineage.get("2").parent == "1"
     with pytest.raises(FailedPrecondition):
         lineage.remove("1")

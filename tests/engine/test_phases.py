@@ -1,6 +1,7 @@
 """Where the time goes: each phase is measured on the thread that does it, in whatever process."""
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_a_job_has_what_all_its_threads_spend() -> None:
     assert spent[Phase.WRITE].waiting > spent[Phase.WRITE].busy
     work()
     assert set(spent) == {Phase.HASH, Phase.WRITE}, "the job was over"
+
+
+def test_jobs_that_have_spent_the_same_are_not_taken_for_one_another() -> None:
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(collecting())
+        spent = second.enter_context(collecting())
+        second.close()
+        with measured(Phase.HASH):
+            pass
+    assert not spent, "the job was over"
 
 
 @pytest.mark.root

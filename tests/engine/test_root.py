@@ -23,7 +23,7 @@ from engine.errors import (
 from engine.kv.environment import Environment
 from engine.kv.schema import FORMAT, HOLDINGS, LEASE_ITEMS, MENTIONS, Lease
 from engine.metadata import ledger
-from engine.metadata.lineage import MetaStore
+from engine.metadata.lineage import Committing, MetaStore
 from engine.root import Root, open_blobs, open_root
 from engine.snapshots import Commit, Kind, Usage
 from engine.stores import open_stores
@@ -345,7 +345,7 @@ def test_a_store_of_format_1_is_brought_up(tmp_path):
         for name, parent in (("below", ""), ("top", "below")):
             store = MetaStore(stores.root.meta, "overlay", "default")
             store.create("making", Kind.ACTIVE, parent, {}, "lease")
-            store.commit((Commit(name=name, key="making", lease="lease"), Usage(1, 1)))
+            store.commit(Committing(Commit(name=name, key="making", lease="lease"), Usage(1, 1)))
         before = records(stores)
     as_format_1(path)
     with pytest.raises(FailedPrecondition, match="brings it up"):

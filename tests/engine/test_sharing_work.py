@@ -13,12 +13,14 @@ import trio
 
 from engine import failpoints, limits
 from engine.app import Engine, open_engine
-from engine.errors import EngineError, FailedPrecondition, Refused
+from engine.errors import DigestMismatch, EngineError, FailedPrecondition, Refused
 from engine.kv.schema import LEASES
+from engine.oci.digest import digest_of
 from engine.progress import Step
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.unpack import making
+from engine.unpack.unpacker import Unpacked
 from engine.unpack.workshop import Workshop, open_workshop
 from snapshotters.overlay import OverlaySnapshotter
 from tests.command import LAMINA, environment, lamina, lamina_json
@@ -398,3 +400,57 @@ def test_an_image_of_many_layers_takes_no_descriptor_for_each(tmp_path: Path) ->
         [*limited, "import", str(image)], capture_output=True, text=True, check=False, env=environment()
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_layer_on_two_bases_at_once_is_applied_once(tmp_path: Path) -> None:
+    top = archive(*(member(f"top/{n}") for n in range(20)))
+
+    async def work(engine: Engine) -> None:
+        names = []
+        for base in ("one", "two", "three"):
+            layers = [archive(member(base)), top]
+            (image,) = (
+                await engine.import_image(layout(tmp_path / base, layers, tag=f"x/{base}:1"))
+            ).images
+            names.append(image.name)
+        done: list[Unpacked] = []
+
+        async def unpack(name: str) -> None:
+            done.append(await engine.unpack(name, snapshotter="overlay"))
+
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(unpack, name)
+        assert sorted(one.reused for one in done) == [0, 1, 1]
+        assert len(os.listdir(engine.stores.root.snapshots / "overlay")) == 4
+        assert engine._shop.twins._first == {}
+
+    run(tmp_path, work)
+
+
+def test_when_a_layer_fails_on_one_base_it_is_applied_on_the_other(tmp_path: Path) -> None:
+    """One image lies about the layer below, so that what stands on that is never committed."""
+    top = archive(*(member(f"top/{n}") for n in range(20)))
+    bases = [archive(member("one")), archive(member("two"))]
+    lie = [digest_of(b"another"), digest_of(top)]
+    layout(tmp_path / "0", [bases[0], top], tag="x/0:1", diff_ids=lie)
+    layout(tmp_path / "1", [bases[1], top], tag="x/1:1")
+
+    async def work(engine: Engine) -> None:
+        for number in range(2):
+            await engine.import_image(tmp_path / str(number))
+        results: dict[str, object] = {}
+
+        async def unpack(name: str) -> None:
+            try:
+                results[name] = await engine.unpack(name, snapshotter="overlay")
+            except EngineError as error:
+                results[name] = error
+
+        async with trio.open_nursery() as nursery:
+            for name in ("x/0:1", "x/1:1"):
+                nursery.start_soon(unpack, name)
+        assert isinstance(results["x/0:1"], DigestMismatch)
+        assert isinstance(results["x/1:1"], Unpacked)
+
+    run(tmp_path, work)

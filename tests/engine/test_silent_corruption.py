@@ -395,7 +395,7 @@ SEAMS = (
     (markers.AufsMarkers, "make_whiteout"),
     (markers.AufsMarkers, "make_opaque"),
     (filling, "give_attributes"),
-    (filling._Filling, "_copy_file"),
+    (filling.Copying, "_copy_file"),
     (filling._Filling, "fill"),
     (sealing, "_mark"),
 )

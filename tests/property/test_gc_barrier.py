@@ -29,7 +29,7 @@ from engine.gc.survey import Places
 from engine.kv.environment import Transaction
 from engine.kv.schema import COUNTERS, INLINE, LEASES, Blob, Image, Ingest, Lease, Snapshot, now
 from engine.metadata import ledger
-from engine.metadata.lineage import MetaStore
+from engine.metadata.lineage import Committing, MetaStore
 from engine.metadata.nodes import Node
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
@@ -228,7 +228,7 @@ def view(key: str, parent: str, stores: Stores) -> None:
 
 def commit(key: str, name: str, parent: str | None, stores: Stores) -> None:
     step = Commit(name=name, key=key, parent=parent, lease="mine")
-    _lineage(stores).commit((step, Usage(1, 1)))
+    _lineage(stores).commit(Committing(step, Usage(1, 1)))
 
 
 def label_snapshot(key: str, labels: Labels, stores: Stores) -> None:

@@ -16,7 +16,7 @@ from engine.gc.collect import Collected, collect
 from engine.gc.survey import Places
 from engine.kv.schema import BLOBS, INGESTS, LEASES, SNAPSHOTS, Lease, now
 from engine.metadata import ledger
-from engine.metadata.lineage import MetaStore
+from engine.metadata.lineage import Committing, MetaStore
 from engine.metadata.nodes import Node, blob_node, snapshot_node
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
@@ -190,7 +190,7 @@ def build(root_stores: Stores, graph: Graph) -> Stores:
         about = labels_of(graph, (backend, name))
         if kind == "committed":
             store.create("making", Kind.ACTIVE, parent, {}, "")
-            store.commit((Commit(name=name, key="making", labels=about), Usage(10, 1)))
+            store.commit(Committing(Commit(name=name, key="making", labels=about), Usage(10, 1)))
         else:
             store.create(name, Kind(kind), parent, about, lease)
     for name in graph.images:

@@ -15,7 +15,7 @@ from engine.errors import (
     InvalidArgument,
     NotFound,
 )
-from engine.metadata.lineage import MetaStore
+from engine.metadata.lineage import Committing, MetaStore
 from engine.snapshots import Commit, Kind, Usage
 from tests.property.records_machine import BACKEND, RecordsMachine
 
@@ -88,7 +88,9 @@ class SnapshotMachine(RecordsMachine):
             return
         labels, lease = self.labels(data), self.lease(data)
         self.store.create("layer", Kind.ACTIVE, parent, {}, "")
-        self.store.commit((Commit(name=name, key="layer", lease=lease, labels=labels), Usage(1, 1)))
+        self.store.commit(
+            Committing(Commit(name=name, key="layer", lease=lease, labels=labels), Usage(1, 1))
+        )
         self.model.snapshots[name] = ("committed", parent, "", labels)
         self.join(lease, ("snapshots", BACKEND, name))
 
@@ -104,9 +106,9 @@ class SnapshotMachine(RecordsMachine):
         expected = self.wrong_commit(key, name, parent)
         step = Commit(name=name, key=key, parent=parent, lease=lease, labels=labels)
         if expected:
-            self.fails(expected, lambda: self.store.commit((step, Usage(1, 1))))
+            self.fails(expected, lambda: self.store.commit(Committing(step, Usage(1, 1))))
             return
-        self.store.commit((step, Usage(1, 1)))
+        self.store.commit(Committing(step, Usage(1, 1)))
         event("committed")
         _, below, _, _ = self.model.snapshots.pop(key)
         self.model.snapshots[name] = ("committed", below or parent or "", "", labels)
