@@ -162,39 +162,37 @@ class Maker:
         reused = await trio.to_thread.run_sync(_reuse, work, key)
         if reused is not None:
             return reused
-        digest, arrival = work.layer.descriptor.digest, work.arrival
-        try:
-            applied = await self._applied(work, flight, key, parent)
-        except Refused as error:
-            # Whether it is the layer that is bad, or its way here, the digest tells.
-            await arrival.whole()
-            raise Refused(f"layer {digest}: {error}") from None
-        await arrival.whole()
-        if applied.diff_id != work.layer.diff_id:
-            raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
-        return applied
+        while True:
+            await work.arrival.beyond(0)
+            number = work.arrival.number
+            try:
+                applied = await self._applied(work, flight, key, parent)
+                await work.arrival.whole()
+                return applied
+            except (DataLoss, DigestMismatch, Refused):
+                # Whether it is the layer that is bad, or its way here, the digest tells.
+                await work.arrival.whole()
+                if number == work.arrival.number:
+                    raise
+                # What was read is gone: an equal blob was here, or who brought bad bytes has left.
+                await self._discard(work.snapshotter, key)
 
     async def _applied(self, work: Work, flight: LayerFlight, key: str, parent: str) -> Applied:
         """Have a worker apply the bytes as they arrive, in a slot that others have while none do."""
-        size, arrival = work.layer.descriptor.size, work.arrival
-        show = partial(flight.report, Step.UNPACK, work.layer.descriptor.digest, size)
-        await arrival.beyond(0)
+        digest, size = work.layer.descriptor.digest, work.layer.descriptor.size
+        show = partial(flight.report, Step.UNPACK, digest, size)
         async with self._shop.pool.slots.slot(work.order) as slot:
-            while True:
-                job = await trio.to_thread.run_sync(self._begin, work, key, parent)
-                show(0)
-                try:
-                    with self._flushing(work, show) as told:
-                        more = partial(_more, arrival, slot)
-                        applied = await self._shop.pool.apply(job, told, more)
-                except DataLoss:
-                    # What was read went when an equal blob turned out to be here already.
-                    if job.number == arrival.number:
-                        raise
-                    await self._discard(work.snapshotter, key)
-                    continue
-                show(size)
-                return applied
+            job = await trio.to_thread.run_sync(self._begin, work, key, parent)
+            show(0)
+            try:
+                with self._flushing(work, show) as told:
+                    applied = await self._shop.pool.apply(job, told, partial(_more, work.arrival, slot))
+            except Refused as error:
+                raise Refused(f"layer {digest}: {error}") from None
+            show(size)
+        if applied.diff_id != work.layer.diff_id:
+            raise DigestMismatch(f"layer {digest}, unpacked,", work.layer.diff_id, applied.diff_id)
+        return applied
 
     def _flushing(
         self, work: Work, show: Callable[[int], None]

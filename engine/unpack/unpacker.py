@@ -7,7 +7,7 @@ When layer k fails, those below are committed, k and above are not, and its erro
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -46,7 +46,7 @@ class Unpacked:
     xattrs_left_out: int
     mistyped: tuple[str, ...]
     """A line for each layer applied whose bytes are packed in another way than its media type says."""
-    timings: Timings
+    timings: Timings = field(default_factory=dict, compare=False)
     """Where the time went; commits and flushes of what others unpacked meanwhile are among it."""
     reused: int = 0
     """How many layers were not applied, as their data was here from another base."""

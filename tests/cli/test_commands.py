@@ -45,6 +45,7 @@ def test_import_tells_digests_as_json(tmp_path: Path, image: Path):
     manifest = json.loads((image / "index.json").read_text())["manifests"][0]["digest"]
     done = lamina_json(tmp_path / "root", "import", "--no-unpack", image)
     (row,) = lamina_json(tmp_path / "root", "images")
+    assert list(done.pop("timings")) == ["fetch"]
     assert done == {"images": [row], "passed_over": [], "failed": [], "unpacked": []}
     assert (row["name"], row["digest"]) == ("docker.io/library/app:1", manifest)
     assert row["unpacked"] == {}

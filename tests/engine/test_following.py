@@ -1,8 +1,8 @@
 """Layers are applied while their bytes arrive: in any order, whoever fails or leaves, all or nothing."""
 
 import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -310,6 +310,46 @@ def test_who_brings_a_layer_leaves_and_another_goes_on(tmp_path: Path) -> None:
                 while not come.write(0):
                     await trio.lowlevel.checkpoint()
             assert check_made_sizes(come, 3 * EXTENT) == 1
+
+    run(tmp_path, work)
+
+
+def _spoilt_content(data: bytes) -> bytes:
+    """Return an archive whose file has other bytes."""
+    return data[:600] + b"spoilt" + data[606:]
+
+
+def _no_archive(data: bytes) -> bytes:
+    """Return what is no archive."""
+    return b"spoilt" + data[6:]
+
+
+@pytest.mark.parametrize("spoilt", [_spoilt_content, _no_archive])
+@pytest.mark.parametrize("ended", [True, False])
+def test_bad_bytes_of_one_who_leaves_do_not_spoil_what_another_brings(
+    tmp_path: Path, spoilt: Callable[[bytes], bytes], *, ended: bool
+) -> None:
+    async def work(engine: Engine) -> None:
+        async with coming(engine, tmp_path / "image", random_layers([3 * EXTENT])) as come:
+            bad = {digest: spoilt(data) for digest, data in come.layers.items()}
+            first = Coming(engine, come.image, bad, come.lease)
+            async with come.bringing(), trio.open_nursery() as nursery:
+                with suppress(DigestMismatch):
+                    async with first.bringing():
+                        nursery.start_soon(come.unpack)
+                        first.write(0, EXTENT)
+                        await trio.testing.wait_all_tasks_blocked(0.1)
+                        while ended:
+                            first.write(0, EXTENT)
+                            await trio.testing.wait_all_tasks_blocked(0.1)
+                if not ended:
+                    engine.stores.content.abort(come.digests[0])
+                while not come.write(0, EXTENT):
+                    await trio.testing.wait_all_tasks_blocked(0.1)
+            assert check_made_sizes(come, 3 * EXTENT) == 1
+            (name,) = come.image.chain
+            (file,) = backend_folder(engine, name).glob("file-*")
+            assert file.read_bytes() in come.layers[come.digests[0]]
 
     run(tmp_path, work)
 

@@ -54,6 +54,11 @@ BOUNDS = {
     "XATTRS": (128, "tools write three"),
     "XATTR_BYTES": (64 * 1024, "XATTR_SIZE_MAX"),
     "XZ_MEMORY": (128 * MIB, "`xz -9` asks for 65 MiB"),
+    "FLUSH_EVERY_S": (
+        0.5,
+        "a flush of what a layer writes in that time takes less; more often it costs",
+    ),
+    "FLUSH_AFTER_S": (60, "twice what the kernel takes to write by itself (dirty_expire_centisecs)"),
     "COLLECT_WAIT_S": (30, "one of a million records takes 15 s, and tells meanwhile that it gets on"),
     "INGEST_LIFE_S": (24 * 3600, "as in containerd"),
     "FILTER": (10_000, "one line of a shell; parsing and matching it stay far below a second"),
