@@ -111,7 +111,6 @@ def listed(*choices: str) -> Callable[[str], list[str]]:
 
 def chosen(options: argparse.Namespace, told: list[Runs]) -> Iterator[Contender]:
     """Yield who takes part; `told` gets who can't."""
-
     for durability, stage in product(options.durability, options.stage):
         for backend in options.backend:
             yield lamina(backend, stage, durability)
