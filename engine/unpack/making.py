@@ -122,6 +122,7 @@ class Maker:
         return True
 
     async def _found(self, work: Work, flight: LayerFlight) -> None:
+        """Count a layer that another process made."""
         usage = await trio.to_thread.run_sync(work.snapshotter.usage, work.chain_id)
         below = work.below
         if below is not None:
@@ -130,10 +131,11 @@ class Maker:
         flight.is_ready.set()
 
     async def _made(self, work: Work, flight: LayerFlight) -> Applied:
+        """Fill an active snapshot and commit it, after those below; else remove it."""
         key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
         failures = self._shop.flusher.failures
         try:
-            applied = await self._apply(work, flight, key)
+            applied = await self._filled(work, flight, key)
             if work.below is not None:
                 await work.below.is_ready.wait()
                 if work.below.error is not None:
@@ -143,17 +145,15 @@ class Maker:
             committer = self._shop.committer(self._namespace, work.snapshotter)
             if not await committer.commit(work.commit(key), flight.report, failures, flush=work.flush):
                 await self._discard(work.snapshotter, key)
-        except EngineError:
+        except BaseException as error:
             await self._discard(work.snapshotter, key)
-            if work.below is not None:
+            if isinstance(error, EngineError) and work.below is not None:
                 await work.below.result()  # of several errors the lowest counts
-            raise
-        except BaseException:
-            await self._discard(work.snapshotter, key)
             raise
         return applied
 
-    async def _apply(self, work: Work, flight: LayerFlight, key: str) -> Applied:
+    async def _filled(self, work: Work, flight: LayerFlight, key: str) -> Applied:
+        """Make an active snapshot of a layer, which is verified: from one that is here, or its bytes."""
         parent = ""
         if work.below is not None and not work.snapshotter.capabilities.rebase:
             await work.below.result()
@@ -179,6 +179,7 @@ class Maker:
                 await self._discard(work.snapshotter, key)
 
     async def _applied(self, work: Work, flight: LayerFlight, key: str, parent: str) -> Applied:
+        """Have a worker apply the bytes as they arrive, in a slot that others have while none do."""
         digest, size = work.layer.descriptor.digest, work.layer.descriptor.size
         show = partial(flight.report, Step.UNPACK, digest, size)
         async with self._shop.pool.slots.slot(work.order) as slot:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -313,11 +314,12 @@ def test_an_interrupted_command_ends_soon_and_leaves_nothing(tmp_path: Path) -> 
 
 
 def below(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except FileNotFoundError:
-        return []
-    return list(map(int, text.split()))
+    """Return the children of a process: of each thread, as they are its own who started them."""
+    found: list[int] = []
+    for children_of in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it ended
+            found += map(int, children_of.read_text(encoding="ascii").split())
+    return found
 
 
 def test_cleaning_up_is_bounded_and_goes_on_later(
