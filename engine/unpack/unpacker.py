@@ -200,7 +200,9 @@ class Unpacker:
         return self._kept(work, flight, work.lease.hold())
 
     def _layer_of(self, work: Work) -> tuple[str, ...]:
-        return (self._namespace, work.snapshotter.name, work.layer.diff_id)
+        # By its blob, too: that of an image that lies would not be looked at (M-11).
+        blob = work.layer.descriptor.digest
+        return (self._namespace, work.snapshotter.name, work.layer.diff_id, blob)
 
     @asynccontextmanager
     async def _kept(
