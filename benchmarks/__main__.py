@@ -6,7 +6,7 @@ import signal
 import sys
 from importlib import import_module
 
-from benchmarks.fresh import own_mounts
+from benchmarks.fresh import own_mounts, sweep
 
 COMMANDS = {
     "unpack": "images to root file systems, beside other tools and the machine's limits",
@@ -36,6 +36,8 @@ def main() -> int:
         code: int = import_module(f"benchmarks.{command}").main(sys.argv[2:])
     except KeyboardInterrupt:
         return 130
+    finally:
+        sweep()
     return code
 
 

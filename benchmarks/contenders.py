@@ -1,11 +1,9 @@
 """Who is timed: lamina with each backend, and what its peers (`peers`) have in common with it."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from benchmarks.group import Group, Step
@@ -37,8 +35,8 @@ class Contender:
 
 
 def lamina(backend: str, stage: str, durability: str) -> Contender:
-    """Return lamina: as two commands, of which the second is timed, or as one. Unable as it is."""
-    how = ["-q", "--snapshotter", backend, *_durability(durability)]
+    """Return lamina: as two commands, of which the second is timed, or as one."""
+    how = ["-q", "--snapshotter", backend, "--durability", durability]
 
     @contextmanager
     def ready(image: Image, folder: Path, group: Group) -> Iterator[Sequence[Step]]:
@@ -50,17 +48,3 @@ def lamina(backend: str, stage: str, durability: str) -> Contender:
             yield [[[*command, "import", *how, str(image.archive)]]]
 
     return Contender(f"lamina {backend} {durability}", stage, ready, is_ours=True)
-
-
-def _durability(durability: str) -> Sequence[str]:
-    if _knows("--durability"):
-        return ("--durability", durability)
-    if durability == "full":
-        return ()
-    raise Unable("this lamina always flushes; --durability full")
-
-
-@cache
-def _knows(option: str) -> bool:
-    helped = subprocess.run([*LAMINA, "unpack", "--help"], check=True, capture_output=True, text=True)
-    return option in helped.stdout

@@ -11,9 +11,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import TemporaryDirectory, gettempdir
 
-__all__ = ["KINDS", "MEMORY", "fresh_file_system", "own_mounts", "prefix"]
+__all__ = ["KINDS", "MEMORY", "fresh_file_system", "own_mounts", "prefix", "sweep", "unmount"]
 
 MEMORY = Path("/dev/shm")
 
@@ -40,6 +41,21 @@ def own_mounts() -> None:
         raise OSError(ctypes.get_errno(), f"mounts of its own: {os.strerror(ctypes.get_errno())}")
 
 
+def unmount(target: Path) -> None:
+    """Unmount a folder with what is mounted below, unless an interrupt came before it was mounted."""
+    if target.is_mount():
+        subprocess.run(["umount", "--recursive", str(target)], check=True)
+
+
+def sweep() -> None:
+    """Remove what is left of this process's: an interrupt may come within the removal of something."""
+    for folder in {MEMORY, Path(gettempdir())}:
+        for left in folder.glob(f"lamina-*-{os.getpid()}-*"):
+            for target in filter(Path.is_dir, left.iterdir()):
+                unmount(target)  # or what is removed would be in it
+            rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def fresh_file_system(kind: str = "ext4") -> Iterator[Path]:
     """Mount an empty file system for the length of a block. Needs root, and its mkfs."""
@@ -49,9 +65,8 @@ def fresh_file_system(kind: str = "ext4") -> Iterator[Path]:
         with image.open("wb") as file:
             file.truncate(_SIZE)
         subprocess.run([*_MAKE[kind], str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(target)], check=True)
         try:
+            subprocess.run(["mount", "-o", "loop", str(image), str(target)], check=True)
             yield target
         finally:
-            # With what skopeo has mounted below.
-            subprocess.run(["umount", "--recursive", str(target)], check=True)
+            unmount(target)  # with what skopeo has mounted below

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.costs import Cost
-from benchmarks.fresh import prefix
+from benchmarks.fresh import prefix, unmount
 
 __all__ = ["Command", "Failed", "Group", "Step", "group"]
 
@@ -136,8 +136,8 @@ def group() -> Iterator[Group]:
         tree, messages = Path(holder) / "tree", Path(holder) / "messages"
         tree.mkdir()
         # A mount of our own: there may be none (old systems), or one that is read-only (containers).
-        subprocess.run(["mount", "-t", "cgroup2", "none", str(tree)], check=True)
         try:
+            subprocess.run(["mount", "-t", "cgroup2", "none", str(tree)], check=True)
             found = Group(tree / _own_path() / Path(holder).name, messages)
             found.folder.mkdir()
             try:
@@ -146,7 +146,7 @@ def group() -> Iterator[Group]:
                 found.end()
                 found.folder.rmdir()
         finally:
-            subprocess.run(["umount", str(tree)], check=True)
+            unmount(tree)
 
 
 def _own_path() -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.fresh import KINDS, fresh_file_system
+from engine.content.growing import BATCH
 from engine.content.store import ContentStore
-from engine.content.writer import BATCH
 from engine.oci.digest import digest_of
 from engine.oci.platform import Platform
 from engine.root import Root

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from benchmarks.contenders import STAGES, Contender, Unable, lamina
@@ -110,17 +111,14 @@ def listed(*choices: str) -> Callable[[str], list[str]]:
 
 def chosen(options: argparse.Namespace, told: list[Runs]) -> Iterator[Contender]:
     """Yield who takes part; `told` gets who can't."""
-
-    def ours(durability: str) -> Iterator[Contender]:
-        for stage in options.stage:
-            for backend in options.backend:
-                yield lamina(backend, stage, durability)
-
-    groups = {f"lamina {durability}": ours(durability) for durability in options.durability}
-    groups |= {word: peers(word, options.stage) for word in options.peer if word != "none"}
-    for name, group_of in groups.items():
+    for durability, stage in product(options.durability, options.stage):
+        for backend in options.backend:
+            yield lamina(backend, stage, durability)
+    for name in options.peer:
+        if name == "none":
+            continue
         try:
-            yield from group_of
+            yield from peers(name, options.stage)
         except Unable as error:
             print(f"{name}: left out: {error}", file=sys.stderr)
             told.append(Runs(name, "", left_out=str(error)))

@@ -15,9 +15,9 @@ opens the store a while after.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import IntEnum
+from enum import Enum, auto
 from functools import partial
 
 from engine import plugins
@@ -94,17 +94,7 @@ def _settle(root: Root, notes: list[tuple[str, Unflushed]], passed: Callable[[],
         only=about,
         right=lambda key: unflushed.forget(root.meta, [about[key]]),
     )
-    lost: list[SnapshotKey] = []
-    waiting: set[SnapshotKey] = set()
-    for trouble in snapshots.check():
-        key = (trouble.finding.snapshotter, trouble.finding.namespace, trouble.finding.name)
-        if not key[2]:
-            continue  # of a backend that cannot be loaded
-        below = (*key[:2], read.snapshots[key].parent)
-        if (come := _mended(trouble)) is _Come.WAITS or (come and below in waiting):
-            waiting.add(key)
-        elif come:
-            lost.append(key)
+    lost = _lost(read, snapshots.check())
     hit("doubts.checked")
     gone: set[SnapshotKey] = set()
     for key in lost:
@@ -114,15 +104,33 @@ def _settle(root: Root, notes: list[tuple[str, Unflushed]], passed: Callable[[],
     unflushed.forget(root.meta, [one for one in notes if _is_gone(root, read, *one)])
 
 
-class _Come(IntEnum):
-    """What came of mending a snapshot."""
+def _lost(read: Read, troubles: Iterable[Trouble]) -> list[SnapshotKey]:
+    """Mend what is wrong; return what cannot be mended, but for what waits with one below it."""
+    lost: list[SnapshotKey] = []
+    waiting: set[SnapshotKey] = set()
+    for trouble in troubles:
+        key = (trouble.finding.snapshotter, trouble.finding.namespace, trouble.finding.name)
+        if not key[2]:
+            continue  # of a backend that cannot be loaded
+        below = (*key[:2], read.snapshots[key].parent)
+        fate = _mended(trouble)
+        if fate is _Fate.WAITS or (fate is _Fate.LOST and below in waiting):
+            waiting.add(key)
+        elif fate is _Fate.LOST:
+            lost.append(key)
+    return lost
 
-    MENDED = 0
-    WAITS = 1
-    LOST = 2
+
+class _Fate(Enum):
+    """What becomes of a snapshot that is not right."""
+
+    MENDED = auto()
+    WAITS = auto()
+    """It cannot be mended now."""
+    LOST = auto()
 
 
-def _mended(trouble: Trouble) -> _Come:
+def _mended(trouble: Trouble) -> _Fate:
     """Mend what is wrong with a snapshot, if that can be."""
     found = trouble.finding
     told = partial(_log.warning, "snapshot %s of %s: %s", found.name, found.snapshotter)
@@ -131,14 +139,14 @@ def _mended(trouble: Trouble) -> _Come:
         try:
             told(trouble.mend())
             hit("doubts.mended")
-            return _Come.MENDED
+            return _Fate.MENDED
         except (DataLoss, Refused) as error:  # of the blob, whose digest may tell
             why = f"{why}; it cannot be applied again: {error}"
         except EngineError as error:
             told(f"{why}; it cannot be applied again now, and is not used: {error}")
-            return _Come.WAITS
+            return _Fate.WAITS
     told(why)
-    return _Come.LOST
+    return _Fate.LOST
 
 
 def _dropped(root: Root, read: Read, key: SnapshotKey) -> set[SnapshotKey]:

@@ -419,9 +419,8 @@ def open_stores(
 ) -> Iterator[Stores]:
     """Open the stores at `path` for the length of a block.
 
-    `passed` is called often where that takes long, and may end it.
-
     With `create` they are made if need be, with `readonly` nothing is. NotFound where there are none.
+    `passed` is called often where opening takes long, and may end it.
 
     All in this process who open a root share it, whatever their namespaces.
     """

@@ -14,7 +14,7 @@ import msgspec
 
 from engine import limits
 from engine.archive.source import Source
-from engine.content.writer import BATCH
+from engine.content.growing import BATCH
 from engine.errors import Refused, printable
 from engine.labels import IMAGE_NAME, OCI_REF_NAME
 from engine.oci.digest import Digest, digest_of

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from engine import limits
-from engine.content.writer import BATCH
+from engine.content.growing import BATCH
 from engine.diff import tar
 from engine.diff.sparse import Parts
 from engine.diff.tar import TarReader

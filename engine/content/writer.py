@@ -9,7 +9,6 @@ A writer holds its bytes (`engine.content.holds`): if someone drops the ingest t
 it lets go, with what it wrote meanwhile.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
@@ -18,7 +17,8 @@ from typing import Self
 import msgspec
 
 from engine import labels as label_rules
-from engine.content import discard, extents
+from engine.content import discard
+from engine.content.growing import Growing
 from engine.content.holds import Holds, release
 from engine.content.lasting import keep_record, lasting
 from engine.content.reader import Reader
@@ -36,7 +36,6 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
     COUNTERS,
-    EXTENT,
     INGESTS,
     INLINE,
     SMALL,
@@ -48,13 +47,10 @@ from engine.kv.schema import (
 from engine.labels import Labels
 from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
-from engine.oci.digest import Digest, hasher
+from engine.oci.digest import Digest
 from engine.processes import Owner
 
-__all__ = ["BATCH", "Writer"]
-
-BATCH = 8 * EXTENT
-"""The best size of one write, in bytes: one transaction, and no copy on the way."""
+__all__ = ["Writer"]
 
 
 class _Aborted(FailedPrecondition):
@@ -88,7 +84,7 @@ class Writer:
         if record.number:
             try:
                 self._hold()
-                self._resume()
+                self._bytes.resume(record.number)
             except BaseException:
                 self._free()
                 self._held.close()
@@ -96,19 +92,7 @@ class Writer:
 
     def _begin(self) -> None:
         self._expected = Digest(self._record.expected) if self._record.expected else None
-        self._hash = hasher(self._expected)
-        self._tail = bytearray()
-        self._index = 0
-        self._stored = 0  # bytes that are durable
-
-    def _resume(self) -> None:
-        number = self._record.number
-        self._stored = extents.stored_bytes(self._blobs, number)
-        self._index, rest = divmod(self._stored, EXTENT)
-        extents.feed(self._blobs, number, self._stored, self._hash.update)
-        if rest:
-            with extents.view(self._blobs, number, self._index, self._stored) as last:
-                self._tail += last
+        self._bytes = Growing(self._blobs, self._expected)
 
     @property
     def ref(self) -> str:
@@ -120,19 +104,19 @@ class Writer:
         """How many bytes have been written, those of an earlier writer among them."""
         if self._borrowed:
             return self._borrowed.size
-        return self._index * EXTENT + len(self._tail)
+        return self._bytes.size
 
     @property
     def durable(self) -> tuple[int, int]:
         """The number under which bytes are durable, 0 as long as there are none, and how many are."""
-        return self._record.number if self._stored else 0, self._stored
+        return self._record.number if self._bytes.durable else 0, self._bytes.durable
 
     @property
     def digest(self) -> Digest:
         """The digest of the bytes written so far."""
         if self._borrowed:
             return Digest(self._borrowed.blob.digest)
-        return Digest(f"{self._hash.name}:{self._hash.hexdigest()}")
+        return self._bytes.digest
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`. Refused once the blob is longer than announced.
@@ -149,36 +133,7 @@ class Writer:
         with self._leaving():
             if self._borrowed and len(data):
                 self._unshare()
-            with self._hashing(data):
-                self._take(memoryview(data))
-
-    @contextmanager
-    def _hashing(self, data: bytes | memoryview) -> Iterator[None]:
-        """Hash `data` while the block stores it."""
-        if len(data) < EXTENT:
-            self._hash.update(data)
-            yield
-            return
-        thread = threading.Thread(target=self._hash.update, args=(data,), name="hash", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            thread.join()
-
-    def _take(self, view: memoryview) -> None:
-        if self._tail:
-            room = EXTENT - len(self._tail)
-            self._tail += view[:room]
-            view = view[room:]
-            if len(self._tail) < EXTENT:
-                return
-            self._store(memoryview(bytes(self._tail)))
-            self._tail.clear()
-        whole = len(view) // EXTENT * EXTENT
-        for start in range(0, whole, BATCH):
-            self._store(view[start : min(start + BATCH, whole)])
-        self._tail += view[whole:]
+            self._bytes.write(self._record.number, data)
 
     def _unshare(self) -> None:
         """Have bytes of our own: a copy of those that are shared."""
@@ -194,17 +149,6 @@ class Writer:
         if (total is None or total > INLINE) and not self._settle():
             raise Unavailable(f"another process is writing {self.ref}")
 
-    def _store(self, data: memoryview) -> None:
-        self._index = extents.append(self._blobs, self._record.number, self._index, data)
-        self._stored = self._index * EXTENT
-        hit("content.ingest.written")
-
-    def _store_tail(self) -> None:
-        """Make the last bytes durable, in an extent that a later one takes the place of."""
-        if self._stored < self.offset:
-            extents.append(self._blobs, self._record.number, self._index, memoryview(self._tail))
-            self._stored = self.offset
-
     def truncate(self, size: int = 0) -> None:
         """Begin again at nothing. InvalidArgument for any other size."""
         self._check_open()
@@ -215,7 +159,7 @@ class Writer:
                 self._borrowed.close()
                 self._borrowed = None
                 self._own()
-            if self._stored:
+            if self._bytes.durable:
                 self._leave_bytes()
             self._begin()
 
@@ -251,7 +195,7 @@ class Writer:
             self._check_digest(self._expected)
             self._check_digest(expected)
             if not self._borrowed and not self._is_small:
-                self._store_tail()
+                self._bytes.store_tail(self._record.number)
             hit("content.commit.before")
             try:
                 blob = self._publish(expected or self.digest, labels or {})
@@ -263,7 +207,7 @@ class Writer:
 
     @property
     def _is_small(self) -> bool:
-        return not self._stored and self.offset <= INLINE
+        return not self._bytes.durable and self.offset <= INLINE
 
     def _check_size(self, size: int | None) -> None:
         if size is not None and size != self.offset:
@@ -273,9 +217,8 @@ class Writer:
     def _check_digest(self, expected: Digest | None) -> None:
         if expected is None:
             return
-        actual = (
-            self.digest if expected.partition(":")[0] == self._hash.name else self._digest_as(expected)
-        )
+        is_at_hand = expected.partition(":")[0] == self._bytes.algorithm
+        actual = self.digest if is_at_hand else self._digest_as(expected)
         if actual != expected:
             self.abort()
             raise DigestMismatch(self.ref, expected, actual)
@@ -284,11 +227,7 @@ class Writer:
         """Hash all bytes again, with another algorithm than was announced."""
         if self._borrowed:
             self._unshare()
-        again = hasher(expected)
-        whole = self._index * EXTENT
-        extents.feed(self._blobs, self._record.number, whole, again.update)
-        again.update(self._tail)
-        return Digest(f"{again.name}:{again.hexdigest()}")
+        return self._bytes.digest_as(self._record.number, expected)
 
     def _publish(self, digest: Digest, labels: Labels) -> Blob:
         """Replace the ingest by a blob, or give its labels to an equal one that came first."""
@@ -320,7 +259,7 @@ class Writer:
             ledger.unpin(txn, self._namespace, self._record.lease, ingest)
         number = self._record.number or COUNTERS.next(txn, "blob")
         if self._is_small:
-            SMALL.put(txn, Small(data=bytes(self._tail)), number)
+            SMALL.put(txn, Small(data=self._bytes.tail), number)
         return number
 
     def _check_ours(self, txn: Transaction) -> None:
@@ -354,13 +293,13 @@ class Writer:
         if not self._is_open:
             return
         with self._closing():
-            if not self._borrowed and (self._record.number or self._tail):
+            if not self._borrowed and (self._record.number or self.offset):
                 self._keep()
 
     def _keep(self) -> None:
         if not self._record.number and not self._settle():
             return
-        self._store_tail()
+        self._bytes.store_tail(self._record.number)
         if not self._rest():
             self._drop()
 

@@ -67,14 +67,20 @@ def stream(
 ) -> Applied:
     """Take a layer through to a sink of `target`, within `budget`; as `apply_layer`."""
     running = hasher(diff_id)
-    unpacked = 0
+    read = unpacked = 0
 
     def counted() -> Iterator[bytes | memoryview]:
-        read = 0
+        nonlocal read
         for piece in packed:
             yield piece
             read += len(piece)
+
+    def told(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Tell of progress on the caller's own thread: to tell may be to ask whether to go on."""
+        for piece in pieces:
             progress(read)
+            yield piece
+        progress(read)
 
     def hashed(digest: Callable[[bytes], None]) -> Iterator[bytes]:
         nonlocal unpacked
@@ -89,7 +95,7 @@ def stream(
         behind(running.update, Phase.HASH) as digest,
         ahead(hashed(digest), Phase.INFLATE) as pieces,
     ):
-        without = _build(pieces, rules, budget, sink)
+        without = _build(told(pieces), rules, budget, sink)
     return Applied(
         diff_id=f"{running.name}:{running.hexdigest()}",
         bytes_unpacked=unpacked,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine import limits
+from engine.content.growing import BATCH
 from engine.content.ingests import BeingWritten
 from engine.content.store import ContentStore
-from engine.content.writer import BATCH, Writer
+from engine.content.writer import Writer
 from engine.errors import (
     AlreadyExists,
     DigestMismatch,

@@ -16,8 +16,8 @@ class LayerFlight(Flight[Applied | None]):
     """A layer under way; `lease` is whose it is, `entries` and `size` those of all layers up to it.
 
     Its result is None where another process made it. `twin` is the same layer on another base, which
-    began before it. The one above waits for `is_ready`, so that layers
-    reach the committer in chain order.
+    began before it. The one above waits for `is_ready`, so that layers reach the committer in chain
+    order.
     """
 
     def __init__(self) -> None:

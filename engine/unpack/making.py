@@ -14,7 +14,6 @@ from pathlib import Path
 import trio
 
 from engine import failpoints, labels, limits
-from engine.content.holds import release
 from engine.content.image import Layer
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
@@ -94,33 +93,36 @@ class Maker:
     @asynccontextmanager
     async def _alone(self, work: Work, flight: LayerFlight) -> AsyncIterator[bool]:
         """Keep other processes from making the layer; say whether one has made it."""
-        take = partial(self._shop.locks.take, self._namespace, work.snapshotter.name, work.chain_id)
+        locks, name = self._shop.locks, (self._namespace, work.snapshotter.name, work.chain_id)
+        take = partial(locks.take, *name)
         is_made = False
-        lock = await trio.to_thread.run_sync(take)
+        is_had = await trio.to_thread.run_sync(take)
         try:
-            if lock < 0:
-                lock = await self._wait(work, flight, take)
+            if not is_had:
+                is_had = await self._wait(work, flight, take)
                 pinned = partial(has, work.snapshotter, work.lease.id, work.chain_id)
                 is_made = await trio.to_thread.run_sync(pinned)
             yield is_made
         finally:
-            release(lock)
+            if is_had:
+                locks.give_back(*name)
 
     @staticmethod
-    async def _wait(work: Work, flight: LayerFlight, take: Callable[[], int]) -> int:
-        """Wait for another process that makes the layer; return the lock."""
+    async def _wait(work: Work, flight: LayerFlight, take: Callable[[], bool]) -> bool:
+        """Wait until another process that makes the layer is done with it, and have the lock."""
         if work.below is not None:  # of a chain one look at a time is enough
             await work.below.done.wait()
         show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
         show(0)
         try:
-            while (lock := await trio.to_thread.run_sync(take)) < 0:  # noqa: ASYNC110  no event comes
+            while not await trio.to_thread.run_sync(take):  # noqa: ASYNC110  no event comes
                 await trio.sleep(_POLL_S)
         finally:
             show(1)
-        return lock
+        return True
 
     async def _found(self, work: Work, flight: LayerFlight) -> None:
+        """Count a layer that another process made."""
         usage = await trio.to_thread.run_sync(work.snapshotter.usage, work.chain_id)
         below = work.below
         if below is not None:
@@ -129,10 +131,11 @@ class Maker:
         flight.is_ready.set()
 
     async def _made(self, work: Work, flight: LayerFlight) -> Applied:
+        """Fill an active snapshot and commit it, after those below; else remove it."""
         key = f"extract-{secrets.token_hex(6)} {work.chain_id}"
         failures = self._shop.flusher.failures
         try:
-            applied = await self._apply(work, flight, key)
+            applied = await self._filled(work, flight, key)
             if work.below is not None:
                 await work.below.is_ready.wait()
                 if work.below.error is not None:
@@ -142,17 +145,15 @@ class Maker:
             committer = self._shop.committer(self._namespace, work.snapshotter)
             if not await committer.commit(work.commit(key), flight.report, failures, flush=work.flush):
                 await self._discard(work.snapshotter, key)
-        except EngineError:
+        except BaseException as error:
             await self._discard(work.snapshotter, key)
-            if work.below is not None:
+            if isinstance(error, EngineError) and work.below is not None:
                 await work.below.result()  # of several errors the lowest counts
-            raise
-        except BaseException:
-            await self._discard(work.snapshotter, key)
             raise
         return applied
 
-    async def _apply(self, work: Work, flight: LayerFlight, key: str) -> Applied:
+    async def _filled(self, work: Work, flight: LayerFlight, key: str) -> Applied:
+        """Make an active snapshot of a layer, which is verified: from one that is here, or its bytes."""
         parent = ""
         if work.below is not None and not work.snapshotter.capabilities.rebase:
             await work.below.result()
@@ -178,6 +179,7 @@ class Maker:
                 await self._discard(work.snapshotter, key)
 
     async def _applied(self, work: Work, flight: LayerFlight, key: str, parent: str) -> Applied:
+        """Have a worker apply the bytes as they arrive, in a slot that others have while none do."""
         digest, size = work.layer.descriptor.digest, work.layer.descriptor.size
         show = partial(flight.report, Step.UNPACK, digest, size)
         async with self._shop.pool.slots.slot(work.order) as slot:

@@ -100,16 +100,18 @@ class Unpacker:
         if self._is_durable:  # what was found, or made for others, may not be
             await trio.to_thread.run_sync(snapshotter.flush)
         odd = await self._odd(image, arrivals)
-        applied = [one for one in made if one is not None and not one.is_reused]
+        reused = sum(1 for one in made if one is not None and one.is_reused)
+        fresh = [
+            (layer, one)
+            for layer, one in zip(image.layers[first:], made, strict=True)
+            if one is not None and not one.is_reused  # which may have been another blob's
+        ]
         top = chain[-1] if chain else ""
         if top:
-            # What was reused may be another blob's.
-            verified = [
-                layer
-                for layer, one in zip(image.layers[first:], made, strict=True)
-                if one is not None and not one.is_reused
-            ]
+            verified = [layer for layer, _ in fresh]
             await trio.to_thread.run_sync(self._anchor, image, verified, snapshotter, top)
+        applied = [one for _, one in fresh]
+        sealing = since(sealing_took, self._shop.pool.sealing_took)
         return Unpacked(
             chain_id=top,
             layers=len(chain),
@@ -118,10 +120,8 @@ class Unpacker:
             bytes_unpacked=sum(one.bytes_unpacked for one in applied),
             xattrs_left_out=sum(one.xattrs_left_out for one in applied),
             mistyped=odd,
-            timings=total(
-                *(one.timings for one in applied), since(sealing_took, self._shop.pool.sealing_took)
-            ),
-            reused=sum(1 for one in made if one is not None and one.is_reused),
+            timings=total(*(one.timings for one in applied), sealing),
+            reused=reused,
         )
 
     def _pin(self, image: ResolvedImage, first: int, lease: HeldLease) -> Mapping[Digest, Arrival]:
@@ -200,7 +200,9 @@ class Unpacker:
         return self._kept(work, flight, work.lease.hold())
 
     def _layer_of(self, work: Work) -> tuple[str, ...]:
-        return (self._namespace, work.snapshotter.name, work.layer.diff_id)
+        # By its blob, too: that of an image that lies would not be looked at (M-11).
+        blob = work.layer.descriptor.digest
+        return (self._namespace, work.snapshotter.name, work.layer.diff_id, blob)
 
     @asynccontextmanager
     async def _kept(

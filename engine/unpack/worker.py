@@ -48,6 +48,7 @@ from engine.unpack.jobs import (
 
 __all__ = ["main"]
 
+_STDOUT, _STDERR = 1, 2
 _REPORT_EVERY = 4 << 20  # bytes between two reports of progress
 
 
@@ -184,8 +185,10 @@ def _raise_file_limit() -> None:
 def main() -> None:
     """Serve jobs from standard input until it ends."""
     # Replies go to a descriptor of their own, so that nothing printed by accident corrupts them.
-    out = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if sys.stderr is None:
+        os.open(os.devnull, os.O_WRONLY)  # the lowest number that is free
+    out = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
     os.umask(0)
     _raise_file_limit()
     jobs: queue.Queue[tuple[Job, _Supply]] = queue.Queue()

@@ -1,6 +1,7 @@
 """The harness itself: one run of it, and that nothing stays, also when it is interrupted."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fresh import MEMORY, prefix
+from benchmarks.fresh import MEMORY, prefix, sweep
 from tests.benchmarks.test_images import tiny
 from tests.processes import until
 
@@ -77,6 +78,15 @@ def test_nothing_stays_of_an_interrupted_run(tmp_path: Path):
         started.stderr.read()
     assert started.returncode == 130
     assert left(started.pid) == []
+
+
+def test_what_an_interrupt_kept_from_being_removed_goes_at_the_end():
+    folder = MEMORY / f"{prefix('fs')}x"
+    mounted = folder / "mnt"
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    sweep()
+    assert left(os.getpid()) == []
 
 
 def test_the_commands_are_listed():

@@ -70,6 +70,12 @@ def test_no_stream_at_all(stocked: Path, image: Path):
     assert len(lamina_json(stocked, "images")) == 2
 
 
+@pytest.mark.parametrize("redirection", ["2>&-", "<&- 2>&-"])
+def test_no_stream_for_the_workers(stocked: Path, redirection: str):
+    assert _shell(stocked, "unpack app:1 --snapshotter copy", redirection).returncode == 0
+    assert lamina_json(stocked, "fsck")["findings"] == []
+
+
 def test_a_terminal_that_does_not_know_all_characters(stocked: Path):
     lamina(stocked, "image", "tag", "app:1", "other:1")
     command = [*LAMINA, "--root", str(stocked), "snapshots", "tree"]

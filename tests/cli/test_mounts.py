@@ -517,7 +517,7 @@ def test_a_file_that_cannot_be_deleted_stops_nothing_else(stocked: Path, target:
 def test_removing_one_snapshot_deletes_no_others_files(
     stocked: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("engine.stores.recover", lambda _root: None)  # that deletes what a crash left
+    monkeypatch.setattr("engine.stores.recover", lambda *_: None)  # that deletes what a crash left
     for key in ("one", "two"):
         lamina(stocked, "mount", "app:1", target, "--rw", "--name", key)
         lamina(stocked, "umount", target)

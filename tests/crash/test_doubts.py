@@ -453,6 +453,18 @@ def test_who_opens_it_meanwhile_waits(root: Path, caplog: pytest.LogCaptureFixtu
     assert notes(root) == 0
 
 
+def test_an_engine_checks_as_it_opens(root: Path, right: dict[bytes, TreeEntry]) -> None:
+    """The thread that asks whether it is still wanted has to be one of the event loop's."""
+    emptied(root)
+
+    async def main() -> None:
+        async with open_engine(root):
+            pass
+
+    trio.run(main)
+    assert (notes(root), tree(root)) == (0, right)
+
+
 def test_who_waits_can_be_cancelled(root: Path) -> None:
     lock = os.open(root / "recovery", os.O_RDONLY | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)

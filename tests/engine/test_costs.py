@@ -20,7 +20,8 @@ from tests.conftest import AMD64, peer
 pytestmark = pytest.mark.root
 
 FILES, FOLDERS, SIZE = 2000, 40, 3000
-_CALL = re.compile(r"^[0-9]+ +(\w+)\(.* = ([0-9]+)", re.MULTILINE)
+# A call that another thread's stands within is two lines; the second says what came of it.
+_CALL = re.compile(r"^[0-9]+ +(?:<\.\.\. )?(\w+)(?:\(| resumed>).* = ([0-9]+)", re.MULTILINE)
 # What a scheduler decides, how an interpreter starts, and memory.
 _ELSEWHERE = {"futex", "brk", "mmap", "munmap", "madvise", "sched_yield", "rt_sigaction", "mprotect"}
 
@@ -106,5 +107,5 @@ def test_transactions_and_thread_hops_of_an_image(
     transactions, hops = counted(tmp_path, monkeypatch, unpack_it)
     # A layer is prepared in one and committed in one, if no other is committed with it.
     assert transactions <= 8 + 2 * layers
-    # The same on threads, and the lock before it, and the question what to seal.
-    assert hops <= 16 + 4 * layers
+    # A lock, a look for its data, its folder; then what to seal and the commit, if it is alone in that.
+    assert hops <= 16 + 5 * layers

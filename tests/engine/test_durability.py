@@ -17,8 +17,8 @@ from engine import doubts
 from engine.archive.intake import Nobody
 from engine.callables import named
 from engine.compacting import compact_store
+from engine.content.growing import BATCH
 from engine.content.store import ContentStore
-from engine.content.writer import BATCH
 from engine.diff.apply import apply_layer
 from engine.errors import DigestMismatch, EngineError, FailedPrecondition, Refused
 from engine.failpoints import armed

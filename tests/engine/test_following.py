@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from engine.app import Engine, open_engine
 from engine.beside import beside
+from engine.content.growing import BATCH
 from engine.content.image import ResolvedImage, resolve
-from engine.content.writer import BATCH, Writer
+from engine.content.writer import Writer
 from engine.errors import DigestMismatch, EngineError, Refused
 from engine.kv.schema import EXTENT
 from engine.oci.digest import Digest, digest_of

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from engine.unpack import making
 from engine.unpack.unpacker import Unpacked
 from engine.unpack.workshop import Workshop, open_workshop
 from snapshotters.overlay import OverlaySnapshotter
-from tests.command import lamina, lamina_json
+from tests.command import LAMINA, environment, lamina, lamina_json
 from tests.conftest import AMD64, children
 from tests.processes import Victim, until
 
@@ -312,11 +314,12 @@ def test_an_interrupted_command_ends_soon_and_leaves_nothing(tmp_path: Path) -> 
 
 
 def below(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except FileNotFoundError:
-        return []
-    return list(map(int, text.split()))
+    """Return the children of a process: of each thread, as they are its own who started them."""
+    found: list[int] = []
+    for children_of in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it ended
+            found += map(int, children_of.read_text(encoding="ascii").split())
+    return found
 
 
 def test_cleaning_up_is_bounded_and_goes_on_later(
@@ -390,6 +393,15 @@ def test_when_the_process_that_makes_a_layer_dies_another_does(tmp_path: Path) -
     assert json.loads(out)["layers"] == len(BASE)
     lamina(root, "gc")
     assert [entry["kind"] for entry in lamina_json(root, "snapshots", "ls")] == ["committed"] * 4
+
+
+def test_an_image_of_many_layers_takes_no_descriptor_for_each(tmp_path: Path) -> None:
+    image = layout(tmp_path / "image", [archive(member(f"file-{n}")) for n in range(100)])
+    limited = ["prlimit", "--nofile=48:48", *LAMINA, "--root", str(tmp_path / "root")]
+    done = subprocess.run(
+        [*limited, "import", str(image)], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_layer_on_two_bases_at_once_is_applied_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from engine import limits
-from engine.content.writer import BATCH
+from engine.content.growing import BATCH
 from engine.errors import (
     DigestMismatch,
     EngineError,
