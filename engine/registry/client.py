@@ -112,6 +112,7 @@ class Client:
     """Open one with `open_client`; its methods may run concurrently."""
 
     def __init__(self, access: Access, connections: Connections) -> None:
+        self.patience = access.patience
         self._access = access
         agent = f"lamina/{version('lamina')}"
         self._asking = Asking(connections, access.credentials, access.patience, agent)

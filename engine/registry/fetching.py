@@ -37,7 +37,6 @@ from engine.oci.reference import Reference
 from engine.progress import Report, Step, silent
 from engine.registry.bandwidth import Bandwidth
 from engine.registry.protocol import BadAnswer, NobodyElse
-from engine.registry.retrying import Patience
 from engine.unpack.arrivals import Arrival
 
 if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
@@ -75,14 +74,13 @@ class Fetcher:
         content: ContentStore,
         folder: Path,
         *,
-        patience: Patience | None = None,
         bandwidth: Bandwidth | None = None,
     ) -> None:
         """`folder` is on the store's disk, of which some is left free."""
         self._client = client
         self._content = content
         self._folder = folder
-        self._patience = patience or Patience()
+        self._patience = client.patience
         self._bandwidth = bandwidth
         self._slots = trio.CapacityLimiter(limits.FETCHES)
 

@@ -57,7 +57,7 @@ def fetching(stores: Stores, work: Callable[[Fetcher], Any], access: Access | No
 
     async def run() -> Any:
         async with open_client(access) as client:
-            fetcher = Fetcher(client, stores.content, stores.root.trash, patience=access.patience)
+            fetcher = Fetcher(client, stores.content, stores.root.trash)
             return await work(fetcher)
 
     return trio.run(run)
