@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import Refused
+from engine.registry.client import Access
+from engine.registry.credentials import Credential
+from engine.registry.hosts import Host, Origin, Tls
 from engine.testing.archives import archive, layout, member
+from engine.testing.fake_registry import FakeRegistry, respond, response
 from tests.command import lamina, lamina_json
 from tests.compat.images import assert_same, our_tree, run, umoci_tree
 from tests.conftest import peer
+from tests.registry.asking import QUICK, Served, read_blob, with_client
 
 pytestmark = [pytest.mark.compat, pytest.mark.root]
 
@@ -158,3 +165,27 @@ def test_tls_of_a_private_ca_and_a_password(
         (tmp_path / "config.json").write_text(json.dumps({"auths": {secure.name: auth}}))
         lamina(root, *words, code=code)
     assert lamina_json(root, "images")[0]["digest"] == digest
+
+
+def test_r01_r03_what_has_tls_leads_to_nothing_without(tmp_path: Path) -> None:
+    _certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
+    with FakeRegistry(context=context).running() as registry, FakeRegistry().running() as other:
+        served = Served(registry)
+        origin = Origin("https", "127.0.0.1", registry.port)
+        hosts = [Host(origin=origin, tls=Tls(ca=(str(tmp_path / "ca.pem"),)))]
+        access = Access(
+            hosts=lambda _domain: hosts,
+            credentials=lambda _host: Credential(USER, PASSWORD),
+            patience=QUICK,
+        )
+        assert with_client(lambda client: client.resolve(served.reference), access)
+        location = {"Location": f"http://{other.name}/v2/x"}
+        registry.plan("blobs", respond(response(307, headers=location)))
+        with pytest.raises(Refused, match="from https to http"):
+            with_client(lambda client: read_blob(client, served, served.layers[0]), access)
+        registry.realm = f"http://{other.name}/token"
+        with pytest.raises(Refused, match="without TLS"):
+            with_client(lambda client: client.resolve(served.reference), access)
+        assert not other.asked
