@@ -335,7 +335,8 @@ def test_an_import_that_fails_leaves_nothing_with_the_lease(stores: Stores, tmp_
 def test_of_several_images_the_good_join_the_lease(stores: Stores, tmp_path: Path) -> None:
     files = Files()
     layer = files.blob(WORLD, "application/vnd.oci.image.layer.v1.tar")
-    files.name(files.image([HELLO], layers=[layer]), "example.org/bad:1")
+    # What it says that its layer is nobody has: else that would serve for it.
+    files.name(files.image([archive(member("lie"))], layers=[layer]), "example.org/bad:1")
     files.name(files.image([HELLO]), "example.org/good:1")
     source = files.folder(tmp_path / "image")
     stores.leases.create("mine")

@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.crash, pytest.mark.root]
 # Command, call, error, which of its calls (`+`: and all after it), and the exit code.
 _CALLS = (
     ("import", "pwrite64", "EIO", "2", 1),
-    ("import", "pwrite64", "EIO", "20", 1),
-    ("import", "pwrite64", "EIO", "16+", 1),
+    ("import", "pwrite64", "EIO", "12", 1),
+    ("import", "pwrite64", "EIO", "14+", 1),
     ("import", "pwrite64", "ENOSPC", "10+", 8),
     ("import", "fdatasync", "EIO", "3", 1),
     ("import", "fdatasync", "EIO", "5+", 1),
