@@ -24,6 +24,7 @@ from engine.metadata.resources import Resource
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
 from engine.stores import Stores
+from engine.testing.archives import archive, member
 from engine.times import rfc3339
 from engine.unpack.workshop import open_workshop
 from tests.clocks import HOUR, HandClock, clock_by_hand
