@@ -36,10 +36,9 @@ __all__ = ["Collected", "collect"]
 
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.002  # and for so long; the same for sparing
-# Changes after which one ends, and where someone waits. Each takes two pages, as it may be anywhere, and
+# Changes after which one ends. Each takes two pages, as it may be anywhere, and
 # a commit writes 100 pages in about a millisecond.
 _CHANGES = 128
-_FEW_CHANGES = 32
 _SPARED = 256  # records of what was touched that are looked at in one
 _RELEASE_EVERY = 1 << 14  # records dropped: what that reads counts as memory of the process
 _S = 10**9
@@ -176,7 +175,7 @@ def _sweep(
         report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
             if sparing.step(txn):
-                more = _drop_some(meta, txn, namespace, order, left, tally)
+                more = _drop_some(txn, namespace, order, left, tally)
         hit("gc.swept")
         if released - len(left) >= _RELEASE_EVERY:
             released = len(left)
@@ -229,7 +228,6 @@ class _Sparing:
 
 
 def _drop_some(
-    meta: Environment,
     txn: Transaction,
     namespace: str,
     order: Iterator[Node],
@@ -248,8 +246,7 @@ def _drop_some(
             txn, node.backend, namespace, record
         )
         tally.add(txn, namespace, node, record, frees=frees)
-        is_long = txn.changes > _CHANGES or time.monotonic() > end
-        if is_long or (txn.changes > _FEW_CHANGES and meta.is_wanted()):
+        if txn.changes > _CHANGES or time.monotonic() > end:
             break
     return True
 

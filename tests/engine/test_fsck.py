@@ -37,6 +37,7 @@ from engine.kv.table import Table
 from engine.kv.verifying import page_troubles
 from engine.metadata import ledger
 from engine.metadata.namespaces import NamespaceStore
+from engine.metadata.nodes import snapshot_node, token
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
 from engine.progress import Step
@@ -408,8 +409,8 @@ def test_nothing_is_wrong_with_an_empty_store(stores: Stores, name: str) -> None
 @pytest.mark.parametrize("world", ["overlay"], indirect=True)
 def test_what_is_noted_stays_while_a_record_cannot_be_read(world: World) -> None:
     """Nobody else knows what it names."""
-    with world.root.meta.write() as txn:
-        MENTIONS.clear(txn, most=1)
+    with world.root.meta.write() as txn:  # not one of the image's own: those nobody can tell any more
+        MENTIONS.clear(txn, "default", token(snapshot_node("overlay", world.chain[0])))
     world.put_raw("images", b"\xff", "default", NAME)
     with world.root.meta.read() as txn:
         before = MENTIONS.count(txn)

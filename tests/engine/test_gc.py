@@ -885,20 +885,14 @@ def test_what_was_touched_is_spared_in_short_transactions_before_anything_is_dro
     assert steps.count(False) >= 28
 
 
-@pytest.mark.parametrize(
-    ("bound", "is_wanted", "slices"),
-    [("", True, 1), ("_CHANGES", False, 10), ("_FEW_CHANGES", True, 10)],
-)
-def test_a_slice_is_bounded_by_what_it_changes_sooner_where_someone_waits(
-    stores, monkeypatch, bound, is_wanted, slices
-):
+@pytest.mark.parametrize(("bound", "slices"), [("", 1), ("_CHANGES", 10)])
+def test_a_slice_is_bounded_by_what_it_changes(stores, monkeypatch, bound, slices):
     """What changed has to be written at the end of it, and whoever waits waits for that."""
     for number in range(10):
         put(stores, b"%d" % number)
     monkeypatch.setattr(collecting, "_SLICE_S", 60)
     if bound:
         monkeypatch.setattr(collecting, bound, 1)
-    monkeypatch.setattr(Environment, "is_wanted", lambda _: is_wanted)
     swept = []
     drop_some = collecting._drop_some
     monkeypatch.setattr(collecting, "_drop_some", lambda *args: swept.append(args) or drop_some(*args))

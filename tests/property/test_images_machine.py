@@ -61,12 +61,15 @@ class ImageMachine(RecordsMachine):
     @rule(names=st.sets(NAMES, min_size=1), blob=BLOBS, replace=st.booleans())
     def name(self, names: set[str], blob: str, replace: bool) -> None:
         """GC-04: a name appears only for what is there; of several all are given or none."""
-        there = [self.model.images.get(full(name)) for name in names]
-        others = [one for one in there if one and one[0] != digest(blob)]
-        wrong: type[EngineError] | None = AlreadyExists if others and not replace else None
-        if not wrong and digest(blob) not in self.model.blobs:
-            # A name that means it already, and lost it, is left as it is.
-            wrong = NotFound if others or not all(there) else None
+        wrong: type[EngineError] | None = None
+        for name in sorted(names, reverse=True):  # the first that is wrong is told
+            there = self.model.images.get(full(name))
+            if there and there[0] == digest(blob):
+                continue  # also if it lost it: it is left as it is
+            if there and not replace:
+                wrong = AlreadyExists
+            elif digest(blob) not in self.model.blobs:
+                wrong = NotFound
         targets = dict.fromkeys(sorted(names), target(blob))
         if self.calls(wrong, lambda: self.stores.images.put_all(targets, replace=replace)):
             for name in names:
