@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from engine import limits
 from engine.content.image import ResolvedImage, resolve
 from engine.content.keeping import kept_documents
 from engine.errors import EngineError, NotFound
@@ -22,6 +23,7 @@ from engine.oci.platform import Platform
 from engine.oci.reference import Reference
 from engine.progress import Report
 from engine.registry.fetching import Fetcher, Sought
+from engine.registry.lanes import Lanes
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
 from engine.unpack.arrivals import Arrival, Arrivals
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pulled", "Pulling"]
 
-_AT_ONCE = 4  # layers of one image; those above need not wait for one that is large
+_AT_ONCE = limits.FETCHES_OF_IMAGE  # those above need not wait for one that is large
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Pulling:
     unpacker: Unpacker
     arrivals: Arrivals
     client: "Client"
+    lanes: Lanes
     reference: Reference
     platform: Platform
     backend: Snapshotter | None
@@ -67,7 +70,7 @@ class Pulling:
         image = await trio.to_thread.run_sync(resolve, found.descriptor, self.platform, read)
         if self.backend:
             self.backend.capabilities.check_layers(self.backend.name, len(image.layers))
-        fetcher = Fetcher(self.client, stores.content, stores.root.trash)
+        fetcher = Fetcher(self.client, stores.content, stores.root.trash, self.lanes)
         store = partial(self._store, fetcher, documents, lease.id)
         await store(image.manifest.config, {})
         unpacked = await self._layers(image, fetcher, lease)
