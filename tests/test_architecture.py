@@ -62,6 +62,7 @@ LAYERS = {
     "engine.mounts.mounting": 5,
     "engine.recovery": 5,
     "engine.doubts": 5,
+    "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.beside": 5,
