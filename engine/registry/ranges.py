@@ -62,7 +62,7 @@ class Ranges:
                     return chunk
             except EngineError as error:  # which may be of ranges alone
                 raise Unavailable(str(error)) from None
-            self._parts.popleft()
+            await self._parts.popleft().was_followed.wait()
         return b""
 
     def close(self) -> None:
@@ -106,6 +106,7 @@ class Ranges:
                 part.end_with(error)
             await part.was_taken.wait()
         self._ask_more()
+        part.was_followed.set()
 
     async def _receive(self, part: "_Part") -> None:
         asked = 0
@@ -131,6 +132,7 @@ class _Part:
         self.end = end
         self.scope = trio.CancelScope()
         self.was_taken = trio.Event()
+        self.was_followed = trio.Event()
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._error: EngineError | None = None
@@ -143,7 +145,7 @@ class _Part:
         self._chunks.append(chunk)
         self.position += len(chunk)
         self._held += len(chunk)
-        if self._held >= _WORTH_WAKING:
+        if self._held >= min(_WORTH_WAKING, limits.RANGE):
             self._has_some.set()
         while self._held >= limits.RANGE and self.position < self.end:
             self._has_room = trio.Event()
