@@ -107,7 +107,7 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "tokens")
+    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "ranges", "tokens")
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {

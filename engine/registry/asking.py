@@ -64,6 +64,14 @@ class Asking:
         authority = self._authorities.get(Peer(host.origin, host.tls))
         return authority.credential if authority else None
 
+    @asynccontextmanager
+    async def ask_once(
+        self, host: Host, request: Request, *, known: Collection[int] = ()
+    ) -> AsyncIterator[Answer]:
+        """Give an answer as `ask` does, for who knows himself what to do where there is none."""
+        async with AsyncExitStack() as stack:
+            yield await self._known(stack, host, request, known)
+
     async def _patiently(
         self,
         stack: AsyncExitStack,
@@ -79,9 +87,7 @@ class Asking:
             async with AsyncExitStack() as attempt:
                 await attempt.enter_async_context(admit(host.origin.name))
                 try:
-                    answer = await self._asked(attempt, host, request)
-                    if answer.status not in _GOOD and answer.status not in known:
-                        raise await _error(host, request, answer)
+                    answer = await self._known(attempt, host, request, known)
                 except Unavailable as error:
                     failed += 1
                     wait = self._patience.wait(failed, error, random.random())
@@ -91,6 +97,14 @@ class Asking:
                     stack.push_async_exit(attempt.pop_all())
                     return answer
             await trio.sleep(wait)
+
+    async def _known(
+        self, stack: AsyncExitStack, host: Host, request: Request, known: Collection[int]
+    ) -> Answer:
+        answer = await self._asked(stack, host, request)
+        if answer.status not in _GOOD and answer.status not in known:
+            raise await _error(host, request, answer)
+        return answer
 
     async def _asked(self, stack: AsyncExitStack, host: Host, request: Request) -> Answer:
         """Return an answer that is neither a redirect nor a question who we are."""
@@ -114,8 +128,8 @@ class Asking:
         """Follow redirects; what only the configured host may see stays behind at another."""
         peer = Peer(host.origin, host.tls)
         public = {"Accept": request.accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
-        if request.offset:
-            public["Range"] = f"bytes={request.offset}-"
+        if request.offset or request.end:
+            public["Range"] = f"bytes={request.offset}-{request.end - 1 if request.end else ''}"
         secret = dict(host.headers)
         if authorization:
             secret["Authorization"] = authorization

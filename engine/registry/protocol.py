@@ -58,6 +58,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     query: str = ""
     accept: str = "*/*"
     offset: int = 0
+    end: int | None = None
 
     def url(self, host: Host) -> str:
         """Return the whole URL at a host."""
