@@ -68,6 +68,8 @@ LAYERS = {
     "engine.following": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
+    "engine.pushing": 5,
+    "engine.copying": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
     "engine.compacting": 5,
@@ -84,6 +86,8 @@ ASYNC = {
     "engine.gc.scheduler",
     "engine.importing",
     "engine.pulling",
+    "engine.pushing",
+    "engine.copying",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -106,7 +110,16 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "tokens")
+    for room in (
+        "asking",
+        "bandwidth",
+        "client",
+        "connections",
+        "fetching",
+        "sending",
+        "tokens",
+        "uploading",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {

@@ -4,7 +4,7 @@ Async. An answer is 200, 206, or what the asker says that it knows; anything els
 """
 
 import random
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -50,6 +50,14 @@ class Asking:
         async with AsyncExitStack() as stack:
             yield await self._patiently(stack, host, request, known, is_last=is_last)
 
+    @asynccontextmanager
+    async def ask_once(
+        self, host: Host, request: Request, *, known: Collection[int] = ()
+    ) -> AsyncIterator[Answer]:
+        """Give an answer as `ask` does, for who knows himself what to do where there is none."""
+        async with AsyncExitStack() as stack:
+            yield await self._known(stack, host, request, known)
+
     async def _patiently(
         self,
         stack: AsyncExitStack,
@@ -63,9 +71,7 @@ class Asking:
         while True:
             async with AsyncExitStack() as attempt:
                 try:
-                    answer = await self._asked(attempt, host, request)
-                    if answer.status not in _GOOD and answer.status not in known:
-                        raise await _error(host, request, answer)
+                    answer = await self._known(attempt, host, request, known)
                 except Unavailable as error:
                     failed += 1
                     wait = self._patience.wait(failed, error, random.random())
@@ -75,6 +81,14 @@ class Asking:
                     stack.push_async_exit(attempt.pop_all())
                     return answer
             await trio.sleep(wait)
+
+    async def _known(
+        self, stack: AsyncExitStack, host: Host, request: Request, known: Collection[int]
+    ) -> Answer:
+        answer = await self._asked(stack, host, request)
+        if answer.status not in _GOOD and answer.status not in known:
+            raise await _error(host, request, answer)
+        return answer
 
     async def _asked(self, stack: AsyncExitStack, host: Host, request: Request) -> Answer:
         """Return an answer that is neither a redirect nor a question who we are."""
@@ -89,6 +103,8 @@ class Asking:
             challenges = parse_challenges(answer.headers("WWW-Authenticate"))
             await answer.aclose()
             header = await authority.answered(challenges, request.scope, header)
+            if isinstance(request.body, AsyncIterable):
+                raise Busy(f"{host.origin.name} wants to know again who sends {request.what}")
             answer = await self._followed(stack, host, request, header)
         return answer
 
@@ -100,6 +116,7 @@ class Asking:
         public = {"Accept": request.accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
         if request.offset:
             public["Range"] = f"bytes={request.offset}-"
+        public |= request.about_body
         secret = dict(host.headers)
         if authorization:
             secret["Authorization"] = authorization
@@ -107,11 +124,15 @@ class Asking:
         origin = peer.origin
         for _ in range(limits.REDIRECTS + 1):
             headers: Mapping[str, str] = {**public, **secret} if origin == host.origin else public
-            exchange = self._connections.exchange(peer, request.method, url, headers)
+            exchange = self._connections.exchange(
+                peer, request.method, url, headers, request.body, slow=request.slow
+            )
             answer = await stack.enter_async_context(exchange)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
+            if request.is_write:
+                raise BadAnswer(f"it redirects what is to be written ({request.method})")
             await answer.aclose()
             origin, rest = redirected(origin, url.removeprefix(str(origin)), location)
             peer = Peer(host.origin, host.tls).named(origin)
@@ -129,8 +150,9 @@ async def _error(host: Host, request: Request, answer: Answer) -> Exception:
         case 404 | 410:
             return NotFound(f"{name} has no {request.what}{more}")
         case 401 | 403:
+            doing = "write" if request.is_write else "read"
             return PermissionDenied(
-                f"{name} does not let you read {request.what}{via}{more}; log in to it"
+                f"{name} does not let you {doing} {request.what}{via}{more}; log in to it"
             )
         case status if status in PASSING:
             after = parse_retry_after(answer.header("Retry-After") or "", datetime.now(UTC))
