@@ -18,6 +18,7 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import Reference, parse_reference
 from engine.progress import Report, silent
+from engine.registry.lanes import Lanes
 from engine.registry.sending import Pushed, Sending, check_named
 
 if TYPE_CHECKING:
@@ -33,20 +34,25 @@ async def copy_image(
     *,
     platform: Platform | None = None,
     referrers: bool = False,
+    lanes: Lanes | None = None,
     report: Report = silent,
 ) -> Pushed:
     """Copy an image from one registry or repository to another, without a store.
 
     All of an index goes, or one platform's image alone; with `referrers` also what refers to any part of
-    it, and to that. What is there is not sent. Raises what a pull and a push raise.
+    it, and to that. What is there is not sent. `lanes` bound what is on its way, with those of others if
+    they share them. Raises what a pull and a push raise.
     """
-    copying = _Copying(client, parse_reference(source), parse_reference(destination))
+    copying = _Copying(client, parse_reference(source), parse_reference(destination), lanes or Lanes())
     return await copying.run(platform, report, with_referrers=referrers)
 
 
 class _Copying:
-    def __init__(self, client: "Client", source: Reference, destination: Reference) -> None:
+    def __init__(
+        self, client: "Client", source: Reference, destination: Reference, lanes: Lanes
+    ) -> None:
         self._client = client
+        self._lanes = lanes
         self._from = source
         self._to = destination
         self._documents: dict[Digest, bytes] = {}
@@ -67,6 +73,7 @@ class _Copying:
         is_same = self._from.domain == self._to.domain
         sending = Sending(
             client=self._client,
+            lanes=self._lanes.of_image(),
             reference=self._to,
             read=partial(self._client.blob, self._from),
             elsewhere=lambda _blob: [self._from.path] if is_same else [],

@@ -22,6 +22,7 @@ from engine.oci.mediatypes import is_distributable
 from engine.oci.platform import Platform
 from engine.oci.reference import Reference, familiar, parse_reference
 from engine.progress import Report
+from engine.registry.lanes import Lanes
 from engine.registry.sending import Pushed, Sending, check_named
 from engine.stores import Stores
 
@@ -37,6 +38,7 @@ class Pushing:
 
     stores: Stores
     client: "Client"
+    lanes: Lanes
     name: str
     reference: Reference | None
     platform: Platform | None
@@ -50,6 +52,7 @@ class Pushing:
         blobs = await trio.to_thread.run_sync(self._pinned, found, image, lease)
         sending = Sending(
             client=self.client,
+            lanes=self.lanes.of_image(),
             reference=reference,
             read=self._read,
             elsewhere=lambda blob: sources(blobs[blob.key].labels, reference.domain),

@@ -116,6 +116,7 @@ ASYNC |= {
         "client",
         "connections",
         "fetching",
+        "lanes",
         "sending",
         "tokens",
         "uploading",

@@ -13,6 +13,7 @@ from engine.cli.context import (
     action,
     durability_option,
     lease_option,
+    limit_rate_option,
     platform_option,
     snapshotter_option,
 )
@@ -32,9 +33,17 @@ __all__ = ["pull"]
 @click.argument("reference", metavar="REF")
 @snapshotter_option
 @platform_option
+@click.option("--all-platforms", is_flag=True, help="Also store what is for other platforms.")
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
+@click.option(
+    "--keep-blobs/--drop-blobs",
+    default=True,
+    help="Keep the layers' blobs (the default), or only what is unpacked of them: half the space, but "
+    "no push, and no other backend.",
+)
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @access_options
+@limit_rate_option
 @durability_option
 @lease_option
 @action
@@ -44,9 +53,12 @@ def pull(
     reference: str,
     snapshotter: str | None,
     platform: Platform | None,
+    all_platforms: bool,
     no_unpack: bool,
+    keep_blobs: bool,
     strict: bool,
     access: Access,
+    limit_rate: float | None,
     durability: str,
     lease: str,
     view: View,
@@ -54,7 +66,7 @@ def pull(
     """Pull an image from a registry, and unpack it while it comes.
 
     REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
-    that it names. An attempt that failed is gone on with by the next.
+    that it names. What an attempt that failed has fetched is there for the next, for a day.
     """
 
     async def work(engine: Engine) -> tuple[Pulled, dict[str, Any]]:
@@ -66,6 +78,8 @@ def pull(
                     client,
                     snapshotter=backend,
                     platform=platform,
+                    all_platforms=all_platforms,
+                    keep_blobs=keep_blobs,
                     strict=strict,
                     report=report,
                 )
@@ -75,7 +89,7 @@ def pull(
         images = [*map(shapes.images(engine.stores), [pulled.image])]
         return pulled, {"images": images, "unpacked": unpacked}
 
-    pulled, shown = run(context, work, create=True, durability=durability)
+    pulled, shown = run(context, work, create=True, durability=durability, bandwidth=limit_rate)
     for note in pulled.unpacked.mistyped if pulled.unpacked else ():
         view.tell(note)
     left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0

@@ -8,7 +8,7 @@ from engine.app import Engine
 from engine.cli import shapes
 from engine.cli.bars import progress
 from engine.cli.completion import image_names
-from engine.cli.context import Context, action, platform_option
+from engine.cli.context import Context, action, limit_rate_option, platform_option
 from engine.cli.output import View, document, human_bytes, short
 from engine.cli.reaching import access_options
 from engine.cli.running import run, run_loop
@@ -16,6 +16,7 @@ from engine.copying import copy_image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.registry.client import Access, open_client
+from engine.registry.lanes import Lanes
 from engine.registry.sending import Pushed
 from engine.registry.uploading import Way
 
@@ -27,6 +28,7 @@ __all__ = ["copy", "push"]
 @click.argument("reference", metavar="[REF]", required=False)
 @platform_option
 @access_options
+@limit_rate_option
 @action
 @click.pass_obj
 def push(
@@ -35,6 +37,7 @@ def push(
     reference: str | None,
     platform: Platform | None,
     access: Access,
+    limit_rate: float | None,
     view: View,
 ) -> None:
     """Push an image to a registry: only what is not there.
@@ -48,7 +51,7 @@ def push(
             with progress(view) as report:
                 return await engine.push(name, client, reference, platform=platform, report=report)
 
-    _tell("pushed", run(context, work), view)
+    _tell("pushed", run(context, work, bandwidth=limit_rate), view)
 
 
 @click.command("copy")
@@ -57,6 +60,7 @@ def push(
 @platform_option
 @click.option("--referrers", is_flag=True, help="Also what refers to it: signatures, attestations.")
 @access_options
+@limit_rate_option
 @action
 def copy(
     source: str,
@@ -64,6 +68,7 @@ def copy(
     platform: Platform | None,
     referrers: bool,
     access: Access,
+    limit_rate: float | None,
     view: View,
 ) -> None:
     """Copy an image between registries; nothing of it is stored here.
@@ -77,7 +82,13 @@ def copy(
         async with open_client(access) as client:
             with progress(view) as report:
                 copied = await copy_image(
-                    client, source, destination, platform=platform, referrers=referrers, report=report
+                    client,
+                    source,
+                    destination,
+                    platform=platform,
+                    referrers=referrers,
+                    lanes=Lanes(bandwidth=limit_rate),
+                    report=report,
                 )
                 done.append(copied)
 

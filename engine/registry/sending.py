@@ -20,6 +20,7 @@ from engine.oci.documents import Descriptor, Manifest
 from engine.oci.mediatypes import is_distributable
 from engine.oci.reference import Reference
 from engine.progress import Report
+from engine.registry.lanes import ImageLanes
 from engine.registry.uploading import Outgoing, Readable, Uploader, Way
 
 if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
@@ -55,6 +56,7 @@ class Sending:
     """How to send: to whom, by which name, and where the bytes are."""
 
     client: "Client"
+    lanes: ImageLanes
     reference: Reference
     read: Callable[[Descriptor, int], AbstractAsyncContextManager[Readable]]
     """Give a blob from a byte on."""
@@ -65,7 +67,7 @@ class Sending:
     async def run(self, root: Descriptor, found: Closure) -> Pushed:
         """Send what is not there of `found`, and give `root` its name then."""
         host = await self.client.destination(self.reference.domain)
-        to = Uploader(self.client, host, self.reference)
+        to = Uploader(self.client, host, self.reference, self.lanes)
         ways: dict[Digest, Way] = {}
         blobs = [blob for blob in found.blobs.values() if is_distributable(blob.media_type)]
 
@@ -135,7 +137,7 @@ async def _each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> Non
                 return
 
     async with trio.open_nursery() as nursery:
-        for _ in range(limits.PUSHES):
+        for _ in range(limits.FETCHES_OF_IMAGE):
             nursery.start_soon(lane)
     if failed:
         raise failed[0]

@@ -5,7 +5,7 @@ configured host alone, wherever an answer points to (R-02).
 """
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +23,7 @@ from engine.oci.mediatypes import OCI_INDEX
 from engine.oci.reference import Reference
 from engine.progress import Report, Step, silent
 from engine.registry.hosts import Host
+from engine.registry.lanes import ImageLanes
 from engine.registry.protocol import (
     BadAnswer,
     Request,
@@ -86,7 +87,8 @@ class _Lost(Unavailable):
 class Uploader:
     """Sends to the repository of a reference, at one host."""
 
-    def __init__(self, client: "Client", host: Host, reference: Reference) -> None:
+    def __init__(self, client: "Client", host: Host, reference: Reference, lanes: ImageLanes) -> None:
+        self.lanes = lanes
         self.asking = client.asking
         self.patience = client.patience
         self.host = host
@@ -206,7 +208,8 @@ class _Upload:
         while True:
             before = self._furthest
             try:
-                way = await self._attempt()
+                async with self._to.lanes.lane(self._to.host.origin.name):
+                    way = await self._attempt()
             except Unavailable as error:
                 failed = 1 if self._furthest > before else failed + 1
                 wait = self._to.patience.wait(failed, error, random.random())
@@ -279,7 +282,7 @@ class _Upload:
             about.append(("Content-Range", f"{start}-{end - 1}"))
             self._is_patched = True
         async with self._outgoing.read(start) as source:
-            request = self._request("PATCH", body=_Body(source, start, end, self._show))
+            request = self._request("PATCH", body=_Body(source, start, end, self._passed))
             request = msgspec.structs.replace(request, about_body=(*about,))
             self._is_doubtful = True
             known = _GOES_ON | _UNKNOWN | {_TOO_LARGE, _ELSEWHERE}
@@ -322,7 +325,7 @@ class _Upload:
         self._is_doubtful = True
         if whole:
             async with self._outgoing.read(0) as source:
-                data = b"".join([chunk async for chunk in _Body(source, 0, self._size, self._show)])
+                data = b"".join([piece async for piece in _Body(source, 0, self._size, self._passed)])
             about = (("Content-Type", "application/octet-stream"),)
             request = msgspec.structs.replace(request, body=data, about_body=about)
             self._begin_anew()  # if it breaks off
@@ -369,6 +372,10 @@ class _Upload:
         request = self._to.request(path, self._what, method=method)
         return msgspec.structs.replace(request, query=query, place=place, body=body)
 
+    async def _passed(self, count: int, done: int) -> None:
+        await self._to.lanes.passed(count)
+        self._show(done)
+
     def _show(self, done: int) -> None:
         descriptor = self._outgoing.descriptor
         self._outgoing.report(Step.PUSH, descriptor.digest, descriptor.size, done)
@@ -377,11 +384,13 @@ class _Upload:
 class _Body:
     """The bytes of a part, once; a class, so that a request that breaks off leaves nothing open."""
 
-    def __init__(self, source: Readable, start: int, end: int, show: Callable[[int], None]) -> None:
+    def __init__(
+        self, source: Readable, start: int, end: int, passed: Callable[[int, int], Awaitable[None]]
+    ) -> None:
         self._source = source
         self._offset = start
         self._end = end
-        self._show = show
+        self._passed = passed
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -394,5 +403,5 @@ class _Body:
             raise NotFound("a blob ended before its end")
         chunk = chunk[: self._end - self._offset]
         self._offset += len(chunk)
-        self._show(self._offset)
+        await self._passed(len(chunk), self._offset)
         return chunk
