@@ -41,7 +41,7 @@ __all__ = [
 ACCEPT = ", ".join([*sorted(INDEXES | MANIFESTS), "*/*"])
 _SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1(\+\w+)?\Z")
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
-_RECEIVED = re.compile(r"(?:bytes=)?0-(\d{1,19})\Z")
+_RECEIVED = re.compile(r"(?:bytes=)?0-(\d{1,19})\Z", re.ASCII)
 _NEXT = re.compile(r'<([^<>]*)>[^<>,]*;\s*+rel="?next"?')
 
 

@@ -49,6 +49,7 @@ _CREATED = frozenset({201, 204})
 _ACCEPTED = 202
 _GOES_ON = frozenset({200, 201, 202, 204})
 _UNKNOWN = frozenset({404, 410})
+_FORGOTTEN = _UNKNOWN | {400, 405, 416}  # docker's, once a part has broken off
 _TOO_LARGE = 413
 _ELSEWHERE = 416  # it has another part than the one that this would be added to
 _NOT_MOUNTED = frozenset({400, 401, 403, 404, 405, 415})
@@ -309,9 +310,10 @@ class _Upload:
     async def _recall(self) -> None:
         """Ask how much is there; begin anew where that cannot be told."""
         request = self._request("GET")
-        async with self._asking.ask_once(self._to.host, request, known=_GOES_ON | _UNKNOWN) as answer:
+        known = _GOES_ON | _FORGOTTEN
+        async with self._asking.ask_once(self._to.host, request, known=known) as answer:
             text = answer.header("Range")
-            count = received(text, self._size) if text and answer.status not in _UNKNOWN else None
+            count = received(text, self._size) if text and answer.status in _GOES_ON else None
             if count is None:
                 self._begin_anew()
             else:
