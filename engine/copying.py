@@ -64,8 +64,8 @@ class _Copying:
         if named.data is not None:
             self._documents[root.key] = named.data
         if platform:
-            image = await trio.to_thread.run_sync(resolve, root, platform, self._read)
-            root = image.path[-1]
+            choose = partial(resolve, root, platform, self._read, chosen=True)
+            root = (await trio.to_thread.run_sync(choose)).path[-1]
         check_named(self._to, root)
         found = await self._closure([root])
         if with_referrers:

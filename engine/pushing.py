@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine.content.closure import Closure, closure
+from engine.content.image import resolve
 from engine.content.reader import Reader
 from engine.errors import FailedPrecondition, NotFound
 from engine.kv.schema import EXTENT, Blob, Image
@@ -68,8 +69,8 @@ class Pushing:
         image = stores.images.get(self.name)
         root = image.target
         if self.platform:
-            root = stores.resolve(root, self.platform).path[-1]
-        found = closure([root], lambda one, limit: stores.content.read_all(one.key, limit))
+            root = resolve(root, self.platform, self._document, chosen=True).path[-1]
+        found = closure([root], self._document)
         if found.missing:
             absent = sorted({str(one.platform or one.digest) for one in found.missing.values()})
             raise FailedPrecondition(
@@ -78,6 +79,9 @@ class Pushing:
                 "or pull all first (--all-platforms)"
             )
         return image, root, found
+
+    def _document(self, descriptor: Descriptor, limit: int) -> bytes:
+        return self.stores.content.read_all(descriptor.key, limit)
 
     def _pinned(self, found: Closure, image: Image, lease: str) -> dict[Digest, Blob]:
         """Pin what is to go, in one step; return the records."""
