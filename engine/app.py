@@ -30,6 +30,8 @@ from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
 from engine.pulling import Pulled, Pulling, PullWanted
+from engine.pushing import Pushing
+from engine.registry.sending import Pushed
 from engine.snapshots import Durability, Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.flights import Flight
@@ -203,6 +205,33 @@ class Engine:
         )
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
             yield await pulling.run(lease), lease
+
+    async def push(
+        self,
+        name: str,
+        client: "Client",
+        reference: str | None = None,
+        *,
+        platform: Platform | None = None,
+        report: Report = silent,
+    ) -> Pushed:
+        """Push an image to a registry, by its own name or by `reference`: only what is not there.
+
+        All of an index goes, or one platform's image alone. The name is put, or moved, there last.
+        Raises FailedPrecondition where a part is not here, PermissionDenied, Unavailable, Refused and
+        others.
+        """
+        pushing = Pushing(
+            stores=self.stores,
+            client=client,
+            lanes=self._shop.lanes,
+            name=name,
+            reference=parse_reference(reference) if reference else None,
+            platform=platform,
+            report=report,
+        )
+        async with self._lease() as lease:
+            return await pushing.run(lease.id)
 
     def _give_up(self, lease: str, heir: str) -> None:
         try:

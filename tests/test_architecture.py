@@ -69,6 +69,8 @@ LAYERS = {
     "engine.following": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
+    "engine.pushing": 5,
+    "engine.copying": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
     "engine.compacting": 5,
@@ -85,6 +87,8 @@ ASYNC = {
     "engine.gc.scheduler",
     "engine.importing",
     "engine.pulling",
+    "engine.pushing",
+    "engine.copying",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -107,7 +111,18 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "ranges", "tokens")
+    for room in (
+        "asking",
+        "bandwidth",
+        "client",
+        "connections",
+        "fetching",
+        "lanes",
+        "ranges",
+        "sending",
+        "tokens",
+        "uploading",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {

@@ -6,7 +6,7 @@ Sync. A field that cannot be told, as of a damaged record, is left out, and `err
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -24,6 +24,9 @@ from engine.states import ImageState, State, parts_of
 from engine.stores import Stores
 from engine.times import rfc3339
 
+if TYPE_CHECKING:  # which loads what works on an event loop
+    from engine.registry.sending import Pushed
+
 __all__ = [
     "ImageDetails",
     "LeaseDetails",
@@ -34,6 +37,8 @@ __all__ = [
     "ShownLease",
     "ShownMount",
     "ShownNamespace",
+    "ShownPart",
+    "ShownPush",
     "ShownResource",
     "ShownSnapshot",
     "SnapshotName",
@@ -48,6 +53,7 @@ __all__ = [
     "mount",
     "namespace",
     "pull",
+    "pushed",
     "snapshot",
 ]
 
@@ -186,6 +192,24 @@ class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     disk_before: int
     disk: int
+
+
+class ShownPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an image that a registry has now."""
+
+    digest: str
+    way: str
+
+
+class ShownPush(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that a registry has now, and how it came there."""
+
+    name: str
+    digest: str
+    media_type: str
+    bytes_sent: int
+    parts: list[ShownPart]
+    left_out: list[str]
 
 
 def image(stores: Stores, record: Image) -> ShownImage:
@@ -358,6 +382,18 @@ def namespace(record: Namespace) -> ShownNamespace:
         created=rfc3339(record.created) if record.created else UNSET,
         updated=rfc3339(record.updated) if record.updated else UNSET,
         labels=record.labels,
+    )
+
+
+def pushed(found: "Pushed") -> ShownPush:
+    """Return what a registry has now, and how it came there."""
+    return ShownPush(
+        name=str(found.reference),
+        digest=found.target.digest,
+        media_type=found.target.media_type,
+        bytes_sent=found.bytes_sent,
+        parts=[ShownPart(digest=digest, way=way) for digest, way in found.ways.items()],
+        left_out=[layer.digest for layer in found.left_out],
     )
 
 

@@ -30,8 +30,9 @@ from engine.errors import (
 )
 from engine.fs.room import Room
 from engine.kv.schema import EXTENT, Blob
-from engine.labels import Labels
+from engine.labels import Labels, with_source
 from engine.oci.documents import Descriptor
+from engine.oci.mediatypes import is_distributable
 from engine.oci.reference import Reference
 from engine.progress import Report, Step, silent
 from engine.registry.lanes import Lanes
@@ -115,7 +116,7 @@ class Fetcher:
                     transfer = _Transfer(self, sought, writer, frozenset(avoid))
                     try:
                         await transfer.run()
-                        commit = partial(writer.commit, sought.labels)
+                        commit = partial(writer.commit, {**sought.labels, **_source(sought, {})})
                         return await trio.to_thread.run_sync(commit)
                     except (DigestMismatch, _WrongBytes) as error:
                         failure = error
@@ -157,7 +158,8 @@ class Fetcher:
             raise Refused(
                 f"blob {digest} has {blob.size} bytes, its descriptor says {sought.descriptor.size}"
             )
-        return self._content.update(digest, sought.labels) if sought.labels else blob
+        changes = {**sought.labels, **_source(sought, blob.labels)}
+        return self._content.update(digest, changes) if changes else blob
 
 
 class _Transfer:
@@ -288,6 +290,11 @@ class _Transfer:
         self._sought.arrival.tell(*self._writer.durable)
 
 
+def _source(sought: Sought, known: Labels) -> dict[str, str]:
+    """Return the label that says where a blob can be had, so that a push need not send it there."""
+    return with_source(known, sought.reference.domain, sought.reference.path)
+
+
 def _ref(descriptor: Descriptor) -> str:
     return f"import-{descriptor.digest}"
 
@@ -300,6 +307,6 @@ def _drop(writer: Writer) -> None:
 
 def _explained(descriptor: Descriptor, error: NotFound) -> NotFound:
     """Say of a layer that is not to be distributed why it may be missing."""
-    if "nondistributable" in descriptor.media_type or ".foreign." in descriptor.media_type:
+    if not is_distributable(descriptor.media_type):
         return NotFound(f"{error}: its owner gives it out elsewhere, and lamina follows no such URLs")
     return error
