@@ -145,11 +145,13 @@ class Engine:
         snapshotter: str | None = None,
         platform: Platform | None = None,
         strict: bool = False,
+        lasting: bool = True,
         report: Report = silent,
     ) -> Pulled:
         """Pull an image by its name, with a client of `engine.registry.client.open_client`.
 
-        With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. What
+        With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last; a
+        new one that is not `lasting` goes with what it means (`ImageStore.put_all`). What
         an attempt that failed has fetched is there for the next, until a collection. Raises NotFound,
         PermissionDenied, Unavailable, Refused and others (`engine.errors`).
         """
@@ -165,6 +167,7 @@ class Engine:
             platform=platform or self.stores.platform,
             backend=backend,
             strict=strict,
+            lasting=lasting,
             report=report,
         )
         async with self._lease() as lease:

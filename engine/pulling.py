@@ -56,6 +56,7 @@ class Pulling:
     platform: Platform
     backend: Snapshotter | None
     strict: bool
+    lasting: bool
     report: Report
 
     async def run(self, lease: HeldLease) -> Pulled:
@@ -75,7 +76,7 @@ class Pulling:
             await store(document, about)
         hit("pull.labelled")
         named = {str(self.reference): found.descriptor}
-        put = partial(stores.images.put_all, named, replace=True)
+        put = partial(stores.images.put_all, named, replace=True, lasting=self.lasting)
         (put_image,) = await trio.to_thread.run_sync(put)
         hit("pull.named")
         return Pulled(put_image, unpacked)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from engine import labels as label_rules
-from engine import limits
+from engine import limits, times
 from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Refused
 from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
@@ -104,10 +104,19 @@ class ImageStore:
         with self._meta.read() as txn:
             return IMAGES.survey(txn, self._namespace)[1]
 
-    def put_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> list[Image]:
-        """Name images, all or none. AlreadyExists if a name means another, unless `replace`."""
+    def put_all(
+        self, targets: Mapping[str, Descriptor], *, replace: bool = False, lasting: bool = True
+    ) -> list[Image]:
+        """Name images, all or none. AlreadyExists if a name means another, unless `replace`.
+
+        A new name that is not `lasting` goes with what it means, once nothing else keeps that; it lasts
+        from when it is put again so that it does, or pinned.
+        """
         with self._meta.write() as txn:
-            return [self._put(txn, name, target, replace) for name, target in targets.items()]
+            return [
+                self.put(txn, name, target, replace=replace, lasting=lasting)
+                for name, target in targets.items()
+            ]
 
     def check_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> None:
         """Raise what `put_all` would raise for these names, but for content that is still to come."""
@@ -125,19 +134,27 @@ class ImageStore:
             )
         return old
 
-    def _put(self, txn: Transaction, name: str, target: Descriptor, replace: bool) -> Image:
+    def put(
+        self, txn: Transaction, name: str, target: Descriptor, *, replace: bool, lasting: bool = True
+    ) -> Image:
+        """Name an image within a transaction, as `put_all` does."""
         full = str(parse_reference(name))
         old = self._free(txn, full, target, replace)
-        if old is not None and old.target.digest == target.digest:
-            return old
-        self._check_blob(txn, full, target)
+        lasts = lasting or (old is not None and label_rules.GC_BREF_TARGET not in old.labels)
+        about = _lasting(old.labels if old else {}) if lasts else _passing(old, target)
+        same = old if old is not None and old.target.digest == target.digest else None
+        if same and same.labels == about:
+            return same
+        if not same:
+            self._check_blob(txn, full, target)
         at = now()
         image = Image(
             name=full,
             target=target,
             created=old.created if old else at,
             updated=at,
-            labels=old.labels if old else {},
+            labels=about,
+            used=same.used if same else 0,
         )
         ledger.put(txn, self._namespace, image)
         return image
@@ -207,6 +224,8 @@ class ImageStore:
         image = IMAGES.get(txn, self._namespace, full)
         assert image is not None
         merged = label_rules.merge(image.labels, changes)
+        if changes.get(label_rules.PINNED):
+            merged = _lasting(merged)
         image = msgspec.structs.replace(image, labels=merged, updated=now())
         ledger.put(txn, self._namespace, image)
         return image
@@ -247,6 +266,19 @@ class ImageStore:
             more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise FailedPrecondition(f"image {name} has {len(found)} names ({names}{more}); say which")
         return found[0]
+
+
+def _lasting(about: Labels) -> dict[str, str]:
+    """Return the labels of a name so that it lasts; an expiry that a user set stays."""
+    passing = (label_rules.GC_BREF_TARGET, label_rules.GC_EXPIRE)
+    lasts = label_rules.GC_BREF_TARGET not in about
+    return {key: value for key, value in about.items() if lasts or key not in passing}
+
+
+def _passing(old: Image | None, target: Descriptor) -> dict[str, str]:
+    """Return the labels of a name that is to go with what it means."""
+    expired = {label_rules.GC_EXPIRE: times.rfc3339(0), label_rules.GC_BREF_TARGET: target.digest}
+    return label_rules.merge(old.labels if old else {}, expired)
 
 
 def _check_target(target: Descriptor) -> None:
