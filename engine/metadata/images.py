@@ -104,19 +104,10 @@ class ImageStore:
         with self._meta.read() as txn:
             return IMAGES.survey(txn, self._namespace)[1]
 
-    def put_all(
-        self, targets: Mapping[str, Descriptor], *, replace: bool = False, lasting: bool = True
-    ) -> list[Image]:
-        """Name images, all or none. AlreadyExists if a name means another, unless `replace`.
-
-        A new name that is not `lasting` goes with what it means, once nothing else keeps that; it lasts
-        from when it is put again so that it does, or pinned.
-        """
+    def put_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> list[Image]:
+        """Name images, all or none. AlreadyExists if a name means another, unless `replace`."""
         with self._meta.write() as txn:
-            return [
-                self.put(txn, name, target, replace=replace, lasting=lasting)
-                for name, target in targets.items()
-            ]
+            return [self.put(txn, name, target, replace=replace) for name, target in targets.items()]
 
     def check_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> None:
         """Raise what `put_all` would raise for these names, but for content that is still to come."""
@@ -137,7 +128,11 @@ class ImageStore:
     def put(
         self, txn: Transaction, name: str, target: Descriptor, *, replace: bool, lasting: bool = True
     ) -> Image:
-        """Name an image within a transaction, as `put_all` does."""
+        """Name an image within a transaction. Raises what `put_all` does.
+
+        A new name that is not `lasting` goes with what it means, once nothing else keeps that; it lasts
+        from when it is put again so that it does, or pinned.
+        """
         full = str(parse_reference(name))
         old = self._free(txn, full, target, replace)
         lasts = lasting or (old is not None and label_rules.GC_BREF_TARGET not in old.labels)

@@ -144,9 +144,10 @@ class References(RuleBasedStateMachine):
                 }
                 self._blob(pull, "manifest", about)
             case 5:
-                (put,) = stores.images.put_all(
-                    {pull.name: target(image)}, replace=True, lasting=not pull.owner
-                )
+                with self.root.meta.write() as txn:
+                    put = stores.images.put(
+                        txn, pull.name, target(image), replace=True, lasting=not pull.owner
+                    )
                 lasts = not pull.owner or self.model.names.get(pull.name, ("", False))[1]
                 self.model.names[pull.name] = (image, lasts)
                 assert put.target == target(image)
