@@ -151,6 +151,7 @@ class Engine:
         all_platforms: bool = False,
         keep_blobs: bool = True,
         strict: bool = False,
+        lasting: bool = True,
         report: Report = silent,
     ) -> Pulled:
         """Pull an image by its name, with a client of `engine.registry.client.open_client`.
@@ -158,7 +159,8 @@ class Engine:
         With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. With
         `all_platforms` all that an index lists is fetched, what is for `platform` unpacked. Without
         `keep_blobs` the layers' blobs are left to the next collection once they are unpacked: the image
-        can be run, but not be pushed or unpacked for another backend (`docs/images.md`).
+        can be run, but not be pushed or unpacked for another backend (`docs/images.md`). A new name that
+        is not `lasting` goes with the image, once nothing else keeps that.
 
         Who wants the same at the same time, of the same client, shares one pull; the last to be
         cancelled ends it. What an attempt that failed has fetched is there for the next, for a day.
@@ -175,6 +177,7 @@ class Engine:
             all_platforms=all_platforms,
             keep_blobs=keep_blobs,
             strict=strict,
+            lasting=lasting,
         )
         wanted.check()
         pull = partial(self._pulled, client, wanted, backend)

@@ -64,6 +64,7 @@ class PullWanted:
     all_platforms: bool = False
     keep_blobs: bool = True
     strict: bool = False
+    lasting: bool = True
 
     @property
     def key(self) -> bytes:
@@ -133,7 +134,14 @@ class Pulling:
         changes[target.key] = {**changes[target.key], **pulled_with}
         await trio.to_thread.run_sync(self.stores.content.update_all, changes)
         hit("pull.labelled")
-        finish = partial(pulls.finish, self._lease, str(wanted.reference), target, heir=lease.id)
+        finish = partial(
+            pulls.finish,
+            self._lease,
+            str(wanted.reference),
+            target,
+            heir=lease.id,
+            lasting=wanted.lasting,
+        )
         put_image = await trio.to_thread.run_sync(finish)
         hit("pull.named")
         return Pulled(put_image, unpacked)

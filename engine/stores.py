@@ -39,6 +39,7 @@ from engine.metadata.lineage import full_key
 from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
 from engine.metadata.pulls import PullStore
+from engine.metadata.references import ReferenceStore
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
@@ -86,6 +87,7 @@ class Stores:
         self.images = ImageStore(root.meta, namespace)
         self.leases = LeaseStore(root.meta, namespace)
         self.pulls = PullStore(root.meta, namespace, self.images)
+        self.references = ReferenceStore(root.meta, namespace)
         self.namespaces = NamespaceStore(root.meta)
         self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}
