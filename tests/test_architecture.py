@@ -36,6 +36,8 @@ LAYERS = {
     "engine.times": 0,
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
+    "engine.tally": 1,
+    "engine.watching": 1,
     "engine.processes": 1,
     "engine.fs": 1,
     "engine.kv": 1,
@@ -84,6 +86,7 @@ ASYNC = {
     "engine.gc.scheduler",
     "engine.importing",
     "engine.pulling",
+    "engine.watching",
     "engine.cli.running",
     "engine.cli.demo",
 }

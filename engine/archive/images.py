@@ -186,7 +186,7 @@ def _store_layer(layer: _DockerLayer, intake: Intake) -> Descriptor:
     try:
         with intake.begin(ref, expected, layer.size) as writer:
             intake.copy(layer.name, writer, layer.size, layer.diff_id)
-            blob = writer.commit()
+            blob = intake.kept(layer.diff_id, writer.commit())
     except AlreadyExists:
         blob = intake.found(layer.diff_id)
     if expected:

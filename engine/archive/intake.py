@@ -153,7 +153,8 @@ class Intake:
                 writer.abort()
                 _check_size(descriptor, size)
             self.copy(name, writer, descriptor.size, digest)
-            self.follower.come(digest, writer.commit(about))
+            blob = self.kept(digest, writer.commit(about))
+            self.follower.come(digest, blob)
 
     def put(self, data: bytes, media_type: str, about: labels.Labels) -> Descriptor:
         """Bring in a document that the source does not have as it stands, and return what it is."""
@@ -169,7 +170,15 @@ class Intake:
 
     def found(self, digest: Digest) -> Blob:
         """Return the record of a blob that is here already."""
-        return self._content.info(digest)
+        blob = self._content.info(digest)
+        for step in (Step.FOUND, Step.STORE):
+            self._report(step, digest, blob.size, blob.size)
+        return self.kept(digest, blob)
+
+    def kept(self, item: Digest, blob: Blob) -> Blob:
+        """Tell that what was brought in as `item` is in the store; return its record."""
+        self._report(Step.KEEP, item, blob.size, blob.size)
+        return blob
 
     def _merge_labels(self, digest: Digest, about: labels.Labels | None) -> None:
         if about:
@@ -178,6 +187,7 @@ class Intake:
     def copy(self, name: str, writer: Writer, size: int, item: Digest) -> None:
         """Write what a writer has not got yet of a file."""
         show = partial(self._report, Step.STORE, item, size)
+        self._report(Step.FOUND, item, size, writer.offset)
         show(writer.offset)
         self.follower.tell(item, *writer.durable)
         if writer.offset == size:  # all of it was there, or another namespace shares it
@@ -198,11 +208,16 @@ class Intake:
                     return self._content.ingest(ref, lease=self.lease, expected=expected, total=size)
                 except BeingWritten as error:
                     waiting = str(error)
-                    self._report(Step.WAIT, waiting, size, 0)
+                    self._waits(waiting, expected, size, 0)
                     self._content.wait(ref)
         finally:
             if waiting:
-                self._report(Step.WAIT, waiting, size, size)
+                self._waits(waiting, expected, size, size)
+
+    def _waits(self, words: str, digest: Digest | None, size: int, done: int) -> None:
+        self._report(Step.WAIT, words, size, done)
+        if digest:
+            self._report(Step.OTHER, digest, size, done)
 
 
 def _absent(descriptor: Descriptor) -> str:

@@ -9,11 +9,13 @@ is never joined, nor taken away for another that has its key by now.
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import trio
 
 from engine.progress import Report, Step
+from engine.tally import Tally
 
 __all__ = ["Flight", "Flights"]
 
@@ -30,17 +32,16 @@ class Flight(Generic[T]):
         self.error: Exception | None = None
         self._result: T | None = None
         self._reports: list[Report] = []
+        self._told = Tally()
         self._scope = trio.CancelScope()
         self._left = trio.Event()
         self._ended = trio.Event()
 
     def report(self, step: Step, item: str, total: int, done: int, /) -> None:
-        """Tell all callers; one whose report fails does not spoil it for the others."""
+        """Tell all callers, and those who join later."""
+        self._told(step, item, total, done)
         for report in self._reports:
-            try:
-                report(step, item, total, done)
-            except Exception:  # noqa: BLE001  anyone's function
-                _log.exception("a report of progress failed")
+            _tell(report, step, item, total, done)
 
     async def result(self) -> T:
         """Wait for the result, or raise the error."""
@@ -64,8 +65,9 @@ class Flight(Generic[T]):
             self._ended.set()
 
     def join(self, report: Report) -> None:
-        """Add a caller."""
+        """Add a caller, who is told where all is."""
         self._reports.append(report)
+        self._told.replay(partial(_tell, report))
 
     def leave(self, report: Report) -> bool:
         """Take a caller away; say whether it was the last one, which ends the work."""
@@ -80,6 +82,14 @@ class Flight(Generic[T]):
     async def ended(self) -> None:
         """Wait until the work, whose last caller left, holds nothing any more."""
         await self._ended.wait()
+
+
+def _tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:
+    """Tell a caller; one whose report fails does not spoil it for the others."""
+    try:
+        report(step, item, total, done)
+    except Exception:  # noqa: BLE001  anyone's function
+        _log.exception("a report of progress failed")
 
 
 class Flights(Generic[F]):
