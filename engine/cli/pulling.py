@@ -37,7 +37,14 @@ _HOSTS = "/etc/containerd/certs.d"
 @click.argument("reference", metavar="REF")
 @snapshotter_option
 @platform_option
+@click.option("--all-platforms", is_flag=True, help="Also store what is for other platforms.")
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
+@click.option(
+    "--keep-blobs/--drop-blobs",
+    default=True,
+    help="Keep the layers' blobs (the default), or only what is unpacked of them: half the space, but "
+    "no push, and no other backend.",
+)
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @click.option("--plain-http", is_flag=True, help="Speak HTTP to a registry that no hosts.toml tells of.")
 @click.option(
@@ -56,7 +63,9 @@ def pull(
     reference: str,
     snapshotter: str | None,
     platform: Platform | None,
+    all_platforms: bool,
     no_unpack: bool,
+    keep_blobs: bool,
     strict: bool,
     plain_http: bool,
     hosts_dir: Path,
@@ -68,7 +77,7 @@ def pull(
     """Pull an image from a registry, and unpack it while it comes.
 
     REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
-    that it names. An attempt that failed is gone on with by the next.
+    that it names. What an attempt that failed has fetched is there for the next, for a day.
     """
     access = Access(
         hosts=HostsFolder(hosts_dir, plain_http=plain_http),
@@ -85,6 +94,8 @@ def pull(
                     client,
                     snapshotter=backend,
                     platform=platform,
+                    all_platforms=all_platforms,
+                    keep_blobs=keep_blobs,
                     strict=strict,
                     report=report,
                 )

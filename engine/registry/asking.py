@@ -14,7 +14,7 @@ from engine import limits
 from engine.errors import NotFound, PermissionDenied, Unavailable
 from engine.registry.challenge import parse_challenges
 from engine.registry.connections import Answer, Connections, Peer
-from engine.registry.credentials import Credentials
+from engine.registry.credentials import Credential, Credentials
 from engine.registry.hosts import Host
 from engine.registry.protocol import BadAnswer, Request, explained, redirected
 from engine.registry.retrying import PASSING, Busy, Patience, parse_retry_after
@@ -49,6 +49,11 @@ class Asking:
         """
         async with AsyncExitStack() as stack:
             yield await self._patiently(stack, host, request, known, is_last=is_last)
+
+    def credential(self, host: Host) -> Credential | None:
+        """Return the credential that a host has asked for, None while it lets anyone in."""
+        authority = self._authorities.get(Peer(host.origin, host.tls))
+        return authority.credential if authority else None
 
     async def _patiently(
         self,

@@ -6,7 +6,7 @@ it, or lies. Once a name is resolved all is asked for by digest, which decides w
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from engine.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
 from engine.oci.reference import Reference
 from engine.registry.asking import Asking
 from engine.registry.connections import Answer, Connections
-from engine.registry.credentials import Credentials, nobody
+from engine.registry.credentials import Credential, Credentials, nobody
 from engine.registry.hosts import Capability, Host
 from engine.registry.hosts_folder import HostsFolder
 from engine.registry.protocol import (
@@ -76,6 +76,8 @@ class Found:
 
     descriptor: Descriptor
     data: bytes | None = None
+    credential: Credential | None = None
+    """Who had to ask; None where anyone may."""
 
 
 class Body:
@@ -134,7 +136,8 @@ class Client:
 
         async def at(host: Host, is_last: bool) -> Found:
             looked = await self._looked_at(host, request, reference.digest, is_last)
-            return looked or await self._read(host, request, reference.digest, is_last)
+            found = looked or await self._read(host, request, reference.digest, is_last)
+            return replace(found, credential=self._asking.credential(host))
 
         return await self._first(domain, capability, at)
 

@@ -6,6 +6,7 @@ Async.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -14,7 +15,7 @@ from engine.root import Root
 from engine.snapshots import Snapshotter
 from engine.unpack.arrivals import Arrivals
 from engine.unpack.committer import Committer
-from engine.unpack.flights import Flights
+from engine.unpack.flights import Flight, Flights
 from engine.unpack.flusher import Flusher
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.layer_locks import LayerLocks
@@ -31,6 +32,7 @@ class Workshop:
         self.pool = WorkerPool(applies or writers())
         self.flusher = Flusher(self.pool)
         self.flights = Flights(LayerFlight)
+        self.pulls: Flights[Flight[Any]] = Flights(Flight)
         self.twins = Twins()
         self.arrivals = Arrivals()
         self.locks = LayerLocks(root / "layers")
