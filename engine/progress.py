@@ -38,7 +38,7 @@ class Step(StrEnum):
     FLUSH = "committing"
     """So many layers are made durable and visible, together."""
     SHARE = "sharing"
-    """So many callers want it."""
+    """So many callers want it; of all of the work the item is empty."""
     DONE = "done"
     """Nothing is left to do for it."""
 
@@ -96,7 +96,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: Step | None = None
     """PLACE, OTHER or BELOW; it may be on its way in meanwhile."""
     callers: int = 1
-    """How many wait for it in this process: the work is done once."""
+    """How many wait for it in this process; the work is done once."""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -115,6 +115,8 @@ class Headway(msgspec.Struct, frozen=True, kw_only=True):
     fetch: Amount = Amount()
     apply: Amount = Amount()
     tasks: tuple[Task, ...] = ()
+    callers: int = 1
+    """How many wait for all of it: pulls of one image are one."""
     waits: tuple[str, ...] = ()
     """What all of it waits for, in words: another process, by its ID."""
 

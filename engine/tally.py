@@ -46,7 +46,8 @@ class _Speed:
             if one[0] > now - _WINDOW_S:
                 break
             start = one
-        return (self._seen[-1][1] - start[1]) / max(now - start[0], _GAP_S)
+        # What others bring in counts until it is found to be here.
+        return max(0, self._seen[-1][1] - start[1]) / max(now - start[0], _GAP_S)
 
 
 class Tally:
@@ -67,7 +68,7 @@ class Tally:
             if step in _BYTES:  # what comes a second time, as the first was wrong, is no step back
                 done = max(done, before)
                 self._note(step, item, done, before)
-            if step in _PARTS or step in _WAITS:
+            if item and (step in _PARTS or step in _WAITS):
                 self._items[item] = None
             self._told[step, item] = (total, done)
 
@@ -96,8 +97,11 @@ class Tally:
                 tasks=tuple(
                     Task(step, item, total, done)
                     for (step, item), (total, done) in self._told.items()
-                    if item not in self._items and step is not Step.WAIT and (not total or done < total)
+                    if item not in self._items
+                    and step not in {Step.WAIT, Step.SHARE}
+                    and (not total or done < total)
                 ),
+                callers=max(1, self._told.get((Step.SHARE, ""), (1, 1))[1]),
                 waits=tuple(
                     item
                     for (step, item), (total, done) in self._told.items()

@@ -25,9 +25,13 @@ F = TypeVar("F", bound="Flight[Any]")
 
 
 class Flight(Generic[T]):
-    """Work under way. `done` is set when there is a result or an error."""
+    """Work under way. `done` is set when there is a result or an error.
+
+    `item` is what is told to be shared: a layer by its digest, else all that the callers want.
+    """
 
     def __init__(self) -> None:
+        self.item = ""
         self.done = trio.Event()
         self.error: Exception | None = None
         self._result: T | None = None
@@ -68,16 +72,22 @@ class Flight(Generic[T]):
         """Add a caller, who is told where all is."""
         self._reports.append(report)
         self._told.replay(partial(_tell, report))
+        self._count()
 
     def leave(self, report: Report) -> bool:
         """Take a caller away; say whether it was the last one, which ends the work."""
         self._reports.remove(report)
         if self._reports:
+            self._count()
             return False
         self._left.set()
         if not self.done.is_set():
             self._scope.cancel()
         return True
+
+    def _count(self) -> None:
+        callers = len(self._reports)
+        self.report(Step.SHARE, self.item, callers, callers)
 
     async def ended(self) -> None:
         """Wait until the work, whose last caller left, holds nothing any more."""

@@ -6,7 +6,6 @@ Async.
 import trio
 
 from engine.diff.apply import Applied
-from engine.progress import Report, Step
 from engine.unpack.flights import Flight
 from engine.unpack.lease import HeldLease
 
@@ -14,9 +13,7 @@ __all__ = ["LayerFlight"]
 
 
 class LayerFlight(Flight[Applied | None]):
-    """A layer under way, of the blob `digest`.
-
-    `lease` is whose it is, `entries` and `size` those of all layers up to it.
+    """A layer under way; `lease` is whose it is, `entries` and `size` those of all layers up to it.
 
     Its result is None where another process made it. `twin` is the same layer on another base, which
     began before it. The one above waits for `is_ready`, so that layers reach the committer in chain
@@ -25,25 +22,8 @@ class LayerFlight(Flight[Applied | None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.digest = ""
-        self.callers = 0
         self.lease: HeldLease | None = None
         self.twin: LayerFlight | None = None
         self.entries = 0
         self.size = 0
         self.is_ready = trio.Event()
-
-    def join(self, report: Report) -> None:
-        """Add a caller; all are told how many there are."""
-        super().join(report)
-        self._count(1)
-
-    def leave(self, report: Report) -> bool:
-        """Take a caller away; say whether it was the last one."""
-        is_last = super().leave(report)
-        self._count(-1)
-        return is_last
-
-    def _count(self, more: int) -> None:
-        self.callers += more
-        self.report(Step.SHARE, self.digest, self.callers, self.callers)

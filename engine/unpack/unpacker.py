@@ -214,7 +214,7 @@ class Unpacker:
 
         The lease is held from now on: whoever began it may have left before the block is entered.
         """
-        flight.digest, flight.lease = work.layer.descriptor.digest, work.lease
+        flight.item, flight.lease = work.layer.descriptor.digest, work.lease
         if work.snapshotter.capabilities.shares:
             flight.twin = self._shop.twins.begin(self._layer_of(work), flight)
         return self._kept(work, flight, work.lease.hold())

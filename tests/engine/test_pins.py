@@ -295,7 +295,7 @@ def shared(world: World) -> trio.Event:
 
     def joining(self: LayerFlight, report: Report) -> None:
         join(self, report)
-        if self.callers > 1:
+        if len(self._reports) > 1:
             both.set()
 
     async def gate() -> None:
@@ -578,7 +578,12 @@ def test_an_import_that_is_cancelled_leaves_others_what_they_share(world: World)
 
     async def second(engine: Engine) -> None:
         await begun.wait()
-        await engine.unpack(NAME, snapshotter="overlay", report=lambda *_: scope.cancel())
+
+        def told(at: Step, *_: object) -> None:
+            if at is Step.SHARE:
+                scope.cancel()
+
+        await engine.unpack(NAME, snapshotter="overlay", report=told)
 
     world.run(first, second)
     assert scope.cancelled_caught
