@@ -126,7 +126,8 @@ class Tally:
         fetch = self._amount(incoming, item, told) if incoming else None
         is_applied = Step.PLACE in told or Step.UNPACK in told
         apply = self._amount(Step.UNPACK, item, told) if is_applied else None
-        is_done = Step.DONE in told or (Step.KEEP in told and apply is None)
+        is_in = fetch is None or Step.KEEP in told
+        is_done = is_in and (Step.DONE in told or apply is None)
         waits = [step for step in _WAITS if step in told and told[step][1] < told[step][0]]
         return Part(
             digest=item,
@@ -140,8 +141,8 @@ class Tally:
     def _amount(self, step: Step, item: str, told: dict[Step, tuple[int, int]]) -> Amount:
         total, done = told.get(step) or (told[Step.PLACE][0], 0)
         found = min(done, told.get(Step.FOUND, (0, 0))[1]) if step in _INCOMING else 0
-        if Step.DONE in told:  # what was not gone through was not needed
-            done, found = total, found + total - done
+        if step is Step.UNPACK and Step.DONE in told:  # what was not gone through was not needed
+            done, found = total, total - done
         speed = self._speeds.get((step, item))
         return Amount(done, total, speed.rate(self._clock()) if speed else 0.0, found)
 

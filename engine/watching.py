@@ -5,7 +5,6 @@ nothing: there is one state, however much is reported.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +12,7 @@ import trio
 
 from engine.progress import Headway, Step
 from engine.tally import Tally
+from engine.waking import Bell
 
 __all__ = ["Watch"]
 
@@ -35,12 +35,12 @@ class Watch:
         """Begin with nothing told."""
         self._tally = Tally()
         self._is_over = False
-        self._waiting: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
+        self._bell = Bell()
 
     def __call__(self, step: Step, item: str, total: int, done: int, /) -> None:
         """Take note: this is what reports."""
         self._tally(step, item, total, done)
-        self._wake()
+        self._bell.ring()
 
     def headway(self) -> Headway:
         """Return how far all is now; from any thread."""
@@ -49,7 +49,7 @@ class Watch:
     def close(self) -> None:
         """End the stream, which yields once more."""
         self._is_over = True
-        self._wake()
+        self._bell.ring()
 
     def __enter__(self) -> Self:
         """Watch until the end of the block."""
@@ -69,20 +69,9 @@ class Watch:
         is_last = False
         while not is_last:
             is_last = self._is_over
-            mine = (trio.lowlevel.current_trio_token(), trio.Event())
-            self._waiting.append(mine)  # first: what is told from now on is seen next time
-            try:
+            with self._bell.heard() as news:  # first: what is told from now on is seen next time
                 yield self.headway()
                 with trio.move_on_after(0 if is_last else _STILL_S):
-                    await mine[1].wait()
-            finally:
-                with suppress(ValueError):  # it was woken
-                    self._waiting.remove(mine)
+                    await news.wait()
             if not self._is_over:
                 await trio.sleep(_PACE_S)
-
-    def _wake(self) -> None:
-        while self._waiting:
-            with suppress(IndexError, trio.RunFinishedError):  # another thread was first
-                token, event = self._waiting.pop()
-                token.run_sync_soon(event.set)

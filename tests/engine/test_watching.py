@@ -115,7 +115,7 @@ def test_a_report_after_its_loop_has_ended() -> None:
         with trio.move_on_after(0.001):
             async for _ in watch:
                 pass
-        watch._waiting.append((trio.lowlevel.current_trio_token(), trio.Event()))
+        watch._bell._waiting.append((trio.lowlevel.current_trio_token(), trio.Event()))
 
     trio.run(work)
     watch(Step.READ, "x", 1, 1)
