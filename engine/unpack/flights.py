@@ -17,7 +17,7 @@ import trio
 from engine.progress import Report, Step
 from engine.tally import Tally
 
-__all__ = ["Flight", "Flights"]
+__all__ = ["Flight", "Flights", "tell"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Flight(Generic[T]):
         """Tell all callers, and those who join later."""
         self._told(step, item, total, done)
         for report in self._reports:
-            _tell(report, step, item, total, done)
+            tell(report, step, item, total, done)
 
     async def result(self) -> T:
         """Wait for the result, or raise the error."""
@@ -71,7 +71,7 @@ class Flight(Generic[T]):
     def join(self, report: Report) -> None:
         """Add a caller, who is told where all is."""
         self._reports.append(report)
-        self._told.replay(partial(_tell, report))
+        self._told.replay(partial(tell, report))
         self._count()
 
     def leave(self, report: Report) -> bool:
@@ -94,7 +94,7 @@ class Flight(Generic[T]):
         await self._ended.wait()
 
 
-def _tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:
+def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:
     """Tell a caller; one whose report fails does not spoil it for the others."""
     try:
         report(step, item, total, done)

@@ -24,6 +24,7 @@ from engine.progress import Report, Step
 from engine.snapshots import Durability, Snapshotter, Usage
 from engine.unpack.arrivals import Arrival
 from engine.unpack.committer import has
+from engine.unpack.flights import tell
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.lease import HeldLease
 from engine.unpack.making import Maker, Work
@@ -90,7 +91,7 @@ class Unpacker:
         What there is to do is told at once, before anyone can fetch some of it.
         """
         for layer in image.layers:
-            report(Step.PLACE, layer.descriptor.digest, layer.descriptor.size, 0)
+            tell(report, Step.PLACE, layer.descriptor.digest, layer.descriptor.size, 0)
         return self._unpack(image, snapshotter, lease, report, arrivals, strict=strict)
 
     async def _unpack(
@@ -247,7 +248,7 @@ class _Done:
     def tell(self, position: int) -> None:
         layer = self._layers[position]
         if self._last[layer.digest] == position:
-            self._report(Step.DONE, layer.digest, layer.size, layer.size)
+            tell(self._report, Step.DONE, layer.digest, layer.size, layer.size)
 
 
 def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:
