@@ -198,6 +198,7 @@ class Engine:
             arrivals=self._shop.arrivals,
             client=client,
             wanted=wanted,
+            lanes=self._shop.lanes,
             backend=backend,
             report=flight.report,
         )
@@ -350,7 +351,7 @@ class Engine:
 
 
 @asynccontextmanager
-async def open_engine(
+async def open_engine(  # noqa: PLR0913  each is another's matter
     root: Path | str,
     *,
     namespace: str = "default",
@@ -359,16 +360,20 @@ async def open_engine(
     gc: Schedule | None = None,
     durability: Durability | str = Durability.FULL,
     applies: int | None = None,
+    fetches: int | None = None,
+    bandwidth: float | None = None,
 ) -> AsyncIterator[Engine]:
     """Open the store at `root`, made if need be, and close it after the block.
 
     With `gc` it is collected by that schedule, all of it in the background. With `durability` "lazy" the
     files of layers are left to the kernel to write: what was not when the machine went down is checked
     by the next to open the store, and unpacked anew. `applies` is how many layers are applied at once,
-    by default as many as there are processors; engines that a loop has on one root share the first's.
+    by default as many as there are processors; `fetches` how many blobs, or parts of them, come at once,
+    by default 12, and `bandwidth` how many bytes of them a second. Engines that a loop has on one root
+    share the first's.
 
-    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root,
-    and without `create` NotFound where there is none.
+    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root
+    or bound, and without `create` NotFound where there is none.
     """
     durability = Durability(durability)
     opened = open_stores(
@@ -380,7 +385,8 @@ async def open_engine(
     )
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
-        async with open_workshop(stores.root, applies) as workshop, collecting(stores, gc) as collect:
+        shop = open_workshop(stores.root, applies, fetches, bandwidth)
+        async with shop as workshop, collecting(stores, gc) as collect:
             yield Engine(stores, workshop, collect, durability)
     finally:
         with trio.CancelScope(shield=True):

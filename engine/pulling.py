@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from engine import labels
+from engine import labels, limits
 from engine.content.image import ResolvedImage, resolve
 from engine.content.keeping import Part, kept_of_all
 from engine.content.listing import manifests
@@ -28,6 +28,7 @@ from engine.oci.reference import Reference
 from engine.progress import Report
 from engine.registry.credentials import mark
 from engine.registry.fetching import Fetcher, Sought
+from engine.registry.lanes import Lanes
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
 from engine.times import rfc3339
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PullWanted", "Pulled", "Pulling"]
 
-_AT_ONCE = 4  # layers of one image; those above need not wait for one that is large
+_AT_ONCE = limits.FETCHES_OF_IMAGE  # those above need not wait for one that is large
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Pulling:
     unpacker: Unpacker
     arrivals: Arrivals
     client: "Client"
+    lanes: Lanes
     wanted: PullWanted
     backend: Snapshotter | None
     report: Report
@@ -91,7 +93,8 @@ class Pulling:
     _fetcher: Fetcher = field(init=False)
 
     def __post_init__(self) -> None:
-        self._fetcher = Fetcher(self.client, self.stores.content, self.stores.root.trash)
+        content, folder = self.stores.content, self.stores.root.trash
+        self._fetcher = Fetcher(self.client, content, folder, self.lanes)
 
     async def run(self, lease: HeldLease) -> Pulled:
         """Pull. What failed stays for a day, so that the next attempt goes on with it.

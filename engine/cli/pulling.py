@@ -15,6 +15,7 @@ from engine.cli.context import (
     action,
     durability_option,
     lease_option,
+    limit_rate_option,
     platform_option,
     snapshotter_option,
 )
@@ -54,6 +55,7 @@ _HOSTS = "/etc/containerd/certs.d"
     help=f"Folder of containerd's hosts.toml: mirrors and TLS ({_HOSTS}).",
 )
 @click.option("--proxy", metavar="URL", help="HTTP proxy; none is taken from the environment.")
+@limit_rate_option
 @durability_option
 @lease_option
 @action
@@ -70,6 +72,7 @@ def pull(
     plain_http: bool,
     hosts_dir: Path,
     proxy: str | None,
+    limit_rate: float | None,
     durability: str,
     lease: str,
     view: View,
@@ -105,7 +108,7 @@ def pull(
         images = [*map(shapes.images(engine.stores), [pulled.image])]
         return pulled, {"images": images, "unpacked": unpacked}
 
-    pulled, shown = run(context, work, create=True, durability=durability)
+    pulled, shown = run(context, work, create=True, durability=durability, bandwidth=limit_rate)
     for note in pulled.unpacked.mistyped if pulled.unpacked else ():
         view.tell(note)
     left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0

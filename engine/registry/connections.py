@@ -6,6 +6,7 @@ configuration name a host, it may not be one that only this machine's surroundin
 
 import ipaddress
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -237,13 +238,8 @@ def _mapped(host: str, error: Exception) -> EngineError:
     """Return the error of ours that stands for one of httpx, which may quote a URL."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return PermissionDenied(
-                f"{host}: its certificate is not to be trusted: {printable(cause.verify_message)}; "
-                "name its CA in hosts.toml (`ca`)"
-            )
-        if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
-            return Unavailable(f"{host} does not speak HTTPS; add --plain-http if HTTP is meant")
+        if isinstance(cause, ssl.SSLError) and (mapped := _of_tls(host, cause)):
+            return mapped
         cause = cause.__cause__ or cause.__context__
     match error:
         case httpx.ProxyError():
@@ -254,3 +250,20 @@ def _mapped(host: str, error: Exception) -> EngineError:
             return Unavailable(f"{host} broke off, or does not speak HTTP: {printable(str(error))}")
         case _:
             return Unavailable(f"{host} broke off: {type(error).__name__}")
+
+
+def _of_tls(host: str, error: ssl.SSLError) -> EngineError | None:
+    """Return what OpenSSL means, if that says more than that there is no connection."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return PermissionDenied(
+            f"{host}: its certificate is not to be trusted: {printable(error.verify_message)}; "
+            "name its CA in hosts.toml (`ca`)"
+        )
+    # An alert 116 (RFC 8446), or what servers of TLS 1.2 say instead.
+    if re.search("CERTIFICATE_REQUIRED|BAD_CERTIFICATE", str(error)):
+        return PermissionDenied(
+            f"{host} wants a certificate of ours, or another; name it in hosts.toml (`client`)"
+        )
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return Unavailable(f"{host} does not speak HTTPS; add --plain-http if HTTP is meant")
+    return None

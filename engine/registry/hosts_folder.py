@@ -35,8 +35,16 @@ class HostsFolder:
             if has_file:
                 return self._parsed(found, domain)
             if is_there:
-                return [replace(default_host(domain, plain_http=self._plain_http), tls=_docker(found))]
+                return [self._dockers(found, domain)]
         return [default_host(domain, plain_http=self._plain_http)]
+
+    def _dockers(self, folder: Path, domain: str) -> Host:
+        tls = _docker(folder)
+        host = default_host(domain, plain_http=self._plain_http)
+        if (tls.ca or tls.client) and not self._plain_http:
+            # Of this machine too: who says whom to trust means TLS.
+            host = replace(host, origin=replace(host.origin, scheme="https"))
+        return replace(host, tls=tls)
 
     def _parsed(self, folder: Path, domain: str) -> Sequence[Host]:
         try:

@@ -18,6 +18,7 @@ from engine.oci.digest import digest_of
 from engine.oci.platform import Platform
 from engine.pulling import Pulled
 from engine.registry.client import Access, open_client
+from engine.registry.lanes import Lanes
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import FakeRegistry, Fault, cut, reset, respond, response
 from tests.command import dump, lamina, lamina_json
@@ -244,6 +245,28 @@ def test_the_command_fails_in_one_line(tmp_path: Path, registry: FakeRegistry, s
         done = lamina(root, "pull", *words, code=code)
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_bytes_a_second_of_a_command(
+    tmp_path: Path, registry: FakeRegistry, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("pull", "--no-unpack", "--platform", "linux/amd64", str(served.reference))
+    for text in ("0", "-1", "0.5", "x", "1T", "1 K", "1e6", "٣", ""):
+        assert (
+            "no number of bytes"
+            in lamina(tmp_path / "root", *words, "--limit-rate", text, code=2).stderr
+        )
+    assert not registry.asked
+    rates: list[float | None] = []
+
+    def lanes(fetches: int | None, bandwidth: float | None) -> Lanes:
+        rates.append(bandwidth)
+        return Lanes(fetches)
+
+    monkeypatch.setattr("engine.unpack.workshop.Lanes", lanes)
+    for text in ("1", "500K", "2.5m", "1G"):
+        lamina(tmp_path / "root", *words, "--limit-rate", text)
+    assert rates == [1, 500 << 10, 2.5 * (1 << 20), 1 << 30]
 
 
 def test_credentials_and_mirrors_come_from_files(

@@ -1,13 +1,8 @@
-"""Debian's docker-registry serves what skopeo pushed: pulled digest for digest, plain and with TLS."""
+"""Debian's docker-registry, set up in every way: what is there is pulled digest for digest."""
 
 import json
-import socket
 import ssl
-import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,165 +11,102 @@ from engine.errors import Refused
 from engine.registry.client import Access
 from engine.registry.credentials import Credential
 from engine.registry.hosts import Host, Origin, Tls
-from engine.testing.archives import archive, layout, member
 from engine.testing.fake_registry import FakeRegistry, respond, response
 from tests.command import lamina, lamina_json
-from tests.compat.images import assert_same, our_tree, run, umoci_tree
-from tests.conftest import peer
 from tests.registry.asking import QUICK, Served, read_blob, with_client
+from tests.registry.servers import PASSWORD, USER, Certified, Server, push, serving
+from tests.registry.token_server import REFRESH, TokenServer, token_server
 
 pytestmark = [pytest.mark.compat, pytest.mark.root]
 
-USER, PASSWORD = "user", "s3cr3t"
-_BCRYPT = "$2b$05$abcdefghijklmnopqrstuu9Avu/WgbsK7g7xfCY1X3pdjsTgxqQLS"  # of PASSWORD
-_START_S = 30
-
-
-@dataclass(frozen=True)
-class Server:
-    name: str
-    ca: Path | None = None
-
-
-def _certificates(folder: Path) -> None:
-    """Make a CA, and what it says of 127.0.0.1."""
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl = peer("openssl")
-    ca = ("-keyout", folder / "ca.key", "-out", folder / "ca.pem", "-subj", "/CN=test CA", "-days", 2)
-    run(openssl, "req", "-x509", *new, *ca)
-    wanted = ("-keyout", folder / "host.key", "-out", folder / "host.csr", "-subj", "/CN=host")
-    run(openssl, "req", *new, *wanted, "-addext", "subjectAltName=IP:127.0.0.1")
-    signing = ("-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", 2)
-    given = ("-in", folder / "host.csr", "-out", folder / "host.pem", "-copy_extensions", "copy")
-    run(openssl, "x509", "-req", *given, *signing)
-
-
-@contextmanager
-def _serving(folder: Path, *, secure: bool) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    http: dict[str, object] = {"addr": f"127.0.0.1:{port}"}
-    config: dict[str, object] = {
-        "version": 0.1,
-        "log": {"level": "error"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}},
-        "http": http,
-    }
-    if secure:
-        _certificates(folder)
-        (folder / "htpasswd").write_text(f"{USER}:{_BCRYPT}\n")
-        http["tls"] = {"certificate": str(folder / "host.pem"), "key": str(folder / "host.key")}
-        config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
-    file = folder / "config.yml"
-    file.write_text(json.dumps(config))  # which YAML is a superset of
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([peer("docker-registry"), "serve", file], stdout=log, stderr=log)
-    try:
-        _await(port, server)
-        yield Server(f"127.0.0.1:{port}", folder / "ca.pem" if secure else None)
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _await(port: int, server: "subprocess.Popen[bytes]") -> None:
-    until = time.monotonic() + _START_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            assert server.poll() is None, "docker-registry ended"
-            assert time.monotonic() < until, "docker-registry does not listen"
-            time.sleep(0.01)
-        else:
-            return
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with _serving(tmp_path_factory.mktemp("plain"), secure=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with _serving(tmp_path_factory.mktemp("secure"), secure=True) as server:
-        yield server
+PAIR = f"{USER}:{PASSWORD}"
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    base = archive(
-        member("etc/", "5"), member("etc/name", data=b"lower\n"), member("etc/gone", data=b"x")
-    )
-    above = archive(member("etc/name", data=b"upper\n"), member("etc/.wh.gone"))
-    return layout(tmp_path / "source", [base, above])
+def hosts(tmp_path: Path) -> Path:
+    return tmp_path / "hosts"
 
 
-def push(source: Path, server: Server, name: str, *options: object) -> str:
-    """Push an image with skopeo, and return the digest of its manifest there."""
-    folder = server.ca.parent if server.ca else None
-    trust: Sequence[object] = ("--dest-cert-dir", _trusting(folder)) if folder else ()
-    trust = trust or ("--dest-tls-verify=false",)
-    told = source.with_name("pushed")
-    credentials = ("--dest-creds", f"{USER}:{PASSWORD}") if folder else ()
-    skopeo = (peer("skopeo"), "--insecure-policy", "copy", "--digestfile", told)
-    run(
-        *skopeo, *trust, *credentials, *options, f"oci:{source}:latest", f"docker://{server.name}/{name}"
-    )
-    return told.read_text().strip()
+def configure(hosts: Path, server: Server | str, text: str) -> Path:
+    """Write the `hosts.toml` of a registry; return its folder."""
+    folder = hosts / (server if isinstance(server, str) else server.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hosts.toml").write_text(text)
+    return folder
 
 
-def _trusting(folder: Path) -> Path:
-    found = folder / "certs"
-    found.mkdir(exist_ok=True)
-    (found / "ca.crt").write_bytes((folder / "ca.pem").read_bytes())
-    return found
+def log_in(folder: Path, **config: object) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("form", ["oci", "v2s2"])
-def test_what_skopeo_pushed(form: str, tmp_path: Path, plain: Server, source: Path) -> None:
-    digest = push(source, plain, f"team/{form}:1", "--format", form)
-    root, name = tmp_path / "root", f"{plain.name}/team/{form}:1"
-    (image,) = lamina_json(root, "pull", "--snapshotter", "overlay", name)["images"]
-    assert image["digest"] == digest
-    tree = our_tree(root, name, "overlay", tmp_path / "mnt")
-    assert_same(tree, umoci_tree(source, tmp_path / "umoci"), "umoci")
-    by_digest = f"{plain.name}/team/{form}@{digest}"
-    assert lamina_json(root, "pull", "--no-unpack", by_digest)["images"][0]["name"] == by_digest
-    assert lamina_json(root, "gc")["blobs"] == []
+def pulled(root: Path, hosts: Path, name: str) -> str:
+    """Pull into a store and return the digest that it shows."""
+    done = lamina_json(root, "pull", "--no-unpack", "--hosts-dir", hosts, name)
+    return str(done["images"][0]["digest"])
+
+
+def refused(root: Path, hosts: Path, name: str) -> str:
+    return lamina(root, "pull", "--no-unpack", "--hosts-dir", hosts, name, code=1).stderr
+
+
+# -- TLS ------------------------------------------------------------------------------------------
 
 
 def test_tls_of_a_private_ca_and_a_password(
-    tmp_path: Path, secure: Server, source: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hosts: Path, secure: Server, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = push(source, secure, "team/app:1")
+    digest = push(source, secure, "team/app:1", user=PAIR)
     root, name = tmp_path / "root", f"{secure.name}/team/app:1"
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    folder = tmp_path / "hosts" / secure.name
-    folder.mkdir(parents=True)
-    hosts = folder / "hosts.toml"
-    words = ("pull", "--no-unpack", "--hosts-dir", folder.parent, name)
-
-    hosts.write_text(f'server = "https://{secure.name}"\n')
-    assert "certificate is not to be trusted" in lamina(root, *words, code=1).stderr
-    hosts.write_text(f'server = "https://{secure.name}"\nca = "{secure.ca}"\n')
-    assert "wants a user and a password" in lamina(root, *words, code=1).stderr
-    for password, code in (("wrong", 1), (PASSWORD, 0)):
-        auth = {"username": USER, "password": password}
-        (tmp_path / "config.json").write_text(json.dumps({"auths": {secure.name: auth}}))
-        lamina(root, *words, code=code)
-    assert lamina_json(root, "images")[0]["digest"] == digest
+    server = f'server = "https://{secure.name}"\n'
+    configure(hosts, secure, server)
+    assert "certificate is not to be trusted" in refused(root, hosts, name)
+    assert secure.certified
+    configure(hosts, secure, f'{server}ca = "{secure.certified.ca}"\n')
+    assert "wants a user and a password" in refused(root, hosts, name)
+    log_in(tmp_path, auths={secure.name: {"username": USER, "password": "wrong"}})
+    assert "does not let you read" in refused(root, hosts, name)
+    log_in(tmp_path, auths={secure.name: {"username": USER, "password": PASSWORD}})
+    assert pulled(root, hosts, name) == digest
 
 
-def test_r01_r03_what_has_tls_leads_to_nothing_without(tmp_path: Path) -> None:
-    _certificates(tmp_path)
+def test_certified_clients(tmp_path: Path, certified: Certified, source: Path) -> None:
+    """A registry for certified clients; whoever pulls has docker's files, or containerd's."""
+    storage = tmp_path / "mutual"
+    storage.mkdir()
+    with serving(storage, certified=certified, clients=True) as server:
+        digest = push(source, server, "team/app:1")
+        reference = f"{server.name}/team/app:1"
+        told = configure(tmp_path / "told", server, "")
+        address = f'server = "https://{server.name}"\nca = "{certified.ca}"\n'
+        files = [str(certified.folder / f"client.{kind}") for kind in ("pem", "key")]
+        (told / "hosts.toml").write_text(address)
+        wanted = refused(tmp_path / "root", told.parent, reference)
+        assert "wants a certificate of ours" in wanted
+        for client in (json.dumps([files]), json.dumps(_joined(tmp_path, files))):
+            (told / "hosts.toml").write_text(f"{address}client = {client}\n")
+            assert pulled(tmp_path / "root", told.parent, reference) == digest
+        folder = tmp_path / "docker" / server.name
+        folder.mkdir(parents=True)
+        for file, target in (("ca.pem", "ca.crt"), ("client.pem", "a.cert"), ("client.key", "a.key")):
+            (folder / target).write_bytes((certified.folder / file).read_bytes())
+        assert pulled(tmp_path / "other", folder.parent, reference) == digest
+
+
+def _joined(folder: Path, files: list[str]) -> str:
+    """Return a file with a certificate and its key."""
+    joined = folder / "both.pem"
+    joined.write_text("".join(Path(file).read_text() for file in files))
+    return str(joined)
+
+
+def test_r01_r03_what_has_tls_leads_to_nothing_without(certified: Certified) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
+    context.load_cert_chain(certified.folder / "host.pem", certified.folder / "host.key")
     with FakeRegistry(context=context).running() as registry, FakeRegistry().running() as other:
         served = Served(registry)
         origin = Origin("https", "127.0.0.1", registry.port)
-        hosts = [Host(origin=origin, tls=Tls(ca=(str(tmp_path / "ca.pem"),)))]
+        hosts = [Host(origin=origin, tls=Tls(ca=(str(certified.ca),)))]
         access = Access(
             hosts=lambda _domain: hosts,
             credentials=lambda _host: Credential(USER, PASSWORD),
@@ -189,3 +121,119 @@ def test_r01_r03_what_has_tls_leads_to_nothing_without(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="without TLS"):
             with_client(lambda client: client.resolve(served.reference), access)
         assert not other.asked
+
+
+# -- credentials ----------------------------------------------------------------------------------
+
+
+def test_a_password_from_a_program(
+    tmp_path: Path, hosts: Path, secure: Server, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = push(source, secure, "team/kept:1", user=PAIR)
+    assert secure.certified
+    configure(hosts, secure, f'server = "https://{secure.name}"\nca = "{secure.certified.ca}"\n')
+    answer = json.dumps({"ServerURL": secure.name, "Username": USER, "Secret": PASSWORD})
+    program = tmp_path / "docker-credential-of-the-tests"
+    program.write_text(f"#!/bin/sh\ntest $(cat) = {secure.name} && echo '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    root, name = tmp_path / "root", f"{secure.name}/team/kept:1"
+    for config in ({"credHelpers": {secure.name: "of-the-tests"}}, {"credsStore": "of-the-tests"}):
+        log_in(tmp_path, **config)
+        assert pulled(root, hosts, name) == digest
+    log_in(tmp_path, credHelpers={secure.name: "not-there"})
+    assert (
+        "docker-credential-not-there" in lamina(root, "pull", "--hosts-dir", hosts, name, code=6).stderr
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenServer]:
+    with token_server(tmp_path_factory.mktemp("tokens")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, tokens: TokenServer) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("guarded"), tokens.settings) as server:
+        yield server
+
+
+@pytest.mark.parametrize("posts", [True, False], ids=["oauth2", "get"])
+def test_tokens_that_the_registry_verifies(
+    posts: bool,
+    tmp_path: Path,
+    hosts: Path,
+    guarded: Server,
+    tokens: TokenServer,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokens, "posts", True)
+    digests = {name: push(source, guarded, name, user=PAIR) for name in ("public/app:1", "team/app:1")}
+    monkeypatch.setattr(tokens, "posts", posts)
+    tokens.asked.clear()
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    root = tmp_path / "root"
+    # Whoever it is may read what is public; what is not is refused with the registry's own words.
+    assert pulled(root, hosts, f"{guarded.name}/public/app:1") == digests["public/app:1"]
+    assert len(tokens.asked) == 1  # one token for all of an image
+    denied = refused(tmp_path / "empty", hosts, f"{guarded.name}/team/app:1")
+    assert guarded.name in denied
+    entries = [{"username": USER, "password": PASSWORD}]
+    if posts:
+        entries += [{"identitytoken": REFRESH}]
+    for entry in entries:
+        log_in(tmp_path, auths={guarded.name: entry})
+        assert pulled(root, hosts, f"{guarded.name}/team/app:1") == digests["team/app:1"]
+    log_in(tmp_path, auths={guarded.name: {"username": USER, "password": "wrong"}})
+    assert "gives out no token" in refused(tmp_path / "empty", hosts, f"{guarded.name}/team/app:1")
+    assert {asked["scope"] for _, asked in tokens.asked} == {
+        "repository:public/app:pull",
+        "repository:team/app:pull",
+    }
+
+
+# -- in front of another --------------------------------------------------------------------------
+
+
+def blobs_sent(server: Server) -> int:
+    """Return how often a blob left a registry."""
+    return sum("/blobs/" in target and method == "GET" for method, target, _, _ in server.asked())
+
+
+def test_a_cache_as_mirror(tmp_path: Path, hosts: Path, plain: Server, source: Path) -> None:
+    name = f"{plain.name}/team/cached:1"
+    digest = push(source, plain, "team/cached:1")
+    (tmp_path / "cache").mkdir()
+    upstream = {"proxy": {"remoteurl": f"http://{plain.name}"}}
+    server = f'server = "http://{plain.name}"\n'
+    with serving(tmp_path / "cache", upstream) as cache:
+        configure(hosts, plain, f'{server}[host."http://{cache.name}"]\n')
+        assert pulled(tmp_path / "first", hosts, name) == digest
+        assert blobs_sent(cache) == 3
+        before = blobs_sent(plain)
+        assert pulled(tmp_path / "second", hosts, name) == digest
+        assert blobs_sent(cache) == 6
+        assert blobs_sent(plain) == before  # the cache has them now
+    # It is down: the registry is asked itself, and what is there is not fetched again.
+    assert pulled(tmp_path / "second", hosts, name) == digest
+    assert blobs_sent(plain) == before
+    assert pulled(tmp_path / "third", hosts, name) == digest
+    assert blobs_sent(plain) == before + 3
+
+
+def test_a_mirror_for_blobs_alone(tmp_path: Path, hosts: Path, plain: Server, source: Path) -> None:
+    """What a tag means the registry says, what is there the cache: a name that moved is seen at once."""
+    name = f"{plain.name}/team/moving:1"
+    digest = push(source, plain, "team/moving:1")
+    (tmp_path / "cache").mkdir()
+    with serving(tmp_path / "cache", {"proxy": {"remoteurl": f"http://{plain.name}"}}) as cache:
+        mirror = f'[host."http://{cache.name}"]\ncapabilities = ["pull"]\n'
+        configure(hosts, plain, f'server = "http://{plain.name}"\n{mirror}')
+        assert pulled(tmp_path / "root", hosts, name) == digest
+        moved = push(source, plain, "team/moving:1", "--format", "v2s2")
+        assert moved != digest
+        assert pulled(tmp_path / "root", hosts, name) == moved
+        assert not [target for _, target, _, _ in cache.asked() if "/manifests/1" in target]
