@@ -4,7 +4,6 @@ Async; what is reported may come from any thread. Who reads slowly has the lates
 nothing: there is one state, however much is reported.
 """
 
-from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
@@ -35,11 +34,13 @@ class Watch:
         """Begin with nothing told."""
         self._tally = Tally()
         self._is_over = False
+        self._news = 0
         self._bell = Bell()
 
     def __call__(self, step: Step, item: str, total: int, done: int, /) -> None:
         """Take note: this is what reports."""
         self._tally(step, item, total, done)
+        self._news += 1
         self._bell.ring()
 
     def headway(self) -> Headway:
@@ -64,14 +65,37 @@ class Watch:
         """End the stream."""
         self.close()
 
-    async def __aiter__(self) -> AsyncIterator[Headway]:
-        """Yield how far all is until it is over."""
-        is_last = False
-        while not is_last:
-            is_last = self._is_over
-            with self._bell.heard() as news:  # first: what is told from now on is seen next time
-                yield self.headway()
-                with trio.move_on_after(0 if is_last else _STILL_S):
-                    await news.wait()
-            if not self._is_over:
-                await trio.sleep(_PACE_S)
+    def __aiter__(self) -> "_Looks":
+        """Give one who looks: at once, when there is news, and in the end."""
+        return _Looks(self)
+
+    @property
+    def _state(self) -> tuple[int, bool]:
+        return self._news, self._is_over
+
+
+class _Looks:
+    """One who looks at a watch now and then."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._seen: tuple[int, bool] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Headway:
+        await trio.lowlevel.checkpoint()
+        if self._seen is not None:
+            if self._seen[1]:
+                raise StopAsyncIteration
+            await self._news(self._seen)
+        self._seen = self._watch._state
+        return self._watch.headway()
+
+    async def _news(self, seen: tuple[int, bool]) -> None:
+        with self._watch._bell.heard() as news, trio.move_on_after(_STILL_S):
+            if self._watch._state == seen:
+                await news.wait()
+        if not self._watch._state[1]:
+            await trio.sleep(_PACE_S)

@@ -22,6 +22,7 @@ from engine.cli.context import (
 from engine.cli.importing import default_backend
 from engine.cli.output import View, document, short
 from engine.cli.running import run
+from engine.cli.timings import tell_timings, timings_option
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.pulling import Pulled
@@ -57,6 +58,7 @@ _HOSTS = "/etc/containerd/certs.d"
 @click.option("--proxy", metavar="URL", help="HTTP proxy; none is taken from the environment.")
 @limit_rate_option
 @durability_option
+@timings_option
 @lease_option
 @action
 @click.pass_obj
@@ -74,6 +76,7 @@ def pull(
     proxy: str | None,
     limit_rate: float | None,
     durability: str,
+    timings: bool,
     lease: str,
     view: View,
 ) -> None:
@@ -106,7 +109,7 @@ def pull(
         done = [pulled.unpacked] if pulled.unpacked else []
         unpacked = [{"digest": digest, "snapshotter": backend, **asdict(one)} for one in done]
         images = [*map(shapes.images(engine.stores), [pulled.image])]
-        return pulled, {"images": images, "unpacked": unpacked}
+        return pulled, {"images": images, "timings": pulled.timings, "unpacked": unpacked}
 
     pulled, shown = run(context, work, create=True, durability=durability, bandwidth=limit_rate)
     for note in pulled.unpacked.mistyped if pulled.unpacked else ():
@@ -114,6 +117,8 @@ def pull(
     left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0
     more = f", {left_out} xattrs left out" if left_out else ""
     view.tell(f"pulled {familiar(pulled.image.name)} ({short(pulled.image.target.digest)}){more}")
+    if timings:
+        tell_timings(view, pulled.timings)
     if view.json:
         document(shown)
 
