@@ -68,8 +68,12 @@ class Tally:
             if step in _BYTES:  # what comes a second time, as the first was wrong, is no step back
                 done = max(done, before)
                 self._note(step, item, done, before)
-            if item and (step in _PARTS or step in _WAITS):
-                self._items[item] = None
+            if step in _PARTS or step in _WAITS:
+                if item:
+                    self._items[item] = None
+            elif done >= total > 0:  # there may be a million of those
+                self._told.pop((step, item), None)
+                return
             self._told[step, item] = (total, done)
 
     def _note(self, step: Step, item: str, done: int, before: int) -> None:
@@ -97,15 +101,11 @@ class Tally:
                 tasks=tuple(
                     Task(step, item, total, done)
                     for (step, item), (total, done) in self._told.items()
-                    if item not in self._items
-                    and step not in {Step.WAIT, Step.SHARE}
-                    and (not total or done < total)
+                    if item not in self._items and step not in {Step.WAIT, Step.SHARE}
                 ),
                 callers=max(1, self._told.get((Step.SHARE, ""), (1, 1))[1]),
                 waits=tuple(
-                    item
-                    for (step, item), (total, done) in self._told.items()
-                    if step is Step.WAIT and done < total
+                    item for (step, item), (total, done) in self._told.items() if step is Step.WAIT
                 ),
             )
 
