@@ -11,6 +11,7 @@ from benchmarks.fresh import own_mounts, sweep
 COMMANDS = {
     "unpack": "images to root file systems, beside other tools and the machine's limits",
     "sharing": "ten images on one base, and ten unpacks of one image at once",
+    "pull": "images from a registry, beside containerd",
     "store": "what a store of a million blobs costs",
     "ingest": "blobs into a store and out of it, beside plain files",
     "hostile": "images that are meant to cost much",

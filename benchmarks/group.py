@@ -68,12 +68,12 @@ class Group:
     def timed(self, *steps: Step) -> Cost:
         """Run steps and return what they took, and whoever else is in the group meanwhile."""
         peaks = _Peaks(self.folder)
-        user, system = self._busy()
+        user, system = self.busy()
         start = time.perf_counter()
         with peaks.watched():
             self.run(*steps)
             seconds = time.perf_counter() - start
-        user_after, system_after = self._busy()
+        user_after, system_after = self.busy()
         return Cost(seconds, user_after - user, system_after - system, peaks.own, peaks.mapped)
 
     def end(self) -> None:
@@ -83,7 +83,7 @@ class Group:
         while "populated 1" in (self.folder / "cgroup.events").read_text() and time.monotonic() < end:
             time.sleep(0.01)
 
-    def _busy(self) -> tuple[float, float]:
+    def busy(self) -> tuple[float, float]:
         """Return seconds as a user and in the kernel, of all who were ever in the group."""
         lines = (self.folder / "cpu.stat").read_text().splitlines()
         spent = {key: int(value) / 1e6 for key, value in (line.split() for line in lines)}

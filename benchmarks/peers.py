@@ -19,7 +19,7 @@ from benchmarks.group import Command, Failed, Group, Step
 from benchmarks.images import Image, Layer
 from engine.oci.mediatypes import Compression
 
-__all__ = ["PEERS", "SYNC", "peers", "version"]
+__all__ = ["PEERS", "SYNC", "containerd", "peers", "version"]
 
 SYNC = "+sync"
 _STARTING_S = 20.0
@@ -133,7 +133,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 
 
 @contextmanager
-def _containerd(folder: Path, group: Group) -> Iterator[Command]:
+def containerd(folder: Path, group: Group) -> Iterator[Command]:
     """Run a containerd of its own; give the beginning of a ctr command."""
     config = folder / "config.toml"
     config.write_text(_CONTAINERD.format(folder=folder))
@@ -153,14 +153,14 @@ def _containerd(folder: Path, group: Group) -> Iterator[Command]:
 
 @contextmanager
 def _ctr_unpack(image: Image, folder: Path, group: Group) -> Iterator[Sequence[Step]]:
-    with _containerd(folder, group) as client:
+    with containerd(folder, group) as client:
         group.run([[*client, "images", "import", "--no-unpack", str(image.archive)]])
         yield [[[*client, "snapshots", "unpack", image.target]]]
 
 
 @contextmanager
 def _ctr_import(image: Image, folder: Path, group: Group) -> Iterator[Sequence[Step]]:
-    with _containerd(folder, group) as client:
+    with containerd(folder, group) as client:
         yield [[[*client, "images", "import", str(image.archive)]]]
 
 

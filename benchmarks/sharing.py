@@ -17,17 +17,17 @@ import msgspec
 
 from benchmarks.contenders import LAMINA
 from benchmarks.costs import Cost
-from benchmarks.group import Group, Step, group
+from benchmarks.group import Command, Group, Step, group
 from benchmarks.images import Image, made_or_found, packed_layers
 from benchmarks.packing import blobs_of, pack_layer, write_layout
 from benchmarks.synthetic import Shape, made_layers
 from benchmarks.unpack import folder_for_images, round_robin
 
-__all__ = ["Multiple", "main", "multiples"]
+__all__ = ["Multiple", "at_once", "images_on", "main", "multiples"]
 
 _TEN = 10
-_OWN = Shape(_TEN, 20, 1 << 17)
-"""What each of the ten images has above the base."""
+_OWN = (20, 1 << 17)
+"""Files and bytes that each of the images has above the base."""
 _MOST = 1.1
 
 
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args(arguments)
     with folder_for_images(options.images) as folder, folder_for_images(None) as beside:
-        layout = ten_images(made_or_found(options.image, folder), beside / "ten")
+        layout = beside / "ten"
+        images_on(made_or_found(options.image, folder), layout, _TEN)
         turns = {name: partial(_timed, work, layout, options.backend) for name, work in _WORKS.items()}
         costs, left_out = round_robin(turns, options.repeat)
     for name, why in left_out.items():
@@ -81,15 +82,16 @@ def multiples(busy: Mapping[str, float]) -> Sequence[Multiple]:
     return [*found, net]
 
 
-def ten_images(image: Image, out: Path) -> Path:
-    """Make a layout of images that all have one as their base."""
+def images_on(image: Image, out: Path, count: int) -> Mapping[str, str]:
+    """Make a layout of images that all have one as their base; return the diff ID of the top of each."""
     blobs_of(out).mkdir(parents=True)
     for layer in image.layers:
         _place(layer.path, blobs_of(out) / layer.path.name)
-    own = [pack_layer(out, make, "gzip") for make in made_layers(_OWN).values()]
+    made = made_layers(Shape(count, *_OWN)).values()
+    own = {_name(number): pack_layer(out, make, "gzip") for number, make in enumerate(made)}
     base = packed_layers(image)
-    write_layout(out, {_name(number): {**base, "own": layer} for number, layer in enumerate(own)})
-    return out
+    write_layout(out, {name: {**base, "own": layer} for name, layer in own.items()})
+    return {name: layer.diff_id for name, layer in own.items()}
 
 
 def _name(number: int) -> str:
@@ -117,7 +119,7 @@ def _timed(work: _Work, layout: Path, backend: str, folder: Path) -> Cost:
 
 def _callers(numbers: Sequence[int], _: Group, root: Path, backend: str) -> Sequence[Step]:
     names = [_name(number) for number in numbers]
-    return [[[sys.executable, "-m", "benchmarks.callers", str(root), backend, *names]]]
+    return [[[sys.executable, "-m", "benchmarks.callers", "unpack", str(root), backend, *names]]]
 
 
 def _command(root: Path, backend: str) -> Sequence[str]:
@@ -135,8 +137,12 @@ def _done_before(processes: Group, root: Path, backend: str) -> Sequence[Step]:
 
 
 def _ten_commands(_: Group, root: Path, backend: str) -> Sequence[Step]:
-    at_once = 'seq "$0" | xargs -P 0 -I{} "$@"'  # ends with an error if one of them does
-    return [[["sh", "-c", at_once, str(_TEN), *_command(root, backend)]]]
+    return [[at_once(_TEN, _command(root, backend))]]
+
+
+def at_once(count: int, command: Command) -> Command:
+    """Return what runs a command so often at once, and fails if one of them does."""
+    return ["sh", "-c", 'seq "$0" | xargs -P 0 -I{} "$@"', str(count), *command]
 
 
 _OF_CALLERS = ("ten images on one base", "ten callers, one image")

@@ -95,10 +95,10 @@ def markdown(report: Report) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def placed(page: str, part: str) -> str:
+def placed(page: str, part: str, first: str = BEGIN, last: str = END) -> str:
     """Return a page with the part between its marks replaced; a page without marks becomes the part."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     return f"{before}{begin}\n{part}\n{end}{after}" if begin and end else f"{part}\n"
 
 

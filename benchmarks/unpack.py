@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.contenders import STAGES, Contender, Unable, lamina
 from benchmarks.contents import read_contents
@@ -31,6 +32,8 @@ from benchmarks.rooflines import rooflines
 from benchmarks.tables import text
 
 __all__ = ["folder_for_images", "listed", "main", "parser", "round_robin", "timed"]
+
+_C = TypeVar("_C", bound=Cost)
 
 CACHES = ("warm", "cold")
 DURABILITY = ("lazy", "full")
@@ -176,13 +179,13 @@ def timed(contender: Contender, image: Image, folder: Path, *, cache: str) -> Co
 
 
 def round_robin(
-    turns: Mapping[str, Callable[[Path], Cost]], repeat: int
-) -> tuple[dict[str, list[Cost]], dict[str, str]]:
+    turns: Mapping[str, Callable[[Path], _C]], repeat: int
+) -> tuple[dict[str, list[_C]], dict[str, str]]:
     """Let all have their turns, so that a slow minute of the machine hits all; the first warms up.
 
     Return what they took, and of those that failed the reason.
     """
-    costs: dict[str, list[Cost]] = {name: [] for name in turns}
+    costs: dict[str, list[_C]] = {name: [] for name in turns}
     left_out: dict[str, str] = {}
     for number in range(repeat + 1):
         for name, turn in turns.items():

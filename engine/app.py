@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -29,9 +29,10 @@ from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
-from engine.pulling import Pulled, Pulling
+from engine.pulling import Pulled, Pulling, PullWanted
 from engine.snapshots import Durability, Snapshotter
 from engine.stores import Stores, host_platform, open_stores
+from engine.unpack.flights import Flight
 from engine.unpack.jobs import ApplyJob
 from engine.unpack.lease import HeldLease, begun_lease
 from engine.unpack.making import CLEANUP_S
@@ -65,6 +66,7 @@ class Engine:
         self.stores = stores
         self._collect = collect or collector(stores)
         self._shop = workshop
+        self._durability = durability
         self._unpacker = Unpacker(
             stores.root.path, stores.namespace, stores.content, workshop, durability
         )
@@ -137,38 +139,70 @@ class Engine:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._give_up, lease.id, heir)
 
-    async def pull(
+    async def pull(  # noqa: PLR0913  one for each option of the command
         self,
         reference: str,
         client: "Client",
         *,
         snapshotter: str | None = None,
         platform: Platform | None = None,
+        all_platforms: bool = False,
+        keep_blobs: bool = True,
         strict: bool = False,
         report: Report = silent,
     ) -> Pulled:
         """Pull an image by its name, with a client of `engine.registry.client.open_client`.
 
-        With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. What
-        an attempt that failed has fetched is there for the next, until a collection. Raises NotFound,
-        PermissionDenied, Unavailable, Refused and others (`engine.errors`).
+        With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. With
+        `all_platforms` all that an index lists is fetched, what is for `platform` unpacked. Without
+        `keep_blobs` the layers' blobs are left to the next collection once they are unpacked: the image
+        can be run, but not be pushed or unpacked for another backend (`docs/images.md`).
+
+        Who wants the same at the same time, of the same client, shares one pull; the last to be
+        cancelled ends it. What an attempt that failed has fetched is there for the next, for a day.
+
+        Raises NotFound, PermissionDenied, Unavailable, Refused and others (`engine.errors`).
         """
         backend = None
         if snapshotter:
             backend = await trio.to_thread.run_sync(self.stores.working, snapshotter)
+        wanted = PullWanted(
+            reference=parse_reference(reference),
+            platform=platform or self.stores.platform,
+            backend=snapshotter,
+            all_platforms=all_platforms,
+            keep_blobs=keep_blobs,
+            strict=strict,
+        )
+        wanted.check()
+        pull = partial(self._pulled, client, wanted, backend)
+        if self._heir:
+            await trio.to_thread.run_sync(self.stores.leases.check, self._heir)
+        async with self._shop.pulls.caller(report) as join:
+            # By the client, which is by who asks: nobody gets what another was let in for.
+            flight = join((self.stores.namespace, self._durability, client, wanted.key), pull)
+            pulled: Pulled
+            pulled, lease = await flight.result()
+            await self._hand_over(lease)
+        return pulled
+
+    @asynccontextmanager
+    async def _pulled(
+        self, client: "Client", wanted: PullWanted, backend: Snapshotter | None, flight: Flight[Any]
+    ) -> AsyncIterator[tuple[Pulled, HeldLease]]:
+        """Give a pulled image, and the lease that holds it until the end of the block."""
         pulling = Pulling(
             stores=self.stores,
             unpacker=self._unpacker,
             arrivals=self._shop.arrivals,
             client=client,
-            reference=parse_reference(reference),
-            platform=platform or self.stores.platform,
+            wanted=wanted,
+            lanes=self._shop.lanes,
             backend=backend,
-            strict=strict,
-            report=report,
+            report=flight.report,
         )
-        async with self._lease() as lease:
-            return await pulling.run(lease)
+        async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
+            yield await pulling.run(lease), lease
 
     def _give_up(self, lease: str, heir: str) -> None:
         try:
@@ -298,13 +332,18 @@ class Engine:
             await trio.to_thread.run_sync(leases.check, self._heir)
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
             yield lease
-            if self._heir:
-                held = await trio.to_thread.run_sync(leases.members, lease.id)
-                await trio.to_thread.run_sync(leases.take_over, self._heir, held)
+            await self._hand_over(lease)
+
+    async def _hand_over(self, lease: HeldLease) -> None:
+        """Have a lease of the caller's, if he named one, hold what one of some work does."""
+        if self._heir:
+            leases = self.stores.leases
+            held = await trio.to_thread.run_sync(leases.members, lease.id)
+            await trio.to_thread.run_sync(leases.take_over, self._heir, held)
 
 
 @asynccontextmanager
-async def open_engine(
+async def open_engine(  # noqa: PLR0913  each is another's matter
     root: Path | str,
     *,
     namespace: str = "default",
@@ -313,16 +352,20 @@ async def open_engine(
     gc: Schedule | None = None,
     durability: Durability | str = Durability.FULL,
     applies: int | None = None,
+    fetches: int | None = None,
+    bandwidth: float | None = None,
 ) -> AsyncIterator[Engine]:
     """Open the store at `root`, made if need be, and close it after the block.
 
     With `gc` it is collected by that schedule, all of it in the background. With `durability` "lazy" the
     files of layers are left to the kernel to write: what was not when the machine went down is checked
     by the next to open the store, and unpacked anew. `applies` is how many layers are applied at once,
-    by default as many as there are processors; engines that a loop has on one root share the first's.
+    by default as many as there are processors; `fetches` how many blobs, or parts of them, come at once,
+    by default 12, and `bandwidth` how many bytes of them a second. Engines that a loop has on one root
+    share the first's.
 
-    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root,
-    and without `create` NotFound where there is none.
+    Raises PermissionDenied, FailedPrecondition for a newer format, InvalidArgument for a bad root
+    or bound, and without `create` NotFound where there is none.
     """
     durability = Durability(durability)
     opened = open_stores(
@@ -334,7 +377,8 @@ async def open_engine(
     )
     stores = await trio.to_thread.run_sync(opened.__enter__)
     try:
-        async with open_workshop(stores.root, applies) as workshop, collecting(stores, gc) as collect:
+        shop = open_workshop(stores.root, applies, fetches, bandwidth)
+        async with shop as workshop, collecting(stores, gc) as collect:
             yield Engine(stores, workshop, collect, durability)
     finally:
         with trio.CancelScope(shield=True):

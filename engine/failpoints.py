@@ -27,6 +27,7 @@ NAMES = frozenset(
         "import.named",
         "pull.labelled",
         "pull.named",
+        "pull.resolved",
         "snapshot.prepare.recorded",
         "snapshot.prepare.made",
         "snapshot.commit.settled",

@@ -28,6 +28,9 @@ __all__ = [
     "PARENT_CHAIN_ID",
     "PINNED",
     "PINNED_VALUE",
+    "PULLED_WITH",
+    "PULL_OF",
+    "PULL_TARGET",
     "SHAREABLE",
     "SNAPSHOT_REF",
     "UNCOMPRESSED",
@@ -90,6 +93,16 @@ DIFF_ID = "containerd.io/snapshot/diff-id"
 
 PARENT_CHAIN_ID = "containerd.io/snapshot/parent-chain-id"
 """On a snapshot: the chain ID below its topmost layer."""
+
+PULL_OF = "lamina.pull/reference"
+"""On a lease: the name that is being pulled under it, in full."""
+
+PULL_TARGET = "lamina.pull/target"
+"""On a lease: what the name meant to the registry, a descriptor in JSON."""
+
+PULLED_WITH = "lamina.pulled-with/"
+"""On what an image's name means, followed by a hash of a credential or by `anyone`: when it was last
+pulled with that (RFC 3339)."""
 
 IMAGE_NAME = "io.containerd.image.name"
 """Annotation of an index entry: the full image name (containerd and docker write it)."""

@@ -3,37 +3,47 @@
 Async.
 """
 
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
+from engine import labels, limits
 from engine.content.image import ResolvedImage, resolve
-from engine.content.keeping import kept_documents
-from engine.errors import EngineError, NotFound
+from engine.content.keeping import Part, kept_of_all
+from engine.content.listing import manifests
+from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
 from engine.fs.room import Room
-from engine.kv.schema import Image
+from engine.kv.schema import Image, now
+from engine.labels import Labels
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
+from engine.oci.mediatypes import INDEXES, MANIFESTS
 from engine.oci.platform import Platform
 from engine.oci.reference import Reference
 from engine.progress import Report
+from engine.registry.credentials import mark
 from engine.registry.fetching import Fetcher, Sought
+from engine.registry.lanes import Lanes
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
+from engine.times import rfc3339
 from engine.unpack.arrivals import Arrival, Arrivals
+from engine.unpack.committer import has
 from engine.unpack.lease import HeldLease
+from engine.unpack.plan import missing_from
 from engine.unpack.unpacker import Unpacked, Unpacker
 
 if TYPE_CHECKING:
     from engine.registry.client import Client
 
-__all__ = ["Pulled", "Pulling"]
+__all__ = ["PullWanted", "Pulled", "Pulling"]
 
-_AT_ONCE = 4  # layers of one image; those above need not wait for one that is large
+_AT_ONCE = limits.FETCHES_OF_IMAGE  # those above need not wait for one that is large
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,85 +55,149 @@ class Pulled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PullWanted:
+    """What to pull, and what to make of it; pulls that want the same are one."""
+
+    reference: Reference
+    platform: Platform
+    backend: str | None
+    all_platforms: bool = False
+    keep_blobs: bool = True
+    strict: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """What tells it from others."""
+        return msgspec.json.encode(self)
+
+    def check(self) -> None:
+        """Raise InvalidArgument for what nobody could want."""
+        if not self.keep_blobs and not self.backend:
+            raise InvalidArgument("without its blobs an image has to be unpacked; name a snapshotter")
+
+
+@dataclass(slots=True, kw_only=True)
 class Pulling:
-    """How to pull: what, for which platform, the backend to unpack for and how."""
+    """A pull under way: what is wanted, where from, and what it works with."""
 
     stores: Stores
     unpacker: Unpacker
     arrivals: Arrivals
     client: "Client"
-    reference: Reference
-    platform: Platform
+    lanes: Lanes
+    wanted: PullWanted
     backend: Snapshotter | None
-    strict: bool
     report: Report
+    _documents: dict[Digest, bytes] = field(init=False, default_factory=dict)
+    _lease: str = field(init=False, default="")
+    _fetcher: Fetcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        content, folder = self.stores.content, self.stores.root.trash
+        self._fetcher = Fetcher(self.client, content, folder, self.lanes)
 
     async def run(self, lease: HeldLease) -> Pulled:
-        """Pull. What failed stays for a while, so that the next attempt goes on with it."""
-        stores = self.stores
-        found = await self.client.resolve(self.reference)
-        documents = {found.descriptor.key: found.data} if found.data is not None else {}
-        read = partial(self._read, documents, lease.id)
-        image = await trio.to_thread.run_sync(resolve, found.descriptor, self.platform, read)
+        """Pull. What failed stays for a day, so that the next attempt goes on with it.
+
+        `lease` holds what is unpacked, and in the end the image.
+        """
+        pulls, name = self.stores.pulls, str(self.wanted.reference)
+        self._lease = await trio.to_thread.run_sync(pulls.begin, name)
+        try:
+            return await self._run(lease)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(pulls.leave, self._lease)
+
+    async def _run(self, lease: HeldLease) -> Pulled:
+        wanted, pulls = self.wanted, self.stores.pulls
+        found = await self.client.resolve(wanted.reference)
+        target = found.descriptor
+        if found.data is not None:
+            self._documents[target.key] = found.data
+        await trio.to_thread.run_sync(pulls.note, self._lease, target)
+        hit("pull.resolved")
+        image = await trio.to_thread.run_sync(resolve, target, wanted.platform, self._read)
         if self.backend:
             self.backend.capabilities.check_layers(self.backend.name, len(image.layers))
-        fetcher = Fetcher(self.client, stores.content, stores.root.trash)
-        store = partial(self._store, fetcher, documents, lease.id)
-        await store(image.manifest.config, {})
-        unpacked = await self._layers(image, fetcher, lease)
-        for document, about in kept_documents(image):
-            await store(document, about)
+        parts = await trio.to_thread.run_sync(self._parts, target, image)
+        for _, manifest in parts:
+            await self._store(manifest.config, {})
+        layers = await self._wanted_layers(image, parts, lease)
+        unpacked = await self._layers(image, layers, lease)
+        dropped = None if wanted.keep_blobs else image.manifest
+        for document, about in kept_of_all(parts, but_layers_of=dropped):
+            await self._store(document, about)
+        pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
+        await trio.to_thread.run_sync(self.stores.content.update, target.key, pulled_with)
         hit("pull.labelled")
-        named = {str(self.reference): found.descriptor}
-        put = partial(stores.images.put_all, named, replace=True)
-        (put_image,) = await trio.to_thread.run_sync(put)
+        finish = partial(pulls.finish, self._lease, str(wanted.reference), target, heir=lease.id)
+        put_image = await trio.to_thread.run_sync(finish)
         hit("pull.named")
         return Pulled(put_image, unpacked)
 
     # -- documents ----------------------------------------------------------------------------
 
-    def _read(
-        self, documents: dict[Digest, bytes], lease: str, descriptor: Descriptor, limit: int
-    ) -> bytes:
+    def _parts(self, target: Descriptor, image: ResolvedImage) -> list[Part]:
+        """Return what is to be stored of what the name means: this image, and perhaps all others."""
+        parts: list[Part] = [(image.path, image.manifest)]
+        if self.wanted.all_platforms:
+            others = manifests(target, self._read)
+            parts += [part for part in others if part[0][-1].digest != image.path[-1].digest]
+        return parts
+
+    def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return a document from the store, pinned, or from the registry; for a thread."""
         digest, content = descriptor.key, self.stores.content
-        if digest in documents:
-            return documents[digest]
+        if digest in self._documents:
+            return self._documents[digest]
+        if descriptor.size > limit:
+            raise Refused(f"{digest} has {descriptor.size} bytes, too many for its kind")
+        if descriptor.media_type not in INDEXES | MANIFESTS:
+            trio.from_thread.run(self._store, descriptor, {})
         try:
-            content.info(digest, lease=lease)
+            content.info(digest, lease=self._lease)
             return content.read_all(digest, limit)
         except NotFound:
-            fetched = trio.from_thread.run(self.client.document, self.reference, descriptor, limit)
-        documents[digest] = fetched
-        return fetched
+            reading = partial(self.client.document, self.wanted.reference, descriptor, limit)
+            self._documents[digest] = trio.from_thread.run(reading)
+        return self._documents[digest]
 
-    async def _store(
-        self,
-        fetcher: Fetcher,
-        documents: Mapping[Digest, bytes],
-        lease: str,
-        descriptor: Descriptor,
-        about: dict[str, str],
-    ) -> None:
-        await fetcher.fetch(
-            Sought(
-                reference=self.reference,
-                descriptor=descriptor,
-                lease=lease,
-                labels=about,
-                data=documents.get(descriptor.key),
-            )
+    async def _store(self, descriptor: Descriptor, about: Labels) -> None:
+        sought = Sought(
+            reference=self.wanted.reference,
+            descriptor=descriptor,
+            lease=self._lease,
+            labels=about,
+            data=self._documents.get(descriptor.key),
         )
+        await self._fetcher.fetch(sought)
 
     # -- layers -------------------------------------------------------------------------------
 
-    async def _layers(self, image: ResolvedImage, fetcher: Fetcher, lease: HeldLease) -> Unpacked | None:
-        """Fetch the layers, and unpack them while they come.
+    async def _wanted_layers(
+        self, image: ResolvedImage, parts: Sequence[Part], lease: HeldLease
+    ) -> dict[Digest, Descriptor]:
+        """Return the layers to have in the store, bottom first; what need not stay is not fetched."""
+        mine = [layer.descriptor for layer in image.layers]
+        if not self.wanted.keep_blobs and self.backend:
+            pinned = partial(has, self.backend, lease.id)
+            first = await trio.to_thread.run_sync(missing_from, image.chain, pinned)
+            mine = mine[first:]
+        others = [layer for _, manifest in parts[1:] for layer in manifest.layers]
+        return {layer.key: layer for layer in (*mine, *others)}
+
+    async def _layers(
+        self,
+        image: ResolvedImage,
+        layers: Mapping[Digest, Descriptor],
+        lease: HeldLease,
+    ) -> Unpacked | None:
+        """Fetch layers, and unpack those of the image while they come.
 
         What cannot be unpacked is fetched no further. Where fetching fails, layers below are unpacked
         as far as they are there.
         """
-        layers = {layer.descriptor.key: layer.descriptor for layer in image.layers}
         await trio.to_thread.run_sync(self._make_room, layers.values())
         done: list[Unpacked] = []
         failed: list[EngineError] = []
@@ -146,13 +220,13 @@ class Pulling:
                                 self.backend,
                                 lease,
                                 self.report,
-                                strict=self.strict,
+                                strict=self.wanted.strict,
                                 arrivals=coming,
                             )
                             unpacking.start_soon(ending, work)
                         left = iter(layers.values())  # shared: bottom first, each once
                         for _ in range(_AT_ONCE):
-                            fetching.start_soon(ending, self._fetch(fetcher, left, coming, lease.id))
+                            fetching.start_soon(ending, self._fetch(left, coming))
                     if failed:
                         raise failed[0]  # to all who follow what came
             except EngineError:
@@ -161,19 +235,13 @@ class Pulling:
             raise failed[0]
         return done[0] if done else None
 
-    async def _fetch(
-        self,
-        fetcher: Fetcher,
-        left: Iterator[Descriptor],
-        coming: Mapping[Digest, Arrival],
-        lease: str,
-    ) -> None:
+    async def _fetch(self, left: Iterator[Descriptor], coming: Mapping[Digest, Arrival]) -> None:
         for descriptor in left:
-            await fetcher.fetch(
+            await self._fetcher.fetch(
                 Sought(
-                    reference=self.reference,
+                    reference=self.wanted.reference,
                     descriptor=descriptor,
-                    lease=lease,
+                    lease=self._lease,
                     arrival=coming[descriptor.key],
                     report=self.report,
                 )

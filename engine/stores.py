@@ -37,6 +37,7 @@ from engine.metadata.leases import LeaseStore
 from engine.metadata.lineage import full_key
 from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
+from engine.metadata.pulls import PullStore
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
@@ -83,6 +84,7 @@ class Stores:
         self.content = ContentStore(root.meta, root.blobs, namespace)
         self.images = ImageStore(root.meta, namespace)
         self.leases = LeaseStore(root.meta, namespace)
+        self.pulls = PullStore(root.meta, namespace, self.images)
         self.namespaces = NamespaceStore(root.meta)
         self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}

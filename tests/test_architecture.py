@@ -106,7 +106,7 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "tokens")
+    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "tokens")
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {

@@ -83,7 +83,7 @@ def _store_oci(image: ResolvedImage, intake: Intake) -> tuple[Descriptor, Resolv
     with intake.follower.following(image):
         for layer in image.manifest.layers:
             intake.store(layer)
-    for document, about in kept_documents(image):
+    for document, about in kept_documents(image.path, image.manifest):
         intake.store(document, about)
     hit("import.labelled")
     return image.path[0], image

@@ -4,6 +4,7 @@ Sync.
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = [
     "durability_option",
     "filter_option",
     "lease_option",
+    "limit_rate_option",
     "listing",
     "platform_option",
     "replace_option",
@@ -73,6 +75,17 @@ def _filters(
     filters = parse_all(texts)
     check_expressions(filters)
     return filters
+
+
+def _rate(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    """Return the bytes a second that a text means; as curl and wget have it, K is 1024."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([kmg]?)", text, re.ASCII | re.IGNORECASE)
+    rate = float(found[1]) * 1024 ** " kmg".index(found[2].lower() or " ") if found else 0
+    if rate < 1:
+        raise click.BadParameter(f"{text!r} is no number of bytes a second, as 500K, 2.5M or 1G")
+    return rate
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
@@ -123,5 +136,11 @@ durability_option = click.option(
     type=click.Choice([str(one) for one in Durability]),
     default=str(Durability.FULL),
     help="With lazy the kernel flushes layers; after a power cut they are checked.",
+)
+limit_rate_option = click.option(
+    "--limit-rate",
+    callback=_rate,
+    metavar="RATE",
+    help="Bytes of layers a second at most; K, M and G are 1024-fold.",
 )
 replace_option = click.option("--replace", is_flag=True, help="Let a name move to another image.")

@@ -15,6 +15,7 @@ from engine.cli.context import (
     action,
     durability_option,
     lease_option,
+    limit_rate_option,
     platform_option,
     snapshotter_option,
 )
@@ -37,7 +38,14 @@ _HOSTS = "/etc/containerd/certs.d"
 @click.argument("reference", metavar="REF")
 @snapshotter_option
 @platform_option
+@click.option("--all-platforms", is_flag=True, help="Also store what is for other platforms.")
 @click.option("--no-unpack", is_flag=True, help="Only store the image.")
+@click.option(
+    "--keep-blobs/--drop-blobs",
+    default=True,
+    help="Keep the layers' blobs (the default), or only what is unpacked of them: half the space, but "
+    "no push, and no other backend.",
+)
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
 @click.option("--plain-http", is_flag=True, help="Speak HTTP to a registry that no hosts.toml tells of.")
 @click.option(
@@ -47,6 +55,7 @@ _HOSTS = "/etc/containerd/certs.d"
     help=f"Folder of containerd's hosts.toml: mirrors and TLS ({_HOSTS}).",
 )
 @click.option("--proxy", metavar="URL", help="HTTP proxy; none is taken from the environment.")
+@limit_rate_option
 @durability_option
 @lease_option
 @action
@@ -56,11 +65,14 @@ def pull(
     reference: str,
     snapshotter: str | None,
     platform: Platform | None,
+    all_platforms: bool,
     no_unpack: bool,
+    keep_blobs: bool,
     strict: bool,
     plain_http: bool,
     hosts_dir: Path,
     proxy: str | None,
+    limit_rate: float | None,
     durability: str,
     lease: str,
     view: View,
@@ -68,7 +80,7 @@ def pull(
     """Pull an image from a registry, and unpack it while it comes.
 
     REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
-    that it names. An attempt that failed is gone on with by the next.
+    that it names. What an attempt that failed has fetched is there for the next, for a day.
     """
     access = Access(
         hosts=HostsFolder(hosts_dir, plain_http=plain_http),
@@ -85,6 +97,8 @@ def pull(
                     client,
                     snapshotter=backend,
                     platform=platform,
+                    all_platforms=all_platforms,
+                    keep_blobs=keep_blobs,
                     strict=strict,
                     report=report,
                 )
@@ -94,7 +108,7 @@ def pull(
         images = [*map(shapes.images(engine.stores), [pulled.image])]
         return pulled, {"images": images, "unpacked": unpacked}
 
-    pulled, shown = run(context, work, create=True, durability=durability)
+    pulled, shown = run(context, work, create=True, durability=durability, bandwidth=limit_rate)
     for note in pulled.unpacked.mistyped if pulled.unpacked else ():
         view.tell(note)
     left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0

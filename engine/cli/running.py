@@ -23,6 +23,7 @@ def run(
     *,
     create: bool = False,
     durability: str = "full",
+    bandwidth: float | None = None,
 ) -> T:
     """Run `work` on an open engine, for commands that take long; only `create` makes a store.
 
@@ -32,7 +33,11 @@ def run(
 
     async def opened() -> None:
         opening = open_engine(
-            context.root, namespace=context.namespace, create=create, durability=durability
+            context.root,
+            namespace=context.namespace,
+            create=create,
+            durability=durability,
+            bandwidth=bandwidth,
         )
         async with opening as engine:
             done.append(await work(engine))

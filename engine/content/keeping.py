@@ -3,29 +3,49 @@
 Pure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engine import labels
-from engine.content.image import ResolvedImage
 from engine.oci.documents import Descriptor, Manifest
 
-__all__ = ["kept_documents", "manifest_labels"]
+__all__ = ["Part", "kept_documents", "kept_of_all", "manifest_labels"]
+
+Part = tuple[Sequence[Descriptor], Manifest]
+"""The way to a manifest, from the topmost index on, and what it says."""
 
 
-def manifest_labels(manifest: Manifest) -> dict[str, str]:
-    """Return the labels that keep what a manifest needs."""
+def manifest_labels(manifest: Manifest, *, layers: bool = True) -> dict[str, str]:
+    """Return the labels that keep what a manifest needs; without `layers` they let go of those."""
     kept = {f"{labels.GC_REF_CONTENT}.config": manifest.config.digest}
     for position, layer in enumerate(manifest.layers):
-        kept[f"{labels.GC_REF_CONTENT}.l.{position}"] = layer.digest
+        kept[f"{labels.GC_REF_CONTENT}.l.{position}"] = layer.digest if layers else ""
     return kept
 
 
-def kept_documents(image: ResolvedImage) -> Iterator[tuple[Descriptor, dict[str, str]]]:
-    """Yield the manifest and the indexes above it, each with its labels, in the order to store them.
+def kept_documents(
+    path: Sequence[Descriptor], manifest: Manifest, *, layers: bool = True
+) -> Iterator[tuple[Descriptor, dict[str, str]]]:
+    """Yield a manifest and the indexes above it, each with its labels, in the order to store them.
 
-    Parents after children, so that a label never names what is not there yet.
+    `path` leads to the manifest, the topmost index first. Parents come after children, so that a label
+    never names what is not there yet. Without `layers` those are let go.
     """
-    yield image.path[-1], manifest_labels(image.manifest)
-    for above, below in zip(image.path[-2::-1], image.path[:0:-1], strict=True):
+    yield path[-1], manifest_labels(manifest, layers=layers)
+    for above, below in zip(path[-2::-1], path[:0:-1], strict=True):
         # By digest, not by position: another platform, later, adds to these labels.
         yield above, {f"{labels.GC_REF_CONTENT}.m.{below.digest[-12:]}": below.digest}
+
+
+def kept_of_all(
+    parts: Sequence[Part], *, but_layers_of: Manifest | None
+) -> list[tuple[Descriptor, dict[str, str]]]:
+    """Return the documents of several manifests, each once, as `kept_documents` does those of one."""
+    found: dict[str, tuple[Descriptor, dict[str, str]]] = {}
+    height: dict[str, int] = {}
+    for path, manifest in parts:
+        layers = manifest is not but_layers_of
+        for above, (document, about) in enumerate(kept_documents(path, manifest, layers=layers)):
+            digest = document.digest
+            found.setdefault(digest, (document, {}))[1].update(about)
+            height[digest] = max(above, height.get(digest, 0))
+    return sorted(found.values(), key=lambda one: height[one[0].digest])

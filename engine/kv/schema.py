@@ -146,13 +146,15 @@ class Image(Record, frozen=True):
 class Lease(Record, frozen=True):
     """Keeps its members while it lives: as long as `owner` runs, if it has one, and until it expires.
 
-    It expires, if ever, when the label `containerd.io/gc.expire` says.
+    It expires, if ever, when the label `containerd.io/gc.expire` says. One that `outlasts` its owner
+    lives until he is gone *and* it has expired: what he leaves behind is to be gone on with.
     """
 
     id: str
     created: int
     owner: Owner | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    outlasts: bool = False
 
 
 class LeaseItem(Record, frozen=True):

@@ -107,7 +107,7 @@ class ImageStore:
     def put_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> list[Image]:
         """Name images, all or none. AlreadyExists if a name means another, unless `replace`."""
         with self._meta.write() as txn:
-            return [self._put(txn, name, target, replace) for name, target in targets.items()]
+            return [self.put(txn, name, target, replace=replace) for name, target in targets.items()]
 
     def check_all(self, targets: Mapping[str, Descriptor], *, replace: bool = False) -> None:
         """Raise what `put_all` would raise for these names, but for content that is still to come."""
@@ -125,7 +125,8 @@ class ImageStore:
             )
         return old
 
-    def _put(self, txn: Transaction, name: str, target: Descriptor, replace: bool) -> Image:
+    def put(self, txn: Transaction, name: str, target: Descriptor, *, replace: bool) -> Image:
+        """Name an image within a transaction. Raises what `put_all` does."""
         full = str(parse_reference(name))
         old = self._free(txn, full, target, replace)
         if old is not None and old.target.digest == target.digest:

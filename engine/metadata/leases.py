@@ -34,7 +34,7 @@ from engine.metadata.nodes import INGEST, LEASE, Node
 from engine.metadata.resources import Resource, parse_resource, resource
 from engine.processes import Owner, Owners
 
-__all__ = ["LeaseStore", "begin", "end", "expiry", "finish", "is_live", "leased"]
+__all__ = ["LeaseStore", "begin", "end", "expiring", "expiry", "finish", "is_live", "leased"]
 
 _log = logging.getLogger(__name__)
 _NO_LABELS: Labels = MappingProxyType({})
@@ -88,9 +88,11 @@ def expiry(lease: Lease | Image) -> int | None:
 def is_live(owners: Owners, lease: Lease, at: int | None) -> bool:
     """Say whether a lease still holds at the time `at`; without a time, it has not expired."""
     expires = expiry(lease)
-    if at is not None and expires is not None and expires <= at:
-        return False
-    return lease.owner is None or owners.is_alive(lease.owner.id)
+    is_over = at is not None and expires is not None and expires <= at
+    is_owned = lease.owner is not None and owners.is_alive(lease.owner.id)
+    if lease.outlasts:
+        return is_owned or not is_over
+    return not is_over and (lease.owner is None or is_owned)
 
 
 class LeaseStore:
@@ -112,7 +114,7 @@ class LeaseStore:
         lease = Lease(
             id=name or secrets.token_hex(8),
             created=at,
-            labels=label_rules.merge(_expiring(at, life), labels),
+            labels=label_rules.merge(expiring(at, life), labels),
         )
         while True:
             with self._meta.write() as txn:
@@ -231,7 +233,8 @@ def _absent(name: str) -> NotFound:
     return NotFound(f"no lease {printable(name)}; `lamina leases ls` lists them")
 
 
-def _expiring(at: int, life: int | None) -> Labels:
+def expiring(at: int, life: int | None) -> Labels:
+    """Return the label of what expires so long after `at`; none where it never does."""
     if life is None:
         return {}
     try:

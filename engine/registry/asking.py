@@ -4,8 +4,8 @@ Async. An answer is 200, 206, or what the asker says that it knows; anything els
 """
 
 import random
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 
 import trio
@@ -14,16 +14,19 @@ from engine import limits
 from engine.errors import NotFound, PermissionDenied, Unavailable
 from engine.registry.challenge import parse_challenges
 from engine.registry.connections import Answer, Connections, Peer
-from engine.registry.credentials import Credentials
+from engine.registry.credentials import Credential, Credentials
 from engine.registry.hosts import Host
 from engine.registry.protocol import BadAnswer, Request, explained, redirected
 from engine.registry.retrying import PASSING, Busy, Patience, parse_retry_after
 from engine.registry.tokens import Authority
 
-__all__ = ["Asking"]
+__all__ = ["Admit", "Asking"]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GOOD = frozenset({200, 206})
+
+Admit = Callable[[str], AbstractAsyncContextManager[object]]
+"""Wait until a host may be asked, and until the answer is let go."""
 
 
 class Asking:
@@ -40,7 +43,13 @@ class Asking:
 
     @asynccontextmanager
     async def ask(
-        self, host: Host, request: Request, *, known: Collection[int] = (), is_last: bool = True
+        self,
+        host: Host,
+        request: Request,
+        *,
+        known: Collection[int] = (),
+        is_last: bool = True,
+        admit: Admit = nullcontext,
     ) -> AsyncIterator[Answer]:
         """Give the answer of a host for the length of the block.
 
@@ -48,7 +57,12 @@ class Asking:
         PermissionDenied, BadAnswer.
         """
         async with AsyncExitStack() as stack:
-            yield await self._patiently(stack, host, request, known, is_last=is_last)
+            yield await self._patiently(stack, host, request, known, is_last=is_last, admit=admit)
+
+    def credential(self, host: Host) -> Credential | None:
+        """Return the credential that a host has asked for, None while it lets anyone in."""
+        authority = self._authorities.get(Peer(host.origin, host.tls))
+        return authority.credential if authority else None
 
     async def _patiently(
         self,
@@ -58,10 +72,12 @@ class Asking:
         known: Collection[int],
         *,
         is_last: bool,
+        admit: Admit,
     ) -> Answer:
         failed = 0
         while True:
             async with AsyncExitStack() as attempt:
+                await attempt.enter_async_context(admit(host.origin.name))
                 try:
                     answer = await self._asked(attempt, host, request)
                     if answer.status not in _GOOD and answer.status not in known:

@@ -5,8 +5,9 @@ it, or lies. Once a name is resolved all is asked for by digest, which decides w
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -27,9 +28,9 @@ from engine.oci.digest import Digest, digest_of
 from engine.oci.documents import Descriptor, parse_index
 from engine.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
 from engine.oci.reference import Reference
-from engine.registry.asking import Asking
+from engine.registry.asking import Admit, Asking
 from engine.registry.connections import Answer, Connections
-from engine.registry.credentials import Credentials, nobody
+from engine.registry.credentials import Credential, Credentials, nobody
 from engine.registry.hosts import Capability, Host
 from engine.registry.hosts_folder import HostsFolder
 from engine.registry.protocol import (
@@ -76,6 +77,8 @@ class Found:
 
     descriptor: Descriptor
     data: bytes | None = None
+    credential: Credential | None = None
+    """Who had to ask; None where anyone may."""
 
 
 class Body:
@@ -134,7 +137,8 @@ class Client:
 
         async def at(host: Host, is_last: bool) -> Found:
             looked = await self._looked_at(host, request, reference.digest, is_last)
-            return looked or await self._read(host, request, reference.digest, is_last)
+            found = looked or await self._read(host, request, reference.digest, is_last)
+            return replace(found, credential=self._asking.credential(host))
 
         return await self._first(domain, capability, at)
 
@@ -201,8 +205,12 @@ class Client:
         offset: int = 0,
         *,
         avoid: Collection[str] = (),
+        admit: Admit = nullcontext,
     ) -> AsyncIterator[Body]:
-        """Give a blob from `offset` on for the length of the block, but not from hosts to `avoid`."""
+        """Give a blob from `offset` on for the length of the block, but not from hosts to `avoid`.
+
+        `admit` is entered with the host's name while the host has a request.
+        """
         request = Request(
             path=blob_path(reference.path, descriptor.key),
             what=f"{descriptor.digest} of {reference}",
@@ -213,21 +221,30 @@ class Client:
 
             async def at(host: Host, is_last: bool) -> Body:
                 async with AsyncExitStack() as attempt:
-                    body = await self._body(attempt, host, request, descriptor.size, is_last)
+                    body = await self._body(
+                        attempt, host, request, descriptor.size, is_last=is_last, admit=admit
+                    )
                     stack.push_async_exit(attempt.pop_all())
                     return body
 
             yield await self._first(reference.domain, Capability.PULL, at, avoid)
 
     async def _body(
-        self, stack: AsyncExitStack, host: Host, request: Request, size: int, is_last: bool
+        self,
+        stack: AsyncExitStack,
+        host: Host,
+        request: Request,
+        size: int,
+        *,
+        is_last: bool,
+        admit: Admit,
     ) -> Body:
-        asked = self._asking.ask(host, request, known={_NO_RANGE}, is_last=is_last)
-        answer = await stack.enter_async_context(asked)
+        ask = partial(self._asking.ask, host, is_last=is_last, admit=admit)
+        answer = await stack.enter_async_context(ask(request, known={_NO_RANGE}))
         if answer.status == _NO_RANGE:
-            await answer.aclose()
+            await stack.aclose()
             whole = msgspec.structs.replace(request, offset=0)
-            answer = await stack.enter_async_context(self._asking.ask(host, whole, is_last=is_last))
+            answer = await stack.enter_async_context(ask(whole))
         start, end = 0, size
         if answer.status == 206:
             start, end = part(answer.header("Content-Range") or "", size)

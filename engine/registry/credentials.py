@@ -5,6 +5,7 @@ Pure. A secret is in no repr, so that it comes into no log.
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,15 @@ from engine import limits
 from engine.errors import Refused
 from engine.oci.documents import decode_json
 
-__all__ = ["Credential", "Credentials", "DockerConfig", "nobody", "parse_answer", "parse_docker_config"]
+__all__ = [
+    "Credential",
+    "Credentials",
+    "DockerConfig",
+    "mark",
+    "nobody",
+    "parse_answer",
+    "parse_docker_config",
+]
 
 _HUB = "index.docker.io"
 _HUB_URL = f"https://{_HUB}/v1/"
@@ -35,6 +44,17 @@ class Credential:
 
 Credentials = Callable[[str], Credential | None]
 """Return the credential for a host, `name[:port]`; may block."""
+
+
+def mark(credential: Credential | None, about: str) -> str:
+    """Return what stands for a credential in a record `about` something, `anyone` where none was used.
+
+    It tells who has the same credential, not what that is, but to those who can guess it.
+    """
+    if credential is None:
+        return "anyone"
+    told = msgspec.json.encode([about, credential.user, credential.secret, credential.is_identity])
+    return hashlib.sha256(told).hexdigest()
 
 
 def nobody(_host: str) -> None:

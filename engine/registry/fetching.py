@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from engine import limits
 from engine.content.growing import BATCH
 from engine.content.ingests import BeingWritten
 from engine.content.store import ContentStore
@@ -35,7 +34,7 @@ from engine.labels import Labels
 from engine.oci.documents import Descriptor
 from engine.oci.reference import Reference
 from engine.progress import Report, Step, silent
-from engine.registry.bandwidth import Bandwidth
+from engine.registry.lanes import Lanes
 from engine.registry.protocol import BadAnswer, NobodyElse
 from engine.unpack.arrivals import Arrival
 
@@ -66,23 +65,21 @@ class Sought:
 
 
 class Fetcher:
-    """Brings blobs of one namespace in, so many at once."""
+    """Brings the blobs of an image into one namespace."""
 
     def __init__(
         self,
         client: "Client",
         content: ContentStore,
         folder: Path,
-        *,
-        bandwidth: Bandwidth | None = None,
+        lanes: Lanes,
     ) -> None:
-        """`folder` is on the store's disk, of which some is left free."""
+        """`folder` is on the store's disk, of which some is left free; `lanes` are the engine's."""
         self._client = client
         self._content = content
         self._folder = folder
         self._patience = client.patience
-        self._bandwidth = bandwidth
-        self._slots = trio.CapacityLimiter(limits.FETCHES)
+        self._lanes = lanes.of_image()
 
     async def fetch(self, sought: Sought) -> Blob:
         """Bring a blob in, or pin the one that is here; return its record.
@@ -95,11 +92,10 @@ class Fetcher:
         try:
             while True:
                 try:
-                    async with self._slots:
-                        blob = await self._fetched(sought)
+                    blob = await self._fetched(sought)
                     sought.arrival.come(blob)
                     return blob
-                except BeingWritten as error:  # by someone who has a slot of his own
+                except BeingWritten as error:
                     waiting = str(error)
                     sought.report(Step.WAIT, waiting, descriptor.size, 0)
                 await trio.to_thread.run_sync(self._content.wait, _ref(descriptor))
@@ -193,7 +189,9 @@ class _Transfer:
         await trio.to_thread.run_sync(self._make_room, sought.descriptor.size - writer.offset)
         while (offset := writer.offset) < sought.descriptor.size:
             opening = self._fetcher._client.blob(
-                sought.reference, sought.descriptor, offset, avoid=self._avoid
+                *(sought.reference, sought.descriptor, offset),
+                avoid=self._avoid,
+                admit=self._fetcher._lanes.lane,
             )
             async with opening as body:
                 self.hosts.add(body.host)
@@ -240,8 +238,7 @@ class _Transfer:
             if (received + len(chunk)) // EXTENT > received // EXTENT or not chunk:
                 self._show(received + len(chunk))
             received += len(chunk)
-            if self._fetcher._bandwidth and chunk:
-                await self._fetcher._bandwidth.take(len(chunk))
+            await self._fetcher._lanes.passed(len(chunk))
             is_due = trio.current_time() - since >= _HAND_OVER_S
             if not chunk:
                 end = len(batch)

@@ -45,6 +45,8 @@ class Authority:
         self._challenge: Challenge | None = None
         self._tokens: dict[str, _Token] = {}
         self._renewing: dict[str, trio.Lock] = {}
+        self.credential: Credential | None = None
+        """Whose access it is, once the host has asked; None where it lets anyone in."""
 
     async def header(self, scope: str) -> str | None:
         """Return what to send with a request, as far as the host has said what it wants."""
@@ -85,7 +87,8 @@ class Authority:
             return token.header
 
     async def _credential(self) -> Credential | None:
-        return await trio.to_thread.run_sync(self._credentials, self._name)
+        self.credential = await trio.to_thread.run_sync(self._credentials, self._name)
+        return self.credential
 
     async def _new(self, challenge: Challenge, scope: str, now: float) -> _Token:
         realm = challenge.parameters.get("realm", "")

@@ -6,15 +6,17 @@ Async.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from engine.fs.room import writers
+from engine.registry.lanes import Lanes
 from engine.root import Root
 from engine.snapshots import Snapshotter
 from engine.unpack.arrivals import Arrivals
 from engine.unpack.committer import Committer
-from engine.unpack.flights import Flights
+from engine.unpack.flights import Flight, Flights
 from engine.unpack.flusher import Flusher
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.layer_locks import LayerLocks
@@ -27,12 +29,20 @@ __all__ = ["Workshop", "open_workshop"]
 class Workshop:
     """Workers, the work under way, and who makes a layer of all processes."""
 
-    def __init__(self, root: Path, applies: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        applies: int | None = None,
+        fetches: int | None = None,
+        bandwidth: float | None = None,
+    ) -> None:
         self.pool = WorkerPool(applies or writers())
         self.flusher = Flusher(self.pool)
         self.flights = Flights(LayerFlight)
+        self.pulls: Flights[Flight[Any]] = Flights(Flight)
         self.twins = Twins()
         self.arrivals = Arrivals()
+        self.lanes = Lanes(fetches, bandwidth)
         self.locks = LayerLocks(root / "layers")
         self.users = 0
         self._committers: dict[tuple[str, str], Committer] = {}
@@ -55,13 +65,21 @@ _open: dict[tuple[int, trio.lowlevel.TrioToken], Workshop] = {}
 
 
 @asynccontextmanager
-async def open_workshop(root: Root, applies: int | None = None) -> AsyncIterator[Workshop]:
+async def open_workshop(
+    root: Root,
+    applies: int | None = None,
+    fetches: int | None = None,
+    bandwidth: float | None = None,
+) -> AsyncIterator[Workshop]:
     """Give the workshop of an open root for the length of a block, the same to all who ask.
 
-    `applies` is how many layers at once, if nobody had it before; by default as many as processors.
+    If nobody had it before, `applies` is how many layers at once, by default as many as processors;
+    `fetches` how many blobs or parts of them, `bandwidth` how many bytes of them a second.
     """
     key = (id(root), trio.lowlevel.current_trio_token())
-    workshop = _open.get(key) or _open.setdefault(key, Workshop(root.path, applies))
+    workshop = _open.get(key)
+    if workshop is None:
+        workshop = _open[key] = Workshop(root.path, applies, fetches, bandwidth)
     workshop.users += 1
     try:
         yield workshop

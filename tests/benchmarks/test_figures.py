@@ -6,8 +6,10 @@ import dataclasses
 import msgspec
 import pytest
 
+from benchmarks import pulled
 from benchmarks.cores import chunks, spread
 from benchmarks.costs import Cost, spread_of
+from benchmarks.registry import Served, tally
 from benchmarks.report import Measured, Report, Runs, merged
 from benchmarks.sharing import multiples
 from benchmarks.tables import BEGIN, END, markdown, placed, text
@@ -150,3 +152,60 @@ def test_work_shared_is_told_as_multiples_of_one():
         "ten commands, one image": 7.0,
     }
     assert [each.value for each in multiples(busy)] == [1.1, 1.0, 1.0]
+
+
+def pull_cost(seconds: float, **more: float) -> pulled.PullCost:
+    return pulled.PullCost(seconds, seconds, 0.0, 10**6, 10**6, **more)
+
+
+def pulls(**turns: list[pulled.PullCost]) -> pulled.PullReport:
+    named = {name.replace("_", " "): costs for name, costs in turns.items()}
+    return pulled.PullReport({"cores": "2"}, "large:gzip", 400 * 10**6, 0.02, 100e6, named)
+
+
+def test_figures_of_pulls_are_told_as_far_as_there_are_measurements():
+    report = pulls(
+        full=[pull_cost(5.0), pull_cost(4.0), pull_cost(9.0)],
+        lazy=[pull_cost(4.0)],
+        ctr=[pull_cost(16.0)],
+        far=[pull_cost(4.4)],
+        unpack=[pull_cost(3.0)],
+        again=[pull_cost(0.25, requests=2)],
+        one_caller=[pull_cost(4.0)],
+        ten_callers=[],
+    )
+    found = pulled.figures(report)
+    assert [(figure.value, figure.misses) for figure in found] == [
+        (5.0 / 16.0, False),
+        (0.25, False),
+        (4.4 / 4.0, False),
+        (0.05, False),
+        (2, False),
+    ]
+    page = pulled.markdown(report)
+    assert "| full | 5.00 s | 4.00-9.00 | 5.0 s | 1 | 0.0 s |" in page
+    again = msgspec.json.decode(msgspec.json.encode(report), type=pulled.PullReport)
+    assert again == report
+
+
+def test_a_blob_that_left_the_registry_twice_is_counted_and_marked():
+    (work, times, processes, others) = pulled.figures(
+        pulls(
+            one_caller=[pull_cost(4.0)],
+            ten_callers=[pull_cost(4.4, times=1), pull_cost(4.0, times=2)],
+            ten_processes=[pull_cost(8.0, times=2)],
+        )
+    )
+    assert (times.value, times.misses) == (2, True)
+    assert (others.value, others.misses) == (2, False)
+    assert [work.most, processes.most] == [1.05, None]
+
+
+def test_an_access_log_tells_what_a_registry_gave():
+    line = '127.0.0.1 - - [now] "{} /v2/a/{} HTTP/1.1" {} {} "" "x"\n'.format
+    said = line("HEAD", "manifests/1", 200, 9) + line("GET", "blobs/sha256:a", 200, 7)
+    said += line("GET", "blobs/sha256:b", 206, 5) + line("GET", "blobs/sha256:b", 206, 4)
+    assert tally(said, 0.5) == Served(4, 1, 0.5)
+    said += line("GET", "blobs/sha256:b", 206, 5) + line("GET", "blobs/sha256:a", 404, 7)
+    assert tally(said, 0.5) == Served(6, 2, 0.5)
+    assert tally("", 0.0) == Served(0, 0, 0.0)

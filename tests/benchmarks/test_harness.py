@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.fresh import MEMORY, prefix, sweep
 from tests.benchmarks.test_images import tiny
+from tests.conftest import peer
 from tests.processes import until
 
 pytestmark = pytest.mark.root
@@ -68,6 +69,23 @@ def test_one_run_of_all_of_it(tmp_path: Path):
     assert left(started.pid) == []
 
 
+def test_one_run_of_pulls(tmp_path: Path):
+    for program in ("docker-registry", "skopeo"):
+        peer(program)
+    out = tmp_path / "out.json"
+    words = ["pull", tiny("one-file", tmp_path), "--figure", "far", "--repeat", "1", "--json", out]
+    with subprocess.Popen([*HARNESS, *words], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout
+        told = started.stdout.read()
+    assert "a pull over 20 ms and 100 MB/s" in told
+    turns = json.loads(out.read_text())["turns"]
+    assert {name: len(costs) for name, costs in turns.items()} == {"far": 1, "unpack": 1}
+    (far,), (unpack,) = turns["far"], turns["unpack"]
+    assert (far["requests"], far["times"]) == (4, 1)
+    assert (unpack["requests"], unpack["times"]) == (0, 0)
+    assert left(started.pid) == []
+
+
 def test_nothing_stays_of_an_interrupted_run(tmp_path: Path):
     archive = tiny("one-file", tmp_path)
     words = ["unpack", archive, "--peer", "none", "--repeat", "1000"]
@@ -91,5 +109,5 @@ def test_what_an_interrupt_kept_from_being_removed_goes_at_the_end():
 
 def test_the_commands_are_listed():
     done = subprocess.run([*HARNESS, "--help"], capture_output=True, text=True, check=True)
-    for command in ("unpack", "sharing", "store", "ingest", "hostile", "corpus", "render"):
+    for command in ("unpack", "sharing", "pull", "store", "ingest", "hostile", "corpus", "render"):
         assert f"  {command}" in done.stdout

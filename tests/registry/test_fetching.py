@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from threading import Barrier, Event, get_ident
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from engine.content.growing import BATCH
 from engine.errors import (
     DigestMismatch,
     EngineError,
+    InvalidArgument,
     NotFound,
     Refused,
     ResourceExhausted,
@@ -29,6 +31,7 @@ from engine.registry.bandwidth import Bandwidth
 from engine.registry.client import Access, open_client
 from engine.registry.fetching import Fetcher, Sought
 from engine.registry.hosts import default_host
+from engine.registry.lanes import Lanes
 from engine.stores import Stores
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response, stall
 from engine.unpack.arrivals import Arrival
@@ -52,12 +55,17 @@ def sought(registry: FakeRegistry, data: bytes, **changes: Any) -> Sought:
     return replace(Sought(reference=reference, descriptor=descriptor, lease=""), **changes)
 
 
-def fetching(stores: Stores, work: Callable[[Fetcher], Any], access: Access | None = None) -> Any:
+def fetching(
+    stores: Stores,
+    work: Callable[[Fetcher], Any],
+    access: Access | None = None,
+    fetches: int | None = None,
+) -> Any:
     access = access or Access(patience=QUICK)
 
     async def run() -> Any:
         async with open_client(access) as client:
-            fetcher = Fetcher(client, stores.content, stores.root.trash)
+            fetcher = Fetcher(client, stores.content, stores.root.trash, Lanes(fetches))
             return await work(fetcher)
 
     return trio.run(run)
@@ -317,6 +325,97 @@ def test_m13_a_layer_that_its_owner_keeps(stores: Stores, registry: FakeRegistry
     descriptor = Descriptor(media_type=kind, digest=digest_of(b"elsewhere"), size=9)
     with pytest.raises(NotFound, match="follows no such URLs"):
         fetch(stores, replace(sought(registry, b""), descriptor=descriptor))
+
+
+def held_up(together: int) -> tuple[Fault, list[int]]:
+    """Answer once so many are asked for at once; note how many were on their way at each answer."""
+    meeting = Barrier(together)
+    on_their_way: set[int] = set()
+    most: list[int] = []
+
+    def fault(connection: Any, _asked: Asked, good: bytes) -> bool:
+        on_their_way.add(get_ident())
+        meeting.wait(10)
+        most.append(len(on_their_way))
+        meeting.wait(10)
+        on_their_way.remove(get_ident())
+        meeting.wait(10)
+        connection.sendall(good)
+        return True
+
+    return fault, most
+
+
+@pytest.mark.parametrize(
+    ("bound", "engine", "host", "image", "together"),
+    [("engine", 2, 9, 9, 2), ("host", 9, 2, 9, 2), ("image", 9, 9, 2, 4)],
+)
+def test_up19_bodies_at_once_are_bounded(  # noqa: PLR0917
+    bound: str,
+    engine: int,
+    host: int,
+    image: int,
+    together: int,
+    stores: Stores,
+    registry: FakeRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "FETCHES_OF_HOST", host)
+    monkeypatch.setattr(limits, "FETCHES_OF_IMAGE", image)
+    lease = stores.leases.create().id
+    wanted = [sought(registry, bytes([n]) * 99, lease=lease) for n in range(8)]
+    fault, most = held_up(together)
+    registry.plan("blobs", fault, times=8)
+
+    async def work(first: Fetcher) -> None:
+        second = Fetcher(first._client, stores.content, stores.root.trash, first._lanes._lanes)
+        async with trio.open_nursery() as nursery:
+            for fetcher, half in ((first, wanted[:4]), (second, wanted[4:])):
+                for one in half:
+                    nursery.start_soon(fetcher.fetch, one)
+
+    fetching(stores, work, fetches=engine)
+    assert most == [together] * 8
+
+
+def test_up19_who_waits_is_in_nobodys_way(stores: Stores, registry: FakeRegistry) -> None:
+    lease = stores.leases.create().id
+    slow, quick = (sought(registry, data, lease=lease) for data in (b"slow", b"quick"))
+    was_asked = Event()
+
+    def busy(connection: Any, _asked: Asked, _good: bytes) -> bool:
+        was_asked.set()
+        connection.sendall(response(429))
+        return True
+
+    registry.plan(slow.descriptor.digest, busy, times=1000)
+    patience = replace(QUICK, attempts=1000)
+
+    async def work(fetcher: Fetcher) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetcher.fetch, slow)
+            await trio.to_thread.run_sync(was_asked.wait)
+            await fetcher.fetch(quick)  # though the only lane there is was another's
+            nursery.cancel_scope.cancel()
+
+    fetching(stores, work, Access(patience=patience), fetches=1)
+
+
+def test_a_host_that_does_not_take_the_range_is_asked_again_in_the_same_lane(
+    stores: Stores, registry: FakeRegistry
+) -> None:
+    wanted = sought(registry, DATA)
+    registry.plan("blobs", cut(EXTENT))
+    registry.plan("blobs", respond(response(416)))
+    lease = stores.leases.create().id
+    fetching(stores, lambda fetcher: fetcher.fetch(replace(wanted, lease=lease)), fetches=1)
+    assert stored(stores, wanted) == DATA
+
+
+@pytest.mark.parametrize("words", [{"fetches": 0}, {"bandwidth": 0}, {"bandwidth": -1}])
+def test_bounds_that_let_nothing_through(words: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument, match="at least one"):
+        Lanes(**words)
 
 
 def test_bytes_a_second_are_bounded() -> None:

@@ -1,0 +1,135 @@
+"""Pulls under way, and those that were not finished: a lease each, which says what of.
+
+Sync; safe from any thread. Such a lease outlasts the process at work: what a pull that failed, or was
+killed, has brought in stays for a day, and the next pull of that name takes it over. The one that puts
+the name ends it in the same transaction.
+"""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from engine import labels, limits
+from engine.errors import DataLoss
+from engine.kv.environment import Environment, Transaction
+from engine.kv.schema import LEASES, Image, Lease, now
+from engine.labels import merge
+from engine.metadata import ledger
+from engine.metadata.images import ImageStore
+from engine.metadata.leases import expiring, finish
+from engine.metadata.nodes import LEASE, Node, blob_node
+from engine.oci.documents import Descriptor
+
+__all__ = ["Pull", "PullStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A pull that did not put its name yet: what of, and who is at work on it, if anybody."""
+
+    lease: str
+    reference: str
+    target: Descriptor | None
+    started: int
+    owner: str
+
+
+class PullStore:
+    """The pulls of one namespace."""
+
+    def __init__(self, meta: Environment, namespace: str, images: ImageStore) -> None:
+        self._meta = meta
+        self._namespace = namespace
+        self._images = images
+
+    def begin(self, reference: str) -> str:
+        """Begin to pull a name, with what an earlier pull of it left; return the lease."""
+        with self._meta.write() as txn:
+            left = next(self._idle(txn, reference), None)
+            lease = left or Lease(id=secrets.token_hex(8), created=now(), outlasts=True)
+            about = merge(lease.labels, {labels.PULL_OF: reference, **_life()})
+            record = msgspec.structs.replace(lease, owner=self._meta.owners.me, labels=about)
+            ledger.put(txn, self._namespace, record)
+        return lease.id
+
+    def note(self, lease: str, target: Descriptor) -> None:
+        """Note what the name means. FailedPrecondition if the lease was ended by hand."""
+        told = msgspec.json.encode(
+            {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
+        ).decode()
+        with self._meta.write() as txn:
+            ledger.check_lease(txn, self._namespace, lease)
+            record = self._get(txn, lease)
+            if record and record.labels.get(labels.PULL_TARGET) != told:
+                about = merge(record.labels, {labels.PULL_TARGET: told})
+                ledger.put(txn, self._namespace, msgspec.structs.replace(record, labels=about))
+
+    def finish(self, lease: str, reference: str, target: Descriptor, *, heir: str) -> Image:
+        """Put the name and end its pulls, but for those of others who are at work; return the image.
+
+        The lease `heir` holds the image from then on.
+        """
+        with self._meta.write() as txn:
+            image = self._images.put(txn, reference, target, replace=True)
+            ledger.pin(txn, self._namespace, heir, blob_node(target.digest))
+            over = [lease, *(one.id for one in self._idle(txn, reference))]
+            for one in over:
+                ledger.drop(txn, self._namespace, Node(LEASE, "", one))
+        finish(self._meta, self._namespace, *over)
+        return image
+
+    def leave(self, lease: str) -> None:
+        """Leave what a pull has brought in to the next one; if that is nothing, the pull is over."""
+        with self._meta.write() as txn:
+            record = self._get(txn, lease)
+            if record is None:
+                return
+            if ledger.members(txn, self._namespace, lease):
+                about = merge(record.labels, _life())
+                record = msgspec.structs.replace(record, owner=None, labels=about)
+                ledger.put(txn, self._namespace, record)
+            else:
+                ledger.drop(txn, self._namespace, Node(LEASE, "", lease))
+
+    def walk(self) -> list[Pull]:
+        """Return the pulls that did not put their names, the oldest first."""
+        with self._meta.read() as txn:
+            found = LEASES.survey(txn, self._namespace)[0]
+        pulls = [self._told(lease) for lease in found if lease.outlasts]
+        return sorted(pulls, key=lambda pull: (pull.started, pull.lease))
+
+    def _told(self, lease: Lease) -> Pull:
+        at_work = lease.owner is not None and self._meta.owners.is_alive(lease.owner.id)
+        return Pull(
+            lease=lease.id,
+            reference=lease.labels.get(labels.PULL_OF, ""),
+            target=_target(lease.labels.get(labels.PULL_TARGET, "")),
+            started=lease.created,
+            owner=str(lease.owner) if at_work else "",
+        )
+
+    def _idle(self, txn: Transaction, reference: str) -> Iterator[Lease]:
+        """Yield the leases of pulls of a name that nobody is at work on."""
+        for lease in LEASES.survey(txn, self._namespace)[0]:
+            is_owned = lease.owner is not None and self._meta.owners.is_alive(lease.owner.id)
+            if lease.labels.get(labels.PULL_OF) == reference and lease.outlasts and not is_owned:
+                yield lease
+
+    def _get(self, txn: Transaction, lease: str) -> Lease | None:
+        try:
+            return LEASES.get(txn, self._namespace, lease)
+        except DataLoss:
+            return None
+
+
+def _target(told: str) -> Descriptor | None:
+    try:
+        return msgspec.json.decode(told, type=Descriptor)
+    except msgspec.DecodeError:  # none was noted, or someone changed the label
+        return None
+
+
+def _life() -> labels.Labels:
+    return expiring(now(), limits.LEASE_LIFE_S * 10**9)
