@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 
+from engine import labels
 from engine.errors import NotFound
 from engine.kv.schema import EXTENT
+from engine.labels import Labels
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry
@@ -241,6 +243,11 @@ def _content(root: Path) -> Mapping[str, object]:
     with _opened(root) as stores:
         return {
             "images": {image.name: image.target for image in stores.images.walk()},
-            "blobs": {blob.digest: dict(blob.labels) for blob in stores.content.walk()},
+            "blobs": {blob.digest: _timeless(blob.labels) for blob in stores.content.walk()},
             "snapshots": sorted(info.key for info in stores.snapshotter("overlay").walk()),
         }
+
+
+def _timeless(found: Labels) -> dict[str, str]:
+    """Return labels, of which those that tell times have none."""
+    return {key: "" if key.startswith(labels.PULLED_WITH) else value for key, value in found.items()}
