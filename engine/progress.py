@@ -12,6 +12,7 @@ class Step(StrEnum):
     READ = "reading"
     STORE = "storing"
     FETCH = "fetching"
+    PUSH = "pushing"
     WAIT = "waiting"
     UNPACK = "unpacking"
     FLUSH = "committing"
