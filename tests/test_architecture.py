@@ -106,7 +106,17 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "ranges", "tokens")
+    for room in (
+        "asking",
+        "bandwidth",
+        "client",
+        "connections",
+        "fetching",
+        "lanes",
+        "network",
+        "ranges",
+        "tokens",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
@@ -131,6 +141,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.fsck.findings",
     "engine.metadata.nodes",
     "engine.metadata.resources",
+    "engine.registry.addresses",
     "engine.registry.challenge",
     "engine.registry.credentials",
     "engine.registry.hosts",
@@ -146,6 +157,7 @@ OWNERS = {
     "lmdb": "engine.kv",  # transactions and buffers have rules that one place can keep
     "isal": "engine.diff.decompress",  # hostile bytes go in: one place to bound and to sandbox
     "zstandard": "engine.diff.decompress",
+    "httpcore": "engine.registry",  # which httpx rests on
     "httpx": "engine.registry",  # one place for what is sent to whom
     "click": "engine.cli",
     "rich": "engine.cli",
