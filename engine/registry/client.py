@@ -138,7 +138,7 @@ class Client:
         self.patience = access.patience
         self._access = access
         agent = f"lamina/{version('lamina')}"
-        self._asking = Asking(connections, access.credentials, access.patience, agent)
+        self.asking = Asking(connections, access.credentials, access.patience, agent)
         self._hosts: dict[str, Sequence[Host]] = {}
 
     async def resolve(self, reference: Reference) -> Found:
@@ -158,7 +158,7 @@ class Client:
         async def at(host: Host, is_last: bool) -> Found:
             looked = await self._looked_at(host, request, reference.digest, is_last)
             found = looked or await self._read(host, request, reference.digest, is_last)
-            return replace(found, credential=self._asking.credential(host))
+            return replace(found, credential=self.asking.credential(host))
 
         return await self._first(domain, capability, at)
 
@@ -167,7 +167,7 @@ class Client:
     ) -> Found | None:
         """Return what the header of a document says, None if that is not enough."""
         head = msgspec.structs.replace(request, method="HEAD")
-        async with self._asking.ask(host, head, known=_NO_HEAD, is_last=is_last) as answer:
+        async with self.asking.ask(host, head, known=_NO_HEAD, is_last=is_last) as answer:
             stated = stated_digest(answer.header("Docker-Content-Digest"))
             size = content_length(answer.header("Content-Length"))
             if answer.status != 200 or not stated or not size or (digest and stated != digest):
@@ -180,7 +180,7 @@ class Client:
         return Found(Descriptor(media_type=kind, digest=stated, size=size))
 
     async def _read(self, host: Host, request: Request, digest: Digest | None, is_last: bool) -> Found:
-        async with self._asking.ask(host, request, is_last=is_last) as answer:
+        async with self.asking.ask(host, request, is_last=is_last) as answer:
             data = await answer.whole(limits.MANIFEST, request.what)
             stated = digest or stated_digest(answer.header("Docker-Content-Digest"))
             content_type = answer.header("Content-Type") or ""
@@ -208,7 +208,7 @@ class Client:
         )
 
         async def at(host: Host, is_last: bool) -> bytes:
-            async with self._asking.ask(host, request, is_last=is_last) as answer:
+            async with self.asking.ask(host, request, is_last=is_last) as answer:
                 data = await answer.whole(descriptor.size, what)
             if len(data) < descriptor.size:
                 raise BadAnswer(f"it sent {len(data)} bytes of {what}, which has {descriptor.size}")
@@ -262,7 +262,7 @@ class Client:
         is_last: bool,
         admit: Admit,
     ) -> Body:
-        ask = partial(self._asking.ask, host, is_last=is_last, admit=admit)
+        ask = partial(self.asking.ask, host, is_last=is_last, admit=admit)
         answer = await stack.enter_async_context(ask(request, known={_NO_RANGE}))
         if answer.status == _NO_RANGE:
             await stack.aclose()
@@ -276,7 +276,7 @@ class Client:
         self, host: Host, request: Request, size: int, start: int, end: int
     ) -> AsyncIterator[Body]:
         asked = msgspec.structs.replace(request, offset=start, end=end)
-        async with self._asking.ask_once(host, asked) as answer:
+        async with self.asking.ask_once(host, asked) as answer:
             ask_part = partial(self._part, host, request, size)
             found = Body(answer, host, asked, _span(answer, asked, size), ask_part)
             if not found.is_as_asked:
@@ -307,7 +307,7 @@ class Client:
         found: list[Descriptor] = []
         seen = {request}
         while True:
-            async with self._asking.ask(host, request, known=_NOT_THERE, is_last=is_last) as answer:
+            async with self.asking.ask(host, request, known=_NOT_THERE, is_last=is_last) as answer:
                 if answer.status in _NOT_THERE:
                     return await self._tagged(host, reference, digest, is_last)
                 data = await answer.whole(limits.MANIFEST, what)
@@ -335,11 +335,25 @@ class Client:
             accept=OCI_INDEX,
         )
         try:
-            async with self._asking.ask(host, request, is_last=is_last) as answer:
+            async with self.asking.ask(host, request, is_last=is_last) as answer:
                 data = await answer.whole(limits.MANIFEST, request.what)
         except NotFound:
             return []
         return parse_index(data, OCI_INDEX, request.what).manifests[: limits.REFERRERS]
+
+    async def destination(self, domain: str) -> Host:
+        """Return the host that takes what is pushed to a registry. FailedPrecondition if none does."""
+        return (await self._able(domain, Capability.PUSH))[0]
+
+    async def _able(self, domain: str, capability: Capability) -> list[Host]:
+        if domain not in self._hosts:
+            self._hosts[domain] = await trio.to_thread.run_sync(self._access.hosts, domain)
+        able = [host for host in self._hosts[domain] if capability in host.capabilities]
+        if not able:
+            raise FailedPrecondition(
+                f"no host of {domain} may be asked to {capability}; see its hosts.toml (`capabilities`)"
+            )
+        return able
 
     async def _first(
         self,
@@ -349,13 +363,7 @@ class Client:
         avoid: Collection[str] = (),
     ) -> T:
         """Return what the first host gives that can; else raise what the last one, its own, said."""
-        if domain not in self._hosts:
-            self._hosts[domain] = await trio.to_thread.run_sync(self._access.hosts, domain)
-        able = [host for host in self._hosts[domain] if capability in host.capabilities]
-        if not able:
-            raise FailedPrecondition(
-                f"no host of {domain} may be asked to {capability}; see its hosts.toml (`capabilities`)"
-            )
+        able = await self._able(domain, capability)
         hosts = [host for host in able if host.origin.name not in avoid]
         failure: EngineError = NobodyElse(f"there is no other host of {domain}")
         for host in hosts:

@@ -5,6 +5,7 @@ configuration name a host, it may not be one that only this machine's surroundin
 """
 
 import logging
+import math
 import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -27,6 +28,7 @@ from engine.registry.retrying import Patience
 __all__ = ["Answer", "Connections", "Peer"]
 
 _DRAIN_S = 1.0
+_PIECE = limits.PROGRESS_BYTES  # of what is sent, at once and in the time for so many
 
 for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
     # Else debugging another part of a program logs headers, and with them signed URLs.
@@ -85,13 +87,17 @@ class Connections:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        content: bytes | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        *,
+        slow: float = 0,
     ) -> AsyncIterator["Answer"]:
         """Send a request and give its answer for the length of the block.
 
-        Raises Unavailable where none comes, Refused where the host may not be asked.
+        It may take `slow` seconds longer than others. Raises Unavailable where none comes, Refused where
+        the host may not be asked.
         """
-        answer = Answer(await self._send(peer, method, url, headers, content), peer, self._patience)
+        response = await self._send(peer, method, url, headers, content, slow)
+        answer = Answer(response, peer, self._patience)
         try:
             yield answer
         finally:
@@ -104,15 +110,19 @@ class Connections:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        content: bytes | None,
+        content: bytes | AsyncIterable[bytes] | None,
+        slow: float,
     ) -> httpx.Response:
         pool = await self._pool(peer)
         patience = self._patience
-        timeout = {"connect": patience.connect, "write": patience.answer}
+        timeout = {"connect": patience.connect, "write": patience.progress}
         extensions: dict[str, Any] = {"timeout": timeout}
-        request = httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
+        known = content if isinstance(content, bytes) else None
+        request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
         try:
-            with trio.fail_after(patience.connect + patience.answer):
+            with trio.fail_after(patience.connect + patience.answer + slow) as scope:
+                if isinstance(content, AsyncIterable):  # `headers` say how long it is
+                    request.stream = _Paced(content, scope, patience, slow)
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
@@ -122,7 +132,9 @@ class Connections:
     async def _pool(self, peer: Peer) -> httpx.AsyncHTTPTransport:
         async with self._making:
             if peer not in self._pools:
-                context = await trio.to_thread.run_sync(trust, peer.tls)
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # that trusts nobody
+                if peer.origin.scheme == "https":
+                    context = await trio.to_thread.run_sync(trust, peer.tls)
                 self._pools[peer] = (
                     httpx.AsyncHTTPTransport(
                         verify=context, trust_env=False, limits=POOL, proxy=self._proxy
@@ -213,6 +225,34 @@ class Answer:
                     pass
             self._chunks = None
         await self._response.aclose()
+
+
+class _Paced(httpx.AsyncByteStream):
+    """What is sent: the host has a time for each piece, and one to answer after the last."""
+
+    def __init__(
+        self, content: AsyncIterable[bytes], scope: trio.CancelScope, patience: Patience, slow: float
+    ) -> None:
+        self._content = aiter(content)
+        self._scope = scope
+        self._piece_s = patience.progress
+        self._answer_s = patience.answer + slow
+        self._left = memoryview(b"")
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            self._scope.deadline = math.inf  # it is not the host that is waited for
+            try:
+                self._left = memoryview(await anext(self._content))
+            except StopAsyncIteration:
+                self._scope.deadline = trio.current_time() + self._answer_s
+                raise
+        self._scope.deadline = trio.current_time() + self._piece_s
+        piece, self._left = self._left[:_PIECE], self._left[_PIECE:]
+        return bytes(piece)
 
 
 def _is_open(host: str, *, with_secrets: bool) -> bool:

@@ -85,7 +85,7 @@ def read(resolver: Resolver, served: Served, times: int = 1, **changes: Any) -> 
         async with open_client(access) as client:
             for _ in range(times):
                 found = await read_blob(client, served, served.layers[0])
-                for pool in client._asking._connections._pools.values():
+                for pool in client.asking._connections._pools.values():
                     await pool.aclose()
         return found
 
