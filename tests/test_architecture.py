@@ -125,6 +125,7 @@ ASYNC |= {
         "connections",
         "fetching",
         "lanes",
+        "network",
         "ranges",
         "sending",
         "tokens",
@@ -155,6 +156,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
+    "engine.registry.addresses",
     "engine.registry.challenge",
     "engine.registry.credentials",
     "engine.registry.hosts",
@@ -170,6 +172,7 @@ OWNERS = {
     "lmdb": "engine.kv",  # transactions and buffers have rules that one place can keep
     "isal": "engine.diff.decompress",  # hostile bytes go in: one place to bound and to sandbox
     "zstandard": "engine.diff.decompress",
+    "httpcore": "engine.registry",  # which httpx rests on
     "httpx": "engine.registry",  # one place for what is sent to whom
     "click": "engine.cli",
     "rich": "engine.cli",
