@@ -13,7 +13,7 @@ from engine.kv import keys
 from engine.metadata.leases import leased
 from engine.root import Root, open_root
 from engine.testing.archives import archive, layout, member
-from engine.testing.fake_registry import FakeRegistry
+from engine.testing.taking_registry import TakingRegistry
 from tests.cli.test_importing import mixed
 from tests.command import commands, lamina
 from tests.registry.asking import Served
@@ -183,8 +183,11 @@ def seen(
         run(*words, code=code)
     _damage(root, folder, run)
     found["demo"] = _check(("demo",), demonstrated)
-    with FakeRegistry().running() as registry:
-        run("pull", "--platform", "linux/amd64", Served(registry).reference)
+    with TakingRegistry().running() as registry:
+        name = Served(registry).reference
+        run("pull", "--platform", "linux/amd64", name)
+        run("push", name, f"{registry.name}/b:1")
+        run("copy", name, f"{registry.name}/c:1")
     assert ran | {("demo",)} == set(PROMISED)
     return found
 
