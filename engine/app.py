@@ -24,6 +24,7 @@ from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
+from engine.listening import Listening
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -151,6 +152,7 @@ class Engine:
         all_platforms: bool = False,
         keep_blobs: bool = True,
         strict: bool = False,
+        lasting: bool = True,
         report: Report = silent,
     ) -> Pulled:
         """Pull an image by its name, with a client of `engine.registry.client.open_client`.
@@ -158,7 +160,8 @@ class Engine:
         With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. With
         `all_platforms` all that an index lists is fetched, what is for `platform` unpacked. Without
         `keep_blobs` the layers' blobs are left to the next collection once they are unpacked: the image
-        can be run, but not be pushed or unpacked for another backend (`docs/images.md`).
+        can be run, but not be pushed or unpacked for another backend (`docs/images.md`). A new name that
+        is not `lasting` goes with the image, once nothing else keeps that.
 
         Who wants the same at the same time, of the same client, shares one pull; the last to be
         cancelled ends it. What an attempt that failed has fetched is there for the next, for a day.
@@ -175,6 +178,7 @@ class Engine:
             all_platforms=all_platforms,
             keep_blobs=keep_blobs,
             strict=strict,
+            lasting=lasting,
         )
         wanted.check()
         pull = partial(self._pulled, client, wanted, backend)
@@ -349,6 +353,13 @@ class Engine:
                 await trio.lowlevel.checkpoint()
                 raise
         return checked
+
+    def events(self) -> Listening:
+        """Return what tells, as a context manager, of images, content and snapshots that change.
+
+        That is what this process does in this namespace, told once it is durable (`docs/progress.md`).
+        """
+        return Listening(self.stores.root.meta, self.stores.namespace)
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)

@@ -16,6 +16,7 @@ __all__ = [
     "DISTRIBUTION_SOURCE",
     "GC",
     "GC_BREF",
+    "GC_BREF_TARGET",
     "GC_COND_SNAPSHOT",
     "GC_EXPIRE",
     "GC_FLAT",
@@ -24,6 +25,9 @@ __all__ = [
     "GC_REF_SNAPSHOT",
     "GC_ROOT",
     "GC_USED_AT",
+    "HELD_IMAGE",
+    "HELD_NAME",
+    "HELD_OWNER",
     "IMAGE_NAME",
     "OCI_REF_NAME",
     "PARENT_CHAIN_ID",
@@ -65,6 +69,10 @@ GC_BREF = "containerd.io/gc.bref."
 """On any object, followed by `content`, `image` or `snapshot.<backend>` and perhaps a suffix: kept as
 long as the object is that the value names. containerd's `container` is of no kind known here."""
 
+GC_BREF_TARGET = "containerd.io/gc.bref.content.target"
+"""On an image whose name does not last: what it means. With an expiry that is over it keeps the name as
+long as something else keeps that."""
+
 GC_COND_SNAPSHOT = "containerd.io/gc.cond.snapshot."
 """On content and images, followed by a backend name: keeps a snapshot while a condition holds. The value
 is `usedat<DURATION` or `usedat>DURATION`, several with commas between, then `|` and the key of it."""
@@ -77,6 +85,15 @@ GC_EXPIRE = "containerd.io/gc.expire"
 
 GC_FLAT = "containerd.io/gc.flat"
 """On a lease, any value: its members are kept, what their labels refer to is not."""
+
+HELD_OWNER = "lamina.held/owner"
+"""On a lease: for whom it holds an image."""
+
+HELD_IMAGE = "lamina.held/image"
+"""On such a lease: the image's ID, which is the digest of its config."""
+
+HELD_NAME = "lamina.held/name"
+"""On such a lease: the name that it was asked for by, if by one."""
 
 SHAREABLE = "containerd.io/namespace.shareable"
 """On a namespace, `true`: others may use its blobs, isolated though it or they are."""

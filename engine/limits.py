@@ -64,9 +64,13 @@ VERIFIED_PAGES = 1 << 24  # of an LMDB file, 64 GiB: two bytes of memory for eac
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
 FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
+REMOVE_DELAY_S = 180.0  # from an image's last release to its removal, as in Nomad
+PULLS = 8  # of different images at once, for those who hold them
+PULL_STALL_S = 300.0  # of a pull without progress, as in containerd's CRI
 # That the time of day may be ahead or behind of what passed: beyond, it was set anew,
 CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
+EVENTS = 10_000  # that wait for one who listens; he is told how many he missed
 USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
 
@@ -88,6 +92,9 @@ PROGRESS_S = 60
 FETCHES = 12  # bodies of blobs at once, of an engine; each has at most two batches of 8 MiB in memory
 FETCHES_OF_HOST = 8
 FETCHES_OF_IMAGE = 6
+RANGES_FROM = 32 * MIB  # bytes of a blob that are missing; fewer are asked for at once
+RANGE = 4 * MIB  # of a blob that is asked for in several ranges; of each so much is in memory
+RANGE_ALONE = 64 * MIB
 PUSH_WHOLE = 1 * MIB  # sent in one request with the end of its upload; one that breaks off begins anew
 PUSH_PART = 32 * MIB  # sent at once to a host, or a proxy before it, that does not take more
 PUSH_DOCUMENTS = 128 * MIB  # manifests and indexes of one image, in memory until they are sent

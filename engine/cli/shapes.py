@@ -3,7 +3,7 @@
 Sync. A field that cannot be told, as of a damaged record, is left out, and `error` says why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
-from engine.snapshots import Info, Snapshotter, Usage
+from engine.snapshots import Info, Usage
+from engine.states import ImageState, State, parts_of
 from engine.stores import Stores
 from engine.times import rfc3339
 
@@ -51,6 +52,7 @@ __all__ = [
     "lease_details",
     "mount",
     "namespace",
+    "pull",
     "pushed",
     "snapshot",
 ]
@@ -71,6 +73,10 @@ class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
     size: int | UnsetType = UNSET
     created: str | UnsetType = UNSET
     updated: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    uses: list[str] | UnsetType = UNSET
+    fetched: int | UnsetType = UNSET
+    puller: str | UnsetType = UNSET
     unpacked: dict[str, str] | UnsetType = UNSET
     labels: dict[str, str] | UnsetType = UNSET
     error: str | UnsetType = UNSET
@@ -216,7 +222,7 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
 
     So is an image of many names.
     """
-    backends, looked = stores.snapshotters(), count(1)
+    backends, looked = [backend.name for backend in stores.snapshotters()], count(1)
 
     @lru_cache(_REMEMBERED)
     def look(media_type: str, digest: str, size: int) -> dict[str, Any]:
@@ -247,27 +253,44 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
     return tell
 
 
-def _seen(
-    stores: Stores, found: Sequence[ResolvedImage], backends: Sequence[Snapshotter]
-) -> dict[str, Any]:
+def _seen(stores: Stores, found: Sequence[ResolvedImage], backends: Collection[str]) -> dict[str, Any]:
     """Return what is to be seen of the images under a name."""
-    for one in found:
-        stores.check_complete(one)
+    parts = [parts_of(stores, one, backends) for one in found]
+    lost = next((digest for one in parts for digest in one.lost), None)
+    if lost:
+        raise NotFound(f"no blob {lost}")
     return {
         "platform": str(found[0].config.platform),
         "platforms": [str(one.config.platform) for one in found],
         "layers": len(found[0].manifest.layers),
-        "size": _size(found),
-        "unpacked": stores.unpacked_into(found[0], backends),
+        "size": _size(found, {digest for one in parts for digest in one.missing}),
+        "state": State.UNPACKED if parts[0].unpacked else State.FETCHED,
+        "uses": sorted(parts[0].uses),
+        "unpacked": parts[0].unpacked,
     }
 
 
-def _size(images: Sequence[ResolvedImage]) -> int:
-    """Return what the blobs of images take up together, each counted once."""
+def pull(state: ImageState) -> ShownImage:
+    """Return what there is to say of a pull that did not put its name yet."""
+    target = state.target
+    return ShownImage(
+        name=state.name,
+        digest=target.digest if target else UNSET,
+        media_type=target.media_type if target else UNSET,
+        state=state.state,
+        size=state.parts.size,
+        fetched=state.parts.there,
+        puller=state.puller or UNSET,
+    )
+
+
+def _size(images: Sequence[ResolvedImage], missing: Collection[str]) -> int:
+    """Return what the blobs of images take up together that are here, each counted once."""
     parts = {
         part.digest: part.size
         for image in images
         for part in (*image.path, image.manifest.config, *image.manifest.layers)
+        if part.digest not in missing
     }
     return sum(parts.values())
 

@@ -130,8 +130,8 @@ class Asking:
         """Follow redirects; what only the configured host may see stays behind at another."""
         peer = Peer(host.origin, host.tls)
         public = {"Accept": request.accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
-        if request.offset:
-            public["Range"] = f"bytes={request.offset}-"
+        if request.offset or request.end:
+            public["Range"] = f"bytes={request.offset}-{request.end - 1 if request.end else ''}"
         public |= request.about_body
         secret = dict(host.headers)
         if authorization:

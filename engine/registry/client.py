@@ -5,7 +5,7 @@ it, or lies. Once a name is resolved all is asked for by digest, which decides w
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -81,15 +81,32 @@ class Found:
     """Who had to ask; None where anyone may."""
 
 
+AskPart = Callable[[int, int], AbstractAsyncContextManager["Body"]]
+
+
 class Body:
     """The rest of a blob from a byte on, or a part of that, as it comes from `host`."""
 
-    def __init__(self, answer: Answer, host: str, skipped: int, size: int) -> None:
-        """`size` bytes count, after those that are `skipped` because the host cannot do so."""
-        self.host = host
+    def __init__(
+        self, answer: Answer, host: Host, request: Request, span: tuple[int, int], ask_part: "AskPart"
+    ) -> None:
+        """Read what is asked for of an answer, which holds a span of the blob."""
+        start, self.end = span
+        self.host = host.origin.name
+        self.is_as_asked = answer.status == 206 and request.end == self.end
+        """Whether it ends where it was asked to: then other parts can be had, too."""
         self._answer = answer
-        self._skipped = skipped
-        self._left = size
+        self._skipped = request.offset - start
+        self._left = self.end - request.offset
+        self._ask_part = ask_part
+
+    def part(self, start: int, end: int) -> AbstractAsyncContextManager["Body"]:
+        """Ask the same host for another part, once. Raises Unavailable, PermissionDenied, BadAnswer."""
+        return self._ask_part(start, end)
+
+    async def aclose(self) -> None:
+        """Let go of the connection before the block ends."""
+        await self._answer.aclose()
 
     async def read(self) -> bytes:
         """Return some more bytes, none at the end. Raises Unavailable, BadAnswer."""
@@ -204,11 +221,13 @@ class Client:
         descriptor: Descriptor,
         offset: int = 0,
         *,
+        end: int | None = None,
         avoid: Collection[str] = (),
         admit: Admit = nullcontext,
     ) -> AsyncIterator[Body]:
         """Give a blob from `offset` on for the length of the block, but not from hosts to `avoid`.
 
+        With `end` it is asked for up to there; a host may well send all of it.
         `admit` is entered with the host's name while the host has a request.
         """
         request = Request(
@@ -216,6 +235,7 @@ class Client:
             what=f"{descriptor.digest} of {reference}",
             scope=_scope(reference),
             offset=offset,
+            end=end,
         )
         async with AsyncExitStack() as stack:
 
@@ -243,17 +263,22 @@ class Client:
         answer = await stack.enter_async_context(ask(request, known={_NO_RANGE}))
         if answer.status == _NO_RANGE:
             await stack.aclose()
-            whole = msgspec.structs.replace(request, offset=0)
+            whole = msgspec.structs.replace(request, offset=0, end=None)
             answer = await stack.enter_async_context(ask(whole))
-        start, end = 0, size
-        if answer.status == 206:
-            start, end = part(answer.header("Content-Range") or "", size)
-            if start != request.offset:
-                raise BadAnswer(f"it sent bytes from {start} on, not from {request.offset}")
-        length = content_length(answer.header("Content-Length"))
-        if length is not None and length != end - start:
-            raise BadAnswer(f"it sends {length} bytes of {request.what}, not {end - start}")
-        return Body(answer, host.origin.name, request.offset - start, end - request.offset)
+        ask_part = partial(self._part, host, request, size)
+        return Body(answer, host, request, _span(answer, request, size), ask_part)
+
+    @asynccontextmanager
+    async def _part(
+        self, host: Host, request: Request, size: int, start: int, end: int
+    ) -> AsyncIterator[Body]:
+        asked = msgspec.structs.replace(request, offset=start, end=end)
+        async with self.asking.ask_once(host, asked) as answer:
+            ask_part = partial(self._part, host, request, size)
+            found = Body(answer, host, asked, _span(answer, asked, size), ask_part)
+            if not found.is_as_asked:
+                raise BadAnswer("it sends another part than was asked for")
+            yield found
 
     async def referrers(
         self, reference: Reference, digest: Digest, artifact_type: str = ""
@@ -346,6 +371,19 @@ class Client:
             except (Unavailable, NotFound, PermissionDenied, DigestMismatch) as error:
                 failure = error
         raise failure
+
+
+def _span(answer: Answer, request: Request, size: int) -> tuple[int, int]:
+    """Return where what an answer sends begins and ends in a blob of `size` bytes."""
+    start, end = 0, size
+    if answer.status == 206:
+        start, end = part(answer.header("Content-Range") or "", size)
+        if start != request.offset:
+            raise BadAnswer(f"it sent bytes from {start} on, not from {request.offset}")
+    length = content_length(answer.header("Content-Length"))
+    if length is not None and length != end - start:
+        raise BadAnswer(f"it sends {length} bytes of {request.what}, not {end - start}")
+    return start, end
 
 
 def _scope(reference: Reference) -> str:

@@ -63,6 +63,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     query: str = ""
     accept: str = "*/*"
     offset: int = 0
+    end: int | None = None
     place: str = ""
     """The rest of the URL where the host itself named it: in place of path and query."""
     body: bytes | AsyncIterable[bytes] | None = None
