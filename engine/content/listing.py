@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from engine import limits
 from engine.content.image import Read
 from engine.errors import Refused
-from engine.oci.documents import Descriptor, Manifest, parse_index, parse_manifest
+from engine.oci.documents import Descriptor, Manifest, parse_artifact, parse_index
 from engine.oci.mediatypes import INDEXES, MANIFESTS
 
 __all__ = ["manifests"]
@@ -30,7 +30,7 @@ def manifests(target: Descriptor, read: Read) -> Iterator[tuple[Sequence[Descrip
         seen.add(last.digest)
         data = read(last, limits.MANIFEST)
         if last.media_type in MANIFESTS:
-            yield path, parse_manifest(data, last.media_type, f"manifest {last.digest}")
+            yield path, parse_artifact(data, last.media_type, f"manifest {last.digest}")
             continue
         indexes += 1
         entries = parse_index(data, last.media_type, f"index {last.digest}").manifests
