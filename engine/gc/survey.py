@@ -272,8 +272,8 @@ class _Reader:
                 self._found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
-        expired = self._found.expiry(lease.labels)
-        if expired or not is_live(self._meta.owners, lease, self._found.at):
+        self._found.expiry(lease.labels)  # which alone does not end one whose work goes on
+        if not is_live(self._meta.owners, lease, self._found.at):
             return
         node = node_of(lease)
         self._found.root(node)
