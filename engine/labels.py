@@ -13,6 +13,7 @@ from engine.errors import InvalidArgument, printable
 
 __all__ = [
     "DIFF_ID",
+    "DISTRIBUTION_SOURCE",
     "GC",
     "GC_BREF",
     "GC_BREF_TARGET",
@@ -43,6 +44,8 @@ __all__ = [
     "merge",
     "snapshot_ref",
     "snapshot_refs",
+    "sources",
+    "with_source",
 ]
 
 Labels = Mapping[str, str]
@@ -111,6 +114,9 @@ DIFF_ID = "containerd.io/snapshot/diff-id"
 PARENT_CHAIN_ID = "containerd.io/snapshot/parent-chain-id"
 """On a snapshot: the chain ID below its topmost layer."""
 
+DISTRIBUTION_SOURCE = "containerd.io/distribution.source."
+"""On content, followed by a registry: its repositories that this came from, with commas between."""
+
 PULL_OF = "lamina.pull/reference"
 """On a lease: the name that is being pulled under it, in full."""
 
@@ -148,6 +154,20 @@ def merge(labels: Labels, changes: Labels) -> dict[str, str]:
     check(changes)
     merged = {**labels, **changes}
     return {key: value for key, value in merged.items() if value}
+
+
+def sources(labels: Labels, registry: str) -> list[str]:
+    """Return the repositories of a registry that content came from."""
+    return [*filter(None, labels.get(DISTRIBUTION_SOURCE + registry, "").split(","))]
+
+
+def with_source(labels: Labels, registry: str, repository: str) -> dict[str, str]:
+    """Return what to change of the labels of content that came from a repository, if anything."""
+    known = sources(labels, registry)
+    key, value = DISTRIBUTION_SOURCE + registry, ",".join([*known, repository])
+    if repository in known or len(key) + len(value) > _LIMIT:
+        return {}
+    return {key: value}
 
 
 def snapshot_ref(backend: str) -> str:

@@ -71,6 +71,7 @@ PULL_STALL_S = 300.0  # of a pull without progress, as in containerd's CRI
 # That the time of day may be ahead or behind of what passed: beyond, it was set anew,
 CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
+EVENTS = 10_000  # that wait for one who listens; he is told how many he missed
 USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
 
@@ -86,11 +87,18 @@ ATTEMPTS = 5  # of one request, and of a blob without one more byte
 RETRY_AFTER_S = 60  # the longest that a host may have us wait; beyond that it is unavailable
 CONNECT_S = 30
 ANSWER_S = 30  # from the request to the header of an answer, as in containerd
+FINISH_S = 600  # more for the answer to the end of an upload: a host may hash or move all of it first
 PROGRESS_BYTES = 64 * 1024  # of a body that is on its way, in each
 PROGRESS_S = 60
 FETCHES = 12  # bodies of blobs at once, of an engine; each has at most two batches of 8 MiB in memory
 FETCHES_OF_HOST = 8
 FETCHES_OF_IMAGE = 6
+RANGES_FROM = 32 * MIB  # bytes of a blob that are missing; fewer are asked for at once
+RANGE = 4 * MIB  # of a blob that is asked for in several ranges; of each so much is in memory
+RANGE_ALONE = 64 * MIB
+PUSH_WHOLE = 1 * MIB  # sent in one request with the end of its upload; one that breaks off begins anew
+PUSH_PART = 32 * MIB  # sent at once to a host, or a proxy before it, that does not take more
+PUSH_DOCUMENTS = 128 * MIB  # manifests and indexes of one image, in memory until they are sent
 REFERRERS = 1000
 REFERRER_PAGES = 100
 CREDENTIALS_FILE = 1 * MIB

@@ -36,6 +36,10 @@ LAYERS = {
     "engine.times": 0,
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
+    "engine.tally": 1,
+    "engine.waking": 1,
+    "engine.watching": 1,
+    "engine.listening": 5,
     "engine.processes": 1,
     "engine.fs": 1,
     "engine.kv": 1,
@@ -62,6 +66,7 @@ LAYERS = {
     "engine.mounts.mounting": 5,
     "engine.recovery": 5,
     "engine.doubts": 5,
+    "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.admitting": 5,
@@ -73,6 +78,8 @@ LAYERS = {
     "engine.coordinating": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
+    "engine.pushing": 5,
+    "engine.copying": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
     "engine.compacting": 5,
@@ -92,6 +99,11 @@ ASYNC = {
     "engine.image_service",
     "engine.importing",
     "engine.pulling",
+    "engine.pushing",
+    "engine.copying",
+    "engine.listening",
+    "engine.waking",
+    "engine.watching",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -114,7 +126,18 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "tokens")
+    for room in (
+        "asking",
+        "bandwidth",
+        "client",
+        "connections",
+        "fetching",
+        "lanes",
+        "ranges",
+        "sending",
+        "tokens",
+        "uploading",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
@@ -137,6 +160,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.rules",
     "engine.gc.mark",
     "engine.fsck.findings",
+    "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
     "engine.registry.challenge",

@@ -272,8 +272,8 @@ class _Reader:
                 self._found.note(node, mention)
 
     def _lease(self, lease: Lease) -> None:
-        self._found.expiry(lease.labels)  # which alone does not end one whose work goes on
-        if not is_live(self._meta.owners, lease, self._found.at):
+        expired = self._found.expiry(lease.labels)
+        if (expired and not lease.outlasts) or not is_live(self._meta.owners, lease, self._found.at):
             return
         node = node_of(lease)
         self._found.root(node)
