@@ -69,8 +69,13 @@ LAYERS = {
     "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
+    "engine.admitting": 5,
+    "engine.occupied": 5,
     "engine.beside": 5,
     "engine.following": 5,
+    "engine.image_facts": 5,
+    "engine.image_service": 5,
+    "engine.coordinating": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
     "engine.pushing": 5,
@@ -84,11 +89,14 @@ LAYERS = {
 }
 
 ASYNC = {
+    "engine.admitting",
     "engine.app",
     "engine.beside",
     "engine.collecting",
+    "engine.coordinating",
     "engine.following",
     "engine.gc.scheduler",
+    "engine.image_service",
     "engine.importing",
     "engine.pulling",
     "engine.pushing",
