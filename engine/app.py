@@ -31,6 +31,8 @@ from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
 from engine.pulling import Pulled, Pulling, PullWanted
+from engine.pushing import Pushing
+from engine.registry.sending import Pushed
 from engine.snapshots import Durability, Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.flights import Flight
@@ -150,6 +152,7 @@ class Engine:
         all_platforms: bool = False,
         keep_blobs: bool = True,
         strict: bool = False,
+        lasting: bool = True,
         report: Report = silent,
     ) -> Pulled:
         """Pull an image by its name, with a client of `engine.registry.client.open_client`.
@@ -157,7 +160,8 @@ class Engine:
         With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. With
         `all_platforms` all that an index lists is fetched, what is for `platform` unpacked. Without
         `keep_blobs` the layers' blobs are left to the next collection once they are unpacked: the image
-        can be run, but not be pushed or unpacked for another backend (`docs/images.md`).
+        can be run, but not be pushed or unpacked for another backend (`docs/images.md`). A new name that
+        is not `lasting` goes with the image, once nothing else keeps that.
 
         Who wants the same at the same time, of the same client, shares one pull; the last to be
         cancelled ends it. What an attempt that failed has fetched is there for the next, for a day.
@@ -174,6 +178,7 @@ class Engine:
             all_platforms=all_platforms,
             keep_blobs=keep_blobs,
             strict=strict,
+            lasting=lasting,
         )
         wanted.check()
         pull = partial(self._pulled, client, wanted, backend)
@@ -204,6 +209,33 @@ class Engine:
         )
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
             yield await pulling.run(lease), lease
+
+    async def push(
+        self,
+        name: str,
+        client: "Client",
+        reference: str | None = None,
+        *,
+        platform: Platform | None = None,
+        report: Report = silent,
+    ) -> Pushed:
+        """Push an image to a registry, by its own name or by `reference`: only what is not there.
+
+        All of an index goes, or one platform's image alone. The name is put, or moved, there last.
+        Raises FailedPrecondition where a part is not here, PermissionDenied, Unavailable, Refused and
+        others.
+        """
+        pushing = Pushing(
+            stores=self.stores,
+            client=client,
+            lanes=self._shop.lanes,
+            name=name,
+            reference=parse_reference(reference) if reference else None,
+            platform=platform,
+            report=report,
+        )
+        async with self._lease() as lease:
+            return await pushing.run(lease.id)
 
     def _give_up(self, lease: str, heir: str) -> None:
         try:

@@ -16,6 +16,7 @@ class Step(StrEnum):
     """What is being done, or waited for."""
 
     READ = "reading"
+    PUSH = "pushing"
     WAIT = "waiting"
     VERIFY = "verifying"
     COPY = "copying"

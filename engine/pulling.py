@@ -67,6 +67,7 @@ class PullWanted:
     all_platforms: bool = False
     keep_blobs: bool = True
     strict: bool = False
+    lasting: bool = True
 
     @property
     def key(self) -> bytes:
@@ -124,17 +125,26 @@ class Pulling:
         if self.backend:
             self.backend.capabilities.check_layers(self.backend.name, len(image.layers))
         parts = await trio.to_thread.run_sync(self._parts, target, image)
-        for _, manifest in parts:
-            await self._store(manifest.config, {})
+        dropped = None if wanted.keep_blobs else image.manifest
+        documents = kept_of_all(parts, but_layers_of=dropped)
+        # What they keep is noted once it is here: until then they only tell how far the image is.
+        for document in (*(manifest.config for _, manifest in parts), *(one for one, _ in documents)):
+            await self._store(document)
         layers = await self._wanted_layers(image, parts, lease)
         unpacked = await self._layers(image, layers, lease)
-        dropped = None if wanted.keep_blobs else image.manifest
-        for document, about in kept_of_all(parts, but_layers_of=dropped):
-            await self._store(document, about)
+        changes: dict[Digest, Labels] = {document.key: about for document, about in documents}
         pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
-        await trio.to_thread.run_sync(self.stores.content.update, target.key, pulled_with)
+        changes[target.key] = {**changes[target.key], **pulled_with}
+        await trio.to_thread.run_sync(self.stores.content.update_all, changes)
         hit("pull.labelled")
-        finish = partial(pulls.finish, self._lease, str(wanted.reference), target, heir=lease.id)
+        finish = partial(
+            pulls.finish,
+            self._lease,
+            str(wanted.reference),
+            target,
+            heir=lease.id,
+            lasting=wanted.lasting,
+        )
         put_image = await trio.to_thread.run_sync(finish)
         hit("pull.named")
         timings = total(self._fetcher.timings, unpacked.timings if unpacked else {})
@@ -158,7 +168,7 @@ class Pulling:
         if descriptor.size > limit:
             raise Refused(f"{digest} has {descriptor.size} bytes, too many for its kind")
         if descriptor.media_type not in INDEXES | MANIFESTS:
-            trio.from_thread.run(self._store, descriptor, {})
+            trio.from_thread.run(self._store, descriptor)
         try:
             content.info(digest, lease=self._lease)
             return content.read_all(digest, limit)
@@ -167,12 +177,11 @@ class Pulling:
             self._documents[digest] = trio.from_thread.run(reading)
         return self._documents[digest]
 
-    async def _store(self, descriptor: Descriptor, about: Labels) -> None:
+    async def _store(self, descriptor: Descriptor) -> None:
         sought = Sought(
             reference=self.wanted.reference,
             descriptor=descriptor,
             lease=self._lease,
-            labels=about,
             data=self._documents.get(descriptor.key),
         )
         await self._fetcher.fetch(sought)

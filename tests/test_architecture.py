@@ -66,12 +66,15 @@ LAYERS = {
     "engine.mounts.mounting": 5,
     "engine.recovery": 5,
     "engine.doubts": 5,
+    "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.beside": 5,
     "engine.following": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
+    "engine.pushing": 5,
+    "engine.copying": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
     "engine.compacting": 5,
@@ -91,6 +94,8 @@ ASYNC = {
     "engine.listening",
     "engine.waking",
     "engine.watching",
+    "engine.pushing",
+    "engine.copying",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -113,7 +118,18 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "tokens")
+    for room in (
+        "asking",
+        "bandwidth",
+        "client",
+        "connections",
+        "fetching",
+        "lanes",
+        "ranges",
+        "sending",
+        "tokens",
+        "uploading",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {

@@ -30,13 +30,15 @@ from engine.errors import (
 )
 from engine.fs.room import Room
 from engine.kv.schema import EXTENT, Blob
-from engine.labels import Labels
+from engine.labels import Labels, with_source
 from engine.oci.documents import Descriptor
+from engine.oci.mediatypes import is_distributable
 from engine.oci.reference import Reference
 from engine.phases import Phase, Spent, measured, spend
 from engine.progress import Report, Step, silent
 from engine.registry.lanes import Lanes
 from engine.registry.protocol import BadAnswer, NobodyElse
+from engine.registry.ranges import Ranges, first_end
 from engine.unpack.arrivals import Arrival
 
 if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
@@ -130,7 +132,7 @@ class Fetcher:
                     transfer = _Transfer(self, sought, writer, frozenset(avoid))
                     try:
                         await transfer.run()
-                        commit = partial(writer.commit, sought.labels)
+                        commit = partial(writer.commit, {**sought.labels, **_source(sought, {})})
                         return await trio.to_thread.run_sync(commit)
                     except (DigestMismatch, _WrongBytes) as error:
                         failure = error
@@ -174,7 +176,8 @@ class Fetcher:
             )
         sought.show(Step.FOUND, blob.size)
         sought.show(Step.FETCH, blob.size)
-        return self._content.update(digest, sought.labels) if sought.labels else blob
+        changes = {**sought.labels, **_source(sought, blob.labels)}
+        return self._content.update(digest, changes) if changes else blob
 
 
 class _Transfer:
@@ -205,16 +208,20 @@ class _Transfer:
             await trio.to_thread.run_sync(self._write, sought.data[writer.offset :])
             return
         failed = 0
+        in_ranges = True
         await trio.to_thread.run_sync(self._make_room, sought.descriptor.size - writer.offset)
-        while (offset := writer.offset) < sought.descriptor.size:
+        while (offset := writer.offset) < (size := sought.descriptor.size):
             opening = self._fetcher._client.blob(
                 *(sought.reference, sought.descriptor, offset),
+                end=first_end(offset, size) if in_ranges else None,
                 avoid=self._avoid,
                 admit=self._fetcher._lanes.lane,
             )
             async with opening as body:
                 self.hosts.add(body.host)
                 broken = await self._received(body)
+                # Each time that one breaks off others are thrown away.
+                in_ranges = broken is None and body.is_as_asked
             if broken is None:
                 continue
             failed = 1 if writer.offset > offset else failed + 1
@@ -227,12 +234,16 @@ class _Transfer:
         """Write what comes of a body; return why it broke off, if it did."""
         send, receive = trio.open_memory_channel[bytearray](0)
         broken: Unavailable | BadAnswer | None = None
+        lanes, size = self._fetcher._lanes, self._sought.descriptor.size
         async with trio.open_nursery() as nursery, send:
             nursery.start_soon(self._write_all, receive)
+            ranges = Ranges(body, size, lanes, nursery)
             try:
-                broken = await self._batched(body, send)
+                broken = await self._batched(ranges, send)
             except trio.BrokenResourceError:
                 pass  # writing failed
+            finally:
+                ranges.close()
         if self._error:
             raise self._error
         if isinstance(broken, BadAnswer):
@@ -240,7 +251,7 @@ class _Transfer:
         return broken
 
     async def _batched(
-        self, body: "Body", send: trio.MemorySendChannel[bytearray]
+        self, body: Ranges, send: trio.MemorySendChannel[bytearray]
     ) -> Unavailable | BadAnswer | None:
         """Pass a body on in batches that end where extents end."""
         received = self._writer.offset
@@ -258,7 +269,6 @@ class _Transfer:
             if (received + len(chunk)) // EXTENT > received // EXTENT or not chunk:
                 self._sought.show(Step.FETCH, received + len(chunk))
             received += len(chunk)
-            await self._fetcher._lanes.passed(len(chunk))
             is_due = trio.current_time() - since >= _HAND_OVER_S
             if not chunk:
                 end = len(batch)
@@ -297,6 +307,11 @@ class _Transfer:
         self._sought.arrival.tell(*self._writer.durable)
 
 
+def _source(sought: Sought, known: Labels) -> dict[str, str]:
+    """Return the label that says where a blob can be had, so that a push need not send it there."""
+    return with_source(known, sought.reference.domain, sought.reference.path)
+
+
 def _ref(descriptor: Descriptor) -> str:
     return f"import-{descriptor.digest}"
 
@@ -309,6 +324,6 @@ def _drop(writer: Writer) -> None:
 
 def _explained(descriptor: Descriptor, error: NotFound) -> NotFound:
     """Say of a layer that is not to be distributed why it may be missing."""
-    if "nondistributable" in descriptor.media_type or ".foreign." in descriptor.media_type:
+    if not is_distributable(descriptor.media_type):
         return NotFound(f"{error}: its owner gives it out elsewhere, and lamina follows no such URLs")
     return error

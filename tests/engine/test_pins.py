@@ -27,6 +27,7 @@ from engine.oci.documents import Descriptor
 from engine.progress import Report, Step, silent
 from engine.root import Root
 from engine.snapshots import Commit, Kind
+from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.unpack.layer_flight import LayerFlight
@@ -74,7 +75,7 @@ class World:
         image = self.stores.resolve(self.stores.images.get(name).target)
         for part in (*image.path, image.manifest.config, *image.manifest.layers):
             self.stores.content.verify(part.key)
-        tops = self.stores.unpacked_into(image)
+        tops = parts_of(self.stores, image).unpacked
         for backend, top in tops.items():
             chain = []
             while top:
