@@ -273,7 +273,7 @@ class Client:
         self, host: Host, request: Request, size: int, start: int, end: int
     ) -> AsyncIterator[Body]:
         asked = msgspec.structs.replace(request, offset=start, end=end)
-        async with self._asking.ask_once(host, asked) as answer:
+        async with self.asking.ask_once(host, asked) as answer:
             ask_part = partial(self._part, host, request, size)
             found = Body(answer, host, asked, _span(answer, asked, size), ask_part)
             if not found.is_as_asked:
