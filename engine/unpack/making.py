@@ -18,6 +18,7 @@ from engine.content.image import Layer
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, DigestMismatch, EngineError, NotFound, Refused
+from engine.metering import Layers
 from engine.oci.identity import ChainID
 from engine.progress import Step
 from engine.snapshots import Commit, Snapshotter, Usage
@@ -102,6 +103,7 @@ class Maker:
         async with self._alone(work, flight) as is_made:
             if is_made:
                 await self._found(work, flight)
+                self._shop.meter.had(Layers.FOUND)
                 return None
             return await self._made(work, flight)
 
@@ -177,6 +179,7 @@ class Maker:
             await flight.twin.done.wait()
         reused = await trio.to_thread.run_sync(_reuse, work, key)
         if reused is not None:
+            self._shop.meter.had(Layers.REUSED)
             return reused
         while True:
             await work.arrival.beyond(0)
