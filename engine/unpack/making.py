@@ -19,6 +19,7 @@ from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, DigestMismatch, EngineError, NotFound, Refused
 from engine.metering import Layers
+from engine.oci.digest import Digest
 from engine.oci.identity import ChainID
 from engine.progress import Step
 from engine.snapshots import Commit, Snapshotter, Usage
@@ -55,8 +56,8 @@ class Work:
     flush: bool
     """Whether its data is durable before it is committed."""
 
-    def commit(self, key: str) -> Commit:
-        """Return the step that makes an active snapshot this one."""
+    def commit(self, key: str, applied: Applied) -> Commit:
+        """Return the step that makes an active snapshot, of which that came, this one."""
         about = {
             labels.SNAPSHOT_REF: str(self.chain_id),
             labels.DIFF_ID: str(self.layer.diff_id),
@@ -70,6 +71,7 @@ class Work:
             parent=parent,
             lease=self.lease.id,
             diff_id=self.layer.diff_id,
+            blob=self.verified(applied),
             labels=about,
         )
 
@@ -77,6 +79,11 @@ class Work:
         """Tell that the layer waits for something, for the length of a block."""
         about = self.layer.descriptor
         return _shown(partial(flight.report, step, about.digest, about.size), about.size)
+
+    def verified(self, applied: Applied) -> str:
+        """Return the blob that was found to be the layer, "" if it was another, or none was unpacked."""
+        digest = self.layer.descriptor.digest
+        return "" if applied.is_reused or digest == self.layer.diff_id else digest
 
 
 @contextmanager
@@ -159,8 +166,12 @@ class Maker:
             flight.is_ready.set()
             committer = self._shop.committer(self._namespace, work.snapshotter)
             told = partial(flight.report, Step.FLUSH, work.layer.descriptor.digest)
-            if not await committer.commit(work.commit(key), told, failures, flush=work.flush):
+            step = work.commit(key, applied)
+            if not await committer.commit(step, told, failures, flush=work.flush):
                 await self._discard(work.snapshotter, key)
+                if step.blob:
+                    about = {labels.UNCOMPRESSED: step.diff_id}
+                    await trio.to_thread.run_sync(self._content.update, Digest(step.blob), about)
         except BaseException as error:
             await self._discard(work.snapshotter, key)
             if isinstance(error, EngineError) and work.below is not None:

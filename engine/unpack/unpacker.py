@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from engine import failpoints, labels
-from engine.content.image import Layer, ResolvedImage
+from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.metering import Layers
@@ -119,16 +119,10 @@ class Unpacker:
             await trio.to_thread.run_sync(snapshotter.flush)
         odd = await self._odd(image, arrivals)
         reused = sum(1 for one in made if one is not None and one.is_reused)
-        fresh = [
-            (layer, one)
-            for layer, one in zip(image.layers[first:], made, strict=True)
-            if one is not None and not one.is_reused  # which may have been another blob's
-        ]
         top = chain[-1] if chain else ""
         if top:
-            verified = [layer for layer, _ in fresh]
-            await trio.to_thread.run_sync(self._anchor, image, verified, snapshotter, top)
-        applied = [one for _, one in fresh]
+            await trio.to_thread.run_sync(self._anchor, image, snapshotter, top)
+        applied = [one for one in made if one is not None and not one.is_reused]
         sealing = since(sealing_took, self._shop.pool.sealing_took)
         return Unpacked(
             chain_id=top,
@@ -200,16 +194,8 @@ class Unpacker:
                 done.tell(position)
         return made
 
-    def _anchor(
-        self, image: ResolvedImage, verified: Sequence[Layer], snapshotter: Snapshotter, top: str
-    ) -> None:
-        changes: dict[Digest, labels.Labels] = {
-            layer.descriptor.key: {labels.UNCOMPRESSED: layer.diff_id}
-            for layer in verified
-            if layer.diff_id != layer.descriptor.key
-        }
-        changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
-        self._content.update_all(changes)
+    def _anchor(self, image: ResolvedImage, snapshotter: Snapshotter, top: str) -> None:
+        self._content.update(image.manifest.config.key, {labels.snapshot_ref(snapshotter.name): top})
         failpoints.hit("unpack.anchored")
 
     def _layer(self, work: Work, flight: LayerFlight) -> AbstractAsyncContextManager[Applied | None]:
