@@ -15,11 +15,13 @@ from engine import labels, limits
 from engine.content.closure import closure
 from engine.content.image import ResolvedImage, resolve
 from engine.content.keeping import kept_documents, kept_of_all
+from engine.counting import bringing_in
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
 from engine.fs.room import Room
 from engine.kv.schema import Image, now
 from engine.labels import Labels
+from engine.metering import Moved
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import INDEXES, MANIFESTS
@@ -32,6 +34,7 @@ from engine.registry.fetching import Fetcher, Sought
 from engine.registry.lanes import Lanes
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
+from engine.tally import Tally, both
 from engine.times import rfc3339
 from engine.unpack.arrivals import Arrival, Arrivals
 from engine.unpack.committer import has
@@ -94,6 +97,7 @@ class Pulling:
     report: Report
     _documents: dict[Digest, bytes] = field(init=False, default_factory=dict)
     _lease: str = field(init=False, default="")
+    _tally: Tally = field(init=False, default_factory=Tally)
     _fetcher: Fetcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,9 +111,12 @@ class Pulling:
         """
         pulls, name = self.stores.pulls, str(self.wanted.reference)
         self._lease = await trio.to_thread.run_sync(pulls.begin, name)
+        meter = self.stores.root.meter
         try:
-            return await self._run(lease)
+            with bringing_in(meter, Moved.FETCHED) as self._tally:
+                return await self._run(lease)
         finally:
+            meter.spent(self._fetcher.timings)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(pulls.leave, self._lease)
 
@@ -258,7 +265,7 @@ class Pulling:
                     descriptor=descriptor,
                     lease=self._lease,
                     arrival=coming[descriptor.key],
-                    report=self.report,
+                    report=both(self._tally, self.report),
                 )
             )
 

@@ -105,8 +105,10 @@ def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> Non
 class Flights(Generic[F]):
     """The work under way, by key."""
 
-    def __init__(self, make: Callable[[], F]) -> None:
+    def __init__(self, make: Callable[[], F], shared: Callable[[], None] = lambda: None) -> None:
+        """`make` makes a flight; `shared` is called for each caller who joins one of another's."""
         self._make = make
+        self._shared = shared
         self._flights: dict[Hashable, F] = {}
 
     @asynccontextmanager
@@ -126,6 +128,8 @@ class Flights(Generic[F]):
                 flight = self._flights[key] = self._make()
                 # Of the whole run, not of this caller: any of them may be the first to leave.
                 trio.lowlevel.spawn_system_task(flight.run, work(flight))
+            else:
+                self._shared()
             flight.join(report)
             joined.append((key, flight))
             return flight
