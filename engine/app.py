@@ -24,12 +24,15 @@ from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
+from engine.listening import Listening
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, Step, silent
 from engine.pulling import Pulled, Pulling, PullWanted
+from engine.pushing import Pushing
+from engine.registry.sending import Pushed
 from engine.snapshots import Durability, Snapshotter
 from engine.stores import Stores, host_platform, open_stores
 from engine.unpack.flights import Flight
@@ -149,6 +152,7 @@ class Engine:
         all_platforms: bool = False,
         keep_blobs: bool = True,
         strict: bool = False,
+        lasting: bool = True,
         report: Report = silent,
     ) -> Pulled:
         """Pull an image by its name, with a client of `engine.registry.client.open_client`.
@@ -156,7 +160,8 @@ class Engine:
         With `snapshotter` its layers are unpacked while they come. The name is put, or moved, last. With
         `all_platforms` all that an index lists is fetched, what is for `platform` unpacked. Without
         `keep_blobs` the layers' blobs are left to the next collection once they are unpacked: the image
-        can be run, but not be pushed or unpacked for another backend (`docs/images.md`).
+        can be run, but not be pushed or unpacked for another backend (`docs/images.md`). A new name that
+        is not `lasting` goes with the image, once nothing else keeps that.
 
         Who wants the same at the same time, of the same client, shares one pull; the last to be
         cancelled ends it. What an attempt that failed has fetched is there for the next, for a day.
@@ -173,6 +178,7 @@ class Engine:
             all_platforms=all_platforms,
             keep_blobs=keep_blobs,
             strict=strict,
+            lasting=lasting,
         )
         wanted.check()
         pull = partial(self._pulled, client, wanted, backend)
@@ -203,6 +209,33 @@ class Engine:
         )
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
             yield await pulling.run(lease), lease
+
+    async def push(
+        self,
+        name: str,
+        client: "Client",
+        reference: str | None = None,
+        *,
+        platform: Platform | None = None,
+        report: Report = silent,
+    ) -> Pushed:
+        """Push an image to a registry, by its own name or by `reference`: only what is not there.
+
+        All of an index goes, or one platform's image alone. The name is put, or moved, there last.
+        Raises FailedPrecondition where a part is not here, PermissionDenied, Unavailable, Refused and
+        others.
+        """
+        pushing = Pushing(
+            stores=self.stores,
+            client=client,
+            lanes=self._shop.lanes,
+            name=name,
+            reference=parse_reference(reference) if reference else None,
+            platform=platform,
+            report=report,
+        )
+        async with self._lease() as lease:
+            return await pushing.run(lease.id)
 
     def _give_up(self, lease: str, heir: str) -> None:
         try:
@@ -320,6 +353,13 @@ class Engine:
                 await trio.lowlevel.checkpoint()
                 raise
         return checked
+
+    def events(self) -> Listening:
+        """Return what tells, as a context manager, of images, content and snapshots that change.
+
+        That is what this process does in this namespace, told once it is durable (`docs/progress.md`).
+        """
+        return Listening(self.stores.root.meta, self.stores.namespace)
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)

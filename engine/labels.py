@@ -13,8 +13,10 @@ from engine.errors import InvalidArgument, printable
 
 __all__ = [
     "DIFF_ID",
+    "DISTRIBUTION_SOURCE",
     "GC",
     "GC_BREF",
+    "GC_BREF_TARGET",
     "GC_COND_SNAPSHOT",
     "GC_EXPIRE",
     "GC_FLAT",
@@ -23,6 +25,9 @@ __all__ = [
     "GC_REF_SNAPSHOT",
     "GC_ROOT",
     "GC_USED_AT",
+    "HELD_IMAGE",
+    "HELD_NAME",
+    "HELD_OWNER",
     "IMAGE_NAME",
     "OCI_REF_NAME",
     "PARENT_CHAIN_ID",
@@ -39,6 +44,8 @@ __all__ = [
     "merge",
     "snapshot_ref",
     "snapshot_refs",
+    "sources",
+    "with_source",
 ]
 
 Labels = Mapping[str, str]
@@ -62,6 +69,10 @@ GC_BREF = "containerd.io/gc.bref."
 """On any object, followed by `content`, `image` or `snapshot.<backend>` and perhaps a suffix: kept as
 long as the object is that the value names. containerd's `container` is of no kind known here."""
 
+GC_BREF_TARGET = "containerd.io/gc.bref.content.target"
+"""On an image whose name does not last: what it means. With an expiry that is over it keeps the name as
+long as something else keeps that."""
+
 GC_COND_SNAPSHOT = "containerd.io/gc.cond.snapshot."
 """On content and images, followed by a backend name: keeps a snapshot while a condition holds. The value
 is `usedat<DURATION` or `usedat>DURATION`, several with commas between, then `|` and the key of it."""
@@ -74,6 +85,15 @@ GC_EXPIRE = "containerd.io/gc.expire"
 
 GC_FLAT = "containerd.io/gc.flat"
 """On a lease, any value: its members are kept, what their labels refer to is not."""
+
+HELD_OWNER = "lamina.held/owner"
+"""On a lease: for whom it holds an image."""
+
+HELD_IMAGE = "lamina.held/image"
+"""On such a lease: the image's ID, which is the digest of its config."""
+
+HELD_NAME = "lamina.held/name"
+"""On such a lease: the name that it was asked for by, if by one."""
 
 SHAREABLE = "containerd.io/namespace.shareable"
 """On a namespace, `true`: others may use its blobs, isolated though it or they are."""
@@ -93,6 +113,9 @@ DIFF_ID = "containerd.io/snapshot/diff-id"
 
 PARENT_CHAIN_ID = "containerd.io/snapshot/parent-chain-id"
 """On a snapshot: the chain ID below its topmost layer."""
+
+DISTRIBUTION_SOURCE = "containerd.io/distribution.source."
+"""On content, followed by a registry: its repositories that this came from, with commas between."""
 
 PULL_OF = "lamina.pull/reference"
 """On a lease: the name that is being pulled under it, in full."""
@@ -131,6 +154,20 @@ def merge(labels: Labels, changes: Labels) -> dict[str, str]:
     check(changes)
     merged = {**labels, **changes}
     return {key: value for key, value in merged.items() if value}
+
+
+def sources(labels: Labels, registry: str) -> list[str]:
+    """Return the repositories of a registry that content came from."""
+    return [*filter(None, labels.get(DISTRIBUTION_SOURCE + registry, "").split(","))]
+
+
+def with_source(labels: Labels, registry: str, repository: str) -> dict[str, str]:
+    """Return what to change of the labels of content that came from a repository, if anything."""
+    known = sources(labels, registry)
+    key, value = DISTRIBUTION_SOURCE + registry, ",".join([*known, repository])
+    if repository in known or len(key) + len(value) > _LIMIT:
+        return {}
+    return {key: value}
 
 
 def snapshot_ref(backend: str) -> str:

@@ -62,7 +62,11 @@ def names() -> Sequence[str]:
     return list(_plugins())
 
 
+@cache
 def _plugin(name: str) -> Plugin:
+    named = [_load(entry) for entry in entry_points(group=_GROUP, name=name)]
+    if len(named) == 1 and named[0].name == name:
+        return named[0]  # and the others need not be loaded
     try:
         return _plugins()[name]
     except KeyError:

@@ -25,7 +25,8 @@ from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import INDEXES, MANIFESTS
 from engine.oci.platform import Platform
 from engine.oci.reference import Reference
-from engine.progress import Report
+from engine.phases import Timings, total
+from engine.progress import Report, Step
 from engine.registry.credentials import mark
 from engine.registry.fetching import Fetcher, Sought
 from engine.registry.lanes import Lanes
@@ -52,6 +53,8 @@ class Pulled:
 
     image: Image
     unpacked: Unpacked | None
+    timings: Timings = field(default_factory=dict, compare=False)
+    """Where the time went, of unpacking too; what comes over the network is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class PullWanted:
     all_platforms: bool = False
     keep_blobs: bool = True
     strict: bool = False
+    lasting: bool = True
 
     @property
     def key(self) -> bytes:
@@ -121,20 +125,30 @@ class Pulling:
         if self.backend:
             self.backend.capabilities.check_layers(self.backend.name, len(image.layers))
         parts = await trio.to_thread.run_sync(self._parts, target, image)
-        for _, manifest in parts:
-            await self._store(manifest.config, {})
+        dropped = None if wanted.keep_blobs else image.manifest
+        documents = kept_of_all(parts, but_layers_of=dropped)
+        # What they keep is noted once it is here: until then they only tell how far the image is.
+        for document in (*(manifest.config for _, manifest in parts), *(one for one, _ in documents)):
+            await self._store(document)
         layers = await self._wanted_layers(image, parts, lease)
         unpacked = await self._layers(image, layers, lease)
-        dropped = None if wanted.keep_blobs else image.manifest
-        for document, about in kept_of_all(parts, but_layers_of=dropped):
-            await self._store(document, about)
+        changes: dict[Digest, Labels] = {document.key: about for document, about in documents}
         pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
-        await trio.to_thread.run_sync(self.stores.content.update, target.key, pulled_with)
+        changes[target.key] = {**changes[target.key], **pulled_with}
+        await trio.to_thread.run_sync(self.stores.content.update_all, changes)
         hit("pull.labelled")
-        finish = partial(pulls.finish, self._lease, str(wanted.reference), target, heir=lease.id)
+        finish = partial(
+            pulls.finish,
+            self._lease,
+            str(wanted.reference),
+            target,
+            heir=lease.id,
+            lasting=wanted.lasting,
+        )
         put_image = await trio.to_thread.run_sync(finish)
         hit("pull.named")
-        return Pulled(put_image, unpacked)
+        timings = total(self._fetcher.timings, unpacked.timings if unpacked else {})
+        return Pulled(put_image, unpacked, timings)
 
     # -- documents ----------------------------------------------------------------------------
 
@@ -154,7 +168,7 @@ class Pulling:
         if descriptor.size > limit:
             raise Refused(f"{digest} has {descriptor.size} bytes, too many for its kind")
         if descriptor.media_type not in INDEXES | MANIFESTS:
-            trio.from_thread.run(self._store, descriptor, {})
+            trio.from_thread.run(self._store, descriptor)
         try:
             content.info(digest, lease=self._lease)
             return content.read_all(digest, limit)
@@ -163,12 +177,11 @@ class Pulling:
             self._documents[digest] = trio.from_thread.run(reading)
         return self._documents[digest]
 
-    async def _store(self, descriptor: Descriptor, about: Labels) -> None:
+    async def _store(self, descriptor: Descriptor) -> None:
         sought = Sought(
             reference=self.wanted.reference,
             descriptor=descriptor,
             lease=self._lease,
-            labels=about,
             data=self._documents.get(descriptor.key),
         )
         await self._fetcher.fetch(sought)
@@ -199,6 +212,8 @@ class Pulling:
         as far as they are there.
         """
         await trio.to_thread.run_sync(self._make_room, layers.values())
+        for layer in layers.values():
+            self.report(Step.FETCH, layer.digest, layer.size, 0)
         done: list[Unpacked] = []
         failed: list[EngineError] = []
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from engine import labels, plugins
+from engine import plugins
 from engine.content.image import ResolvedImage, resolve
+from engine.content.keeping import is_kept
 from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.doubts import flush_waiting
@@ -38,6 +39,7 @@ from engine.metadata.lineage import full_key
 from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
 from engine.metadata.pulls import PullStore
+from engine.metadata.references import ReferenceStore
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
@@ -85,6 +87,7 @@ class Stores:
         self.images = ImageStore(root.meta, namespace)
         self.leases = LeaseStore(root.meta, namespace)
         self.pulls = PullStore(root.meta, namespace, self.images)
+        self.references = ReferenceStore(root.meta, namespace)
         self.namespaces = NamespaceStore(root.meta)
         self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}
@@ -162,37 +165,19 @@ class Stores:
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         return self.content.read_all(descriptor.key, limit)
 
-    def present(self, target: Descriptor) -> list[ResolvedImage]:
-        """Return the images that `target` means and that are here, this machine's first."""
-        return present(target, self.platform, self._read, self._is_here)
+    def present(self, target: Descriptor, *, coming: bool = False) -> list[ResolvedImage]:
+        """Return the images that `target` means and that are here, this machine's first.
 
-    def _is_here(self, descriptor: Descriptor) -> bool:
+        With `coming` also those of which only the documents are here yet.
+        """
+        return present(target, self.platform, self._read, partial(self._is_here, coming))
+
+    def _is_here(self, coming: bool, descriptor: Descriptor) -> bool:
         try:
-            self.content.info(descriptor.key)
+            about = self.content.info(descriptor.key).labels
         except (NotFound, Refused):  # or has a digest of a kind that is not known here
             return False
-        return True
-
-    def check_complete(self, image: ResolvedImage) -> None:
-        """Raise NotFound if a part of an image is not in the store, DataLoss if that can't be told."""
-        parts = (*image.path, image.manifest.config, *image.manifest.layers)
-        self.content.check_all(part.key for part in parts)
-
-    def unpacked_into(
-        self, image: ResolvedImage, backends: Sequence[Snapshotter] | None = None
-    ) -> dict[str, str]:
-        """Return the chain ID of an image under each backend that has it unpacked, or each of some.
-
-        What was removed by hand since is left out: a label may outlive what it names.
-        """
-        blob = self.content.info(image.manifest.config.key)
-        found = self.snapshotters() if backends is None else backends
-        places = {backend.name: backend for backend in found}
-        return {
-            name: key
-            for name, key in labels.snapshot_refs(blob.labels)
-            if name in places and self._has(places[name], key)
-        }
+        return coming or is_kept(about)
 
     # -- mounts -------------------------------------------------------------------------------
 

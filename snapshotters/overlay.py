@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import final
 
+from engine.errors import EngineError
 from engine.kv.schema import Snapshot
 from engine.mount import Mount, mounted
 from engine.snapshots import Capabilities, Kind, Plugin, Probe
@@ -79,9 +80,17 @@ def _try_mount(folder: Path) -> None:
     for name in ("lower", "upper/fs", "upper/work", "merged"):
         (folder / name).mkdir(parents=True)
     (folder / "lower" / "file").touch()
-    mount = overlay_mount([folder / "lower"], folder / "upper" / "fs")
-    with mounted([mount], folder / "merged"):
-        os.unlink(folder / "merged" / "file")
+
+    def change(*more: str) -> None:
+        mount = overlay_mount([folder / "lower"], folder / "upper" / "fs")
+        mount.options.extend(more)
+        with mounted([mount], folder / "merged"):
+            os.unlink(folder / "merged" / "file")
+
+    try:
+        change("volatile")  # else unmounting flushes what anyone wrote to the whole file system
+    except EngineError:  # of a kernel before 5.10; any other comes again
+        change()
 
 
 def _probe(folder: Path) -> Probe:

@@ -36,6 +36,10 @@ LAYERS = {
     "engine.times": 0,
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
+    "engine.tally": 1,
+    "engine.waking": 1,
+    "engine.watching": 1,
+    "engine.listening": 5,
     "engine.processes": 1,
     "engine.fs": 1,
     "engine.kv": 1,
@@ -62,12 +66,15 @@ LAYERS = {
     "engine.mounts.mounting": 5,
     "engine.recovery": 5,
     "engine.doubts": 5,
+    "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
     "engine.beside": 5,
     "engine.following": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
+    "engine.pushing": 5,
+    "engine.copying": 5,
     "engine.collecting": 5,
     "engine.explaining": 5,
     "engine.compacting": 5,
@@ -84,6 +91,11 @@ ASYNC = {
     "engine.gc.scheduler",
     "engine.importing",
     "engine.pulling",
+    "engine.pushing",
+    "engine.copying",
+    "engine.listening",
+    "engine.waking",
+    "engine.watching",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -106,7 +118,18 @@ ASYNC |= {
 }
 ASYNC |= {
     f"engine.registry.{room}"
-    for room in ("asking", "bandwidth", "client", "connections", "fetching", "lanes", "tokens")
+    for room in (
+        "asking",
+        "bandwidth",
+        "client",
+        "connections",
+        "fetching",
+        "lanes",
+        "ranges",
+        "sending",
+        "tokens",
+        "uploading",
+    )
 }
 
 PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
@@ -129,6 +152,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.rules",
     "engine.gc.mark",
     "engine.fsck.findings",
+    "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
     "engine.registry.challenge",

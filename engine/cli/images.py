@@ -1,6 +1,6 @@
 """Commands on the names of images: images, image tag."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 import click
@@ -14,6 +14,7 @@ from engine.filters import Fields, Filter, fields, matches
 from engine.kv.schema import Image
 from engine.kv.table import Damaged
 from engine.oci.reference import familiar
+from engine.states import pulls
 
 __all__ = ["images", "tag"]
 
@@ -29,10 +30,11 @@ _COLUMNS = (
 
 
 @click.command("images")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also pulls that are not at their end.")
 @filter_option
 @listing
 @click.pass_obj
-def images(context: Context, filters: Sequence[Filter], view: View) -> None:
+def images(context: Context, everything: bool, filters: Sequence[Filter], view: View) -> None:
     """List the images.
 
     Fields to filter by: name, target.digest, target.mediatype, labels.
@@ -45,12 +47,13 @@ def images(context: Context, filters: Sequence[Filter], view: View) -> None:
             write(map(familiar, names))
             return
         rows = map(shapes.images(stores), records)
+        coming = map(shapes.pull, pulls(stores)) if everything else ()
         if view.json:
             lost = (shapes.ShownImage(name=lost.name, error=lost.error) for lost in damaged)
-            documents(chain(rows, lost))
+            documents(chain(rows, coming, lost))
         else:
             none = "no images match" if filters else "no images; `lamina import PATH` brings some in"
-            _print(view, records, rows, damaged, none)
+            _print(view, records, rows, coming, damaged, none)
 
 
 def _fields(image: Image) -> Fields:
@@ -66,6 +69,7 @@ def _print(
     view: View,
     records: Sequence[Image],
     rows: Iterator[shapes.ShownImage],
+    coming: Iterable[shapes.ShownImage],
     damaged: Sequence[Damaged],
     none: str,
 ) -> None:
@@ -88,9 +92,18 @@ def _print(
                 age(record.updated),
                 ", ".join(row.unpacked or ()) or "-",
             )
+        for row in coming:
+            yield _coming(row, short)
 
     lost = (Fault(familiar(record.name), record.error) for record in damaged)
     view.table(_COLUMNS, cells(), chain(faults, lost), none=none)
+
+
+def _coming(row: shapes.ShownImage, short: Callable[[str], str]) -> Sequence[str]:
+    size, fetched = row.size or 0, row.fetched or 0
+    how = f"{row.state}, {100 * fetched // size} %" if size else str(row.state)
+    digest = short(row.digest) if row.digest else "-"
+    return _shown(row.name, short), digest, "", "", human_bytes(size), "", how
 
 
 def _digest_of_name(name: str) -> str:

@@ -24,6 +24,7 @@ from engine.oci.digest import Digest
 from engine.oci.documents import decode_json
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
+from engine.states import parts_of
 from engine.stores import Stores
 
 __all__ = ["inspect"]
@@ -49,8 +50,9 @@ def inspect(context: Context, name: str, platform: Platform | None, view: View) 
         resolved = _resolved(stores, image, platform)
         manifest = _document(stores, "manifest", resolved.path[-1].key, limits.MANIFEST)
         config = _document(stores, "config", resolved.manifest.config.key, limits.CONFIG)
+        parts = parts_of(stores, resolved)
         about = msgspec.structs.replace(
-            shapes.image(stores, image), unpacked=stores.unpacked_into(resolved)
+            shapes.image(stores, image), unpacked=parts.unpacked, uses=sorted(parts.uses)
         )
     shown = shapes.details(about, resolved, manifest, config)
     if view.json and not about.error:
@@ -91,6 +93,7 @@ def _facts(about: shapes.ShownImage, resolved: ResolvedImage) -> Facts:
     yield "CREATED", [resolved.config.created or "-"]
     yield "CONFIG", [resolved.manifest.config.digest]
     yield "UNPACKED", [", ".join(about.unpacked or ()) or "-"]
+    yield "GOOD FOR", [", ".join(about.uses or ()) or "-"]
 
 
 def _run_facts(config: Mapping[str, Any]) -> Facts:

@@ -5,6 +5,7 @@ started with a standard stream closed would give its number to the next file tha
 store's, and write messages into that.
 """
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -14,14 +15,17 @@ from engine.cli import signals
 
 __all__ = ["main"]
 
+_GARBAGE_AT = 50_000  # objects: what loading makes stays, and is looked through again and again in vain
+
 
 def main() -> None:
-    """Run the command line and exit."""
+    """Run the command line and end the process."""
+    gc.set_threshold(_GARBAGE_AT)
     signals.leave_at_once()
     _fill_streams()
     code = import_module("engine.cli.program").run()
-    signals.restore()  # what is left is the interpreter's own end
-    sys.exit(code)
+    signals.restore()
+    os._exit(code)  # all is closed and flushed; to take down module by module takes 40 ms
 
 
 def _fill_streams() -> None:

@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "importing:import_", "Import the images of a folder or an archive, and unpack them."
     ),
     "pull": Listed("pulling:pull", "Pull an image from a registry, and unpack it while it comes."),
+    "push": Listed("pushing:push", "Push an image to a registry: only what is not there."),
+    "copy": Listed("pushing:copy", "Copy an image between registries; nothing of it is stored here."),
     "images": Listed("images:images", "List the images."),
     "image": {
         "ls": Listed("images:images", "List the images."),
@@ -100,6 +102,8 @@ _GROUPS = {
 
 ALIASES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("image", "import"): ("import",),
+    ("image", "pull"): ("pull",),
+    ("image", "push"): ("push",),
     ("load",): ("import",),
     ("inspect",): ("image", "inspect"),
     ("tag",): ("image", "tag"),

@@ -1,8 +1,6 @@
 """The command `pull`."""
 
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,17 +19,15 @@ from engine.cli.context import (
 )
 from engine.cli.importing import default_backend
 from engine.cli.output import View, document, short
+from engine.cli.reaching import access_options
 from engine.cli.running import run
+from engine.cli.timings import tell_timings, timings_option
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.pulling import Pulled
 from engine.registry.client import Access, open_client
-from engine.registry.hosts_folder import HostsFolder
-from engine.registry.keychain import Keychain
 
 __all__ = ["pull"]
-
-_HOSTS = "/etc/containerd/certs.d"
 
 
 @click.command("pull")
@@ -47,16 +43,10 @@ _HOSTS = "/etc/containerd/certs.d"
     "no push, and no other backend.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a media type that disagrees with the bytes.")
-@click.option("--plain-http", is_flag=True, help="Speak HTTP to a registry that no hosts.toml tells of.")
-@click.option(
-    "--hosts-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=_HOSTS,
-    help=f"Folder of containerd's hosts.toml: mirrors and TLS ({_HOSTS}).",
-)
-@click.option("--proxy", metavar="URL", help="HTTP proxy; none is taken from the environment.")
+@access_options
 @limit_rate_option
 @durability_option
+@timings_option
 @lease_option
 @action
 @click.pass_obj
@@ -69,11 +59,10 @@ def pull(
     no_unpack: bool,
     keep_blobs: bool,
     strict: bool,
-    plain_http: bool,
-    hosts_dir: Path,
-    proxy: str | None,
+    access: Access,
     limit_rate: float | None,
     durability: str,
+    timings: bool,
     lease: str,
     view: View,
 ) -> None:
@@ -82,11 +71,6 @@ def pull(
     REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
     that it names. What an attempt that failed has fetched is there for the next, for a day.
     """
-    access = Access(
-        hosts=HostsFolder(hosts_dir, plain_http=plain_http),
-        credentials=Keychain(_docker_config()),
-        proxy=proxy,
-    )
 
     async def work(engine: Engine) -> tuple[Pulled, dict[str, Any]]:
         backend = None if no_unpack else snapshotter or default_backend(engine.stores)
@@ -106,7 +90,7 @@ def pull(
         done = [pulled.unpacked] if pulled.unpacked else []
         unpacked = [{"digest": digest, "snapshotter": backend, **asdict(one)} for one in done]
         images = [*map(shapes.images(engine.stores), [pulled.image])]
-        return pulled, {"images": images, "unpacked": unpacked}
+        return pulled, {"images": images, "timings": pulled.timings, "unpacked": unpacked}
 
     pulled, shown = run(context, work, create=True, durability=durability, bandwidth=limit_rate)
     for note in pulled.unpacked.mistyped if pulled.unpacked else ():
@@ -114,10 +98,7 @@ def pull(
     left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0
     more = f", {left_out} xattrs left out" if left_out else ""
     view.tell(f"pulled {familiar(pulled.image.name)} ({short(pulled.image.target.digest)}){more}")
+    if timings:
+        tell_timings(view, pulled.timings)
     if view.json:
         document(shown)
-
-
-def _docker_config() -> Path:
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    return Path(folder) / "config.json"

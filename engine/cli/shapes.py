@@ -3,10 +3,10 @@
 Sync. A field that cannot be told, as of a damaged record, is left out, and `error` says why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -19,9 +19,13 @@ from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
-from engine.snapshots import Info, Snapshotter, Usage
+from engine.snapshots import Info, Usage
+from engine.states import ImageState, State, parts_of
 from engine.stores import Stores
 from engine.times import rfc3339
+
+if TYPE_CHECKING:  # which loads what works on an event loop
+    from engine.registry.sending import Pushed
 
 __all__ = [
     "ImageDetails",
@@ -33,6 +37,8 @@ __all__ = [
     "ShownLease",
     "ShownMount",
     "ShownNamespace",
+    "ShownPart",
+    "ShownPush",
     "ShownResource",
     "ShownSnapshot",
     "SnapshotName",
@@ -46,6 +52,8 @@ __all__ = [
     "lease_details",
     "mount",
     "namespace",
+    "pull",
+    "pushed",
     "snapshot",
 ]
 
@@ -65,6 +73,10 @@ class ShownImage(msgspec.Struct, frozen=True, kw_only=True):
     size: int | UnsetType = UNSET
     created: str | UnsetType = UNSET
     updated: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    uses: list[str] | UnsetType = UNSET
+    fetched: int | UnsetType = UNSET
+    puller: str | UnsetType = UNSET
     unpacked: dict[str, str] | UnsetType = UNSET
     labels: dict[str, str] | UnsetType = UNSET
     error: str | UnsetType = UNSET
@@ -182,6 +194,24 @@ class ShownCompaction(msgspec.Struct, frozen=True, kw_only=True):
     disk: int
 
 
+class ShownPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an image that a registry has now."""
+
+    digest: str
+    way: str
+
+
+class ShownPush(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that a registry has now, and how it came there."""
+
+    name: str
+    digest: str
+    media_type: str
+    bytes_sent: int
+    parts: list[ShownPart]
+    left_out: list[str]
+
+
 def image(stores: Stores, record: Image) -> ShownImage:
     """Return what there is to say of an image; what is wrong with it as its `error`."""
     return images(stores)(record)
@@ -192,7 +222,7 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
 
     So is an image of many names.
     """
-    backends, looked = stores.snapshotters(), count(1)
+    backends, looked = [backend.name for backend in stores.snapshotters()], count(1)
 
     @lru_cache(_REMEMBERED)
     def look(media_type: str, digest: str, size: int) -> dict[str, Any]:
@@ -223,27 +253,44 @@ def images(stores: Stores) -> Callable[[Image], ShownImage]:
     return tell
 
 
-def _seen(
-    stores: Stores, found: Sequence[ResolvedImage], backends: Sequence[Snapshotter]
-) -> dict[str, Any]:
+def _seen(stores: Stores, found: Sequence[ResolvedImage], backends: Collection[str]) -> dict[str, Any]:
     """Return what is to be seen of the images under a name."""
-    for one in found:
-        stores.check_complete(one)
+    parts = [parts_of(stores, one, backends) for one in found]
+    lost = next((digest for one in parts for digest in one.lost), None)
+    if lost:
+        raise NotFound(f"no blob {lost}")
     return {
         "platform": str(found[0].config.platform),
         "platforms": [str(one.config.platform) for one in found],
         "layers": len(found[0].manifest.layers),
-        "size": _size(found),
-        "unpacked": stores.unpacked_into(found[0], backends),
+        "size": _size(found, {digest for one in parts for digest in one.missing}),
+        "state": State.UNPACKED if parts[0].unpacked else State.FETCHED,
+        "uses": sorted(parts[0].uses),
+        "unpacked": parts[0].unpacked,
     }
 
 
-def _size(images: Sequence[ResolvedImage]) -> int:
-    """Return what the blobs of images take up together, each counted once."""
+def pull(state: ImageState) -> ShownImage:
+    """Return what there is to say of a pull that did not put its name yet."""
+    target = state.target
+    return ShownImage(
+        name=state.name,
+        digest=target.digest if target else UNSET,
+        media_type=target.media_type if target else UNSET,
+        state=state.state,
+        size=state.parts.size,
+        fetched=state.parts.there,
+        puller=state.puller or UNSET,
+    )
+
+
+def _size(images: Sequence[ResolvedImage], missing: Collection[str]) -> int:
+    """Return what the blobs of images take up together that are here, each counted once."""
     parts = {
         part.digest: part.size
         for image in images
         for part in (*image.path, image.manifest.config, *image.manifest.layers)
+        if part.digest not in missing
     }
     return sum(parts.values())
 
@@ -335,6 +382,18 @@ def namespace(record: Namespace) -> ShownNamespace:
         created=rfc3339(record.created) if record.created else UNSET,
         updated=rfc3339(record.updated) if record.updated else UNSET,
         labels=record.labels,
+    )
+
+
+def pushed(found: "Pushed") -> ShownPush:
+    """Return what a registry has now, and how it came there."""
+    return ShownPush(
+        name=str(found.reference),
+        digest=found.target.digest,
+        media_type=found.target.media_type,
+        bytes_sent=found.bytes_sent,
+        parts=[ShownPart(digest=digest, way=way) for digest, way in found.ways.items()],
+        left_out=[layer.digest for layer in found.left_out],
     )
 
 

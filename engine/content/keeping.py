@@ -6,9 +6,10 @@ Pure.
 from collections.abc import Iterator, Sequence
 
 from engine import labels
+from engine.content.image import ResolvedImage
 from engine.oci.documents import Descriptor, Manifest
 
-__all__ = ["Part", "kept_documents", "kept_of_all", "manifest_labels"]
+__all__ = ["Part", "is_kept", "kept_documents", "kept_of_all", "manifest_labels", "required"]
 
 Part = tuple[Sequence[Descriptor], Manifest]
 """The way to a manifest, from the topmost index on, and what it says."""
@@ -49,3 +50,19 @@ def kept_of_all(
             found.setdefault(digest, (document, {}))[1].update(about)
             height[digest] = max(above, height.get(digest, 0))
     return sorted(found.values(), key=lambda one: height[one[0].digest])
+
+
+def is_kept(about: labels.Labels) -> bool:
+    """Say whether a manifest or an index keeps what it needs, by its labels: all of that came in."""
+    return any(key.startswith(labels.GC_REF_CONTENT) for key in about)
+
+
+def required(image: ResolvedImage, about: labels.Labels) -> list[Descriptor]:
+    """Return what of an image has to be here, by the labels of its manifest.
+
+    That may hold its config and not a layer: then the layer's blob was let go once it was unpacked.
+    """
+    kept = {value for key, value in about.items() if key.startswith(labels.GC_REF_CONTENT)}
+    is_told = image.manifest.config.digest in kept
+    layers = [layer for layer in image.manifest.layers if layer.digest in kept or not is_told]
+    return [*image.path, image.manifest.config, *layers]

@@ -6,7 +6,7 @@ ingest is not visible as a blob, nor a blob as an ingest.
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 import msgspec
@@ -120,9 +120,16 @@ class ContentStore:
 
     def update(self, digest: Digest, labels: Labels) -> Blob:
         """Set labels on a blob, deleting those whose new value is empty. Raises NotFound."""
+        return self.update_all({digest: labels})[0]
+
+    def update_all(self, changes: Mapping[Digest, Labels]) -> list[Blob]:
+        """Set labels on several blobs, all or none, as `update` does on one."""
         with self._meta.write() as txn:
-            blob = self._get(txn, digest)
-            return self._relabel(txn, blob, label_rules.merge(blob.labels, labels))
+            return [self._update(txn, digest, labels) for digest, labels in changes.items()]
+
+    def _update(self, txn: Transaction, digest: Digest, labels: Labels) -> Blob:
+        blob = self._get(txn, digest)
+        return self._relabel(txn, blob, label_rules.merge(blob.labels, labels))
 
     def _relabel(self, txn: Transaction, blob: Blob, labels: dict[str, str]) -> Blob:
         blob = msgspec.structs.replace(blob, labels=labels, updated=now())

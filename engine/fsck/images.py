@@ -6,6 +6,7 @@ Sync. Of an index only what is for a platform that was brought in has to be here
 from collections.abc import Collection, Iterator
 
 from engine.content.image import ResolvedImage
+from engine.content.keeping import is_kept, required
 from engine.content.present import present
 from engine.content.store import ContentStore
 from engine.errors import DataLoss, EngineError, NotFound, Refused
@@ -61,17 +62,16 @@ def _present(content: ContentStore, image: Image, platform: Platform) -> list[Re
 
     def is_here(descriptor: Descriptor) -> bool:
         try:
-            content.info(descriptor.key)
+            return is_kept(content.info(descriptor.key).labels)
         except (NotFound, Refused):
             return False
-        return True
 
     return present(image.target, platform, read, is_here)
 
 
 def _check_complete(content: ContentStore, image: ResolvedImage) -> None:
-    for part in (*image.path, image.manifest.config, *image.manifest.layers):
-        content.info(part.key)
+    manifest = content.info(image.path[-1].key)
+    content.check_all(part.key for part in required(image, manifest.labels))
 
 
 def _note_layers(image: ResolvedImage, namespace: str, read: Read) -> None:

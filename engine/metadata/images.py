@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from engine import labels as label_rules
-from engine import limits
+from engine import limits, times
 from engine.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Refused
 from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
@@ -125,20 +125,31 @@ class ImageStore:
             )
         return old
 
-    def put(self, txn: Transaction, name: str, target: Descriptor, *, replace: bool) -> Image:
-        """Name an image within a transaction. Raises what `put_all` does."""
+    def put(
+        self, txn: Transaction, name: str, target: Descriptor, *, replace: bool, lasting: bool = True
+    ) -> Image:
+        """Name an image within a transaction. Raises what `put_all` does.
+
+        A new name that is not `lasting` goes with what it means, once nothing else keeps that; it lasts
+        from when it is put again so that it does, or pinned.
+        """
         full = str(parse_reference(name))
         old = self._free(txn, full, target, replace)
-        if old is not None and old.target.digest == target.digest:
-            return old
-        self._check_blob(txn, full, target)
+        lasts = lasting or (old is not None and label_rules.GC_BREF_TARGET not in old.labels)
+        about = _lasting(old.labels if old else {}) if lasts else _passing(old, target)
+        same = old if old is not None and old.target.digest == target.digest else None
+        if same and same.labels == about:
+            return same
+        if not same:
+            self._check_blob(txn, full, target)
         at = now()
         image = Image(
             name=full,
             target=target,
             created=old.created if old else at,
             updated=at,
-            labels=old.labels if old else {},
+            labels=about,
+            used=same.used if same else 0,
         )
         ledger.put(txn, self._namespace, image)
         return image
@@ -208,6 +219,8 @@ class ImageStore:
         image = IMAGES.get(txn, self._namespace, full)
         assert image is not None
         merged = label_rules.merge(image.labels, changes)
+        if changes.get(label_rules.PINNED):
+            merged = _lasting(merged)
         image = msgspec.structs.replace(image, labels=merged, updated=now())
         ledger.put(txn, self._namespace, image)
         return image
@@ -248,6 +261,19 @@ class ImageStore:
             more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise FailedPrecondition(f"image {name} has {len(found)} names ({names}{more}); say which")
         return found[0]
+
+
+def _lasting(about: Labels) -> dict[str, str]:
+    """Return the labels of a name so that it lasts; an expiry that a user set stays."""
+    passing = (label_rules.GC_BREF_TARGET, label_rules.GC_EXPIRE)
+    lasts = label_rules.GC_BREF_TARGET not in about
+    return {key: value for key, value in about.items() if lasts or key not in passing}
+
+
+def _passing(old: Image | None, target: Descriptor) -> dict[str, str]:
+    """Return the labels of a name that is to go with what it means."""
+    expired = {label_rules.GC_EXPIRE: times.rfc3339(0), label_rules.GC_BREF_TARGET: target.digest}
+    return label_rules.merge(old.labels if old else {}, expired)
 
 
 def _check_target(target: Descriptor) -> None:

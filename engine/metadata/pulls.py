@@ -66,13 +66,15 @@ class PullStore:
                 about = merge(record.labels, {labels.PULL_TARGET: told})
                 ledger.put(txn, self._namespace, msgspec.structs.replace(record, labels=about))
 
-    def finish(self, lease: str, reference: str, target: Descriptor, *, heir: str) -> Image:
+    def finish(
+        self, lease: str, reference: str, target: Descriptor, *, heir: str, lasting: bool = True
+    ) -> Image:
         """Put the name and end its pulls, but for those of others who are at work; return the image.
 
-        The lease `heir` holds the image from then on.
+        The lease `heir` holds the image from then on. What `lasting` says is in `ImageStore.put`.
         """
         with self._meta.write() as txn:
-            image = self._images.put(txn, reference, target, replace=True)
+            image = self._images.put(txn, reference, target, replace=True, lasting=lasting)
             ledger.pin(txn, self._namespace, heir, blob_node(target.digest))
             over = [lease, *(one.id for one in self._idle(txn, reference))]
             for one in over:

@@ -31,6 +31,7 @@ __all__ = [
     "check_manifest_type",
     "convert",
     "decode_json",
+    "parse_artifact",
     "parse_config",
     "parse_index",
     "parse_manifest",
@@ -72,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     artifact_type: str = ""
     config: Descriptor
     layers: list[Descriptor]
+    subject: Descriptor | None = None
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -80,7 +82,9 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
 
     schema_version: int
     media_type: str = ""
+    artifact_type: str = ""
     manifests: list[Descriptor]
+    subject: Descriptor | None = None
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -282,12 +286,18 @@ def check_manifest_type(media_type: str, what: str) -> None:
         raise NotAnImage(what, f"its media type is {printable(media_type)!r}")
 
 
-def parse_manifest(data: bytes, media_type: str, what: str = "manifest") -> Manifest:
-    """Return the manifest in `data`, whose descriptor promised `media_type`."""
-    check_manifest_type(media_type, what)
+def parse_artifact(data: bytes, media_type: str, what: str) -> Manifest:
+    """Return a manifest, be it an image's or that of anything else that is kept as one."""
     manifest = _parse(data, Manifest, media_type, {"manifests", "fsLayers"}, what)
     if len(manifest.layers) > limits.LAYERS:
         raise Refused(f"{what} has over {limits.LAYERS} layers")
+    return manifest
+
+
+def parse_manifest(data: bytes, media_type: str, what: str = "manifest") -> Manifest:
+    """Return the manifest in `data`, whose descriptor promised `media_type`."""
+    check_manifest_type(media_type, what)
+    manifest = parse_artifact(data, media_type, what)
     if manifest.config.media_type not in CONFIGS:
         kind, said = ("config", manifest.config.media_type)
         if manifest.artifact_type:

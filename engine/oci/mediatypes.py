@@ -17,6 +17,7 @@ __all__ = [
     "OCI_INDEX",
     "OCI_MANIFEST",
     "Compression",
+    "is_distributable",
     "is_layer",
     "layer_compression",
 ]
@@ -62,6 +63,11 @@ _LAYER_KINDS = ("application/vnd.oci.image.layer.", "application/vnd.docker.imag
 def is_layer(media_type: str) -> bool:
     """Say whether a media type is that of an image's layer, be it one that cannot be read here."""
     return media_type.startswith(_LAYER_KINDS)
+
+
+def is_distributable(media_type: str) -> bool:
+    """Say whether a registry may be given a layer of this type; else its owner gives it out."""
+    return "nondistributable" not in media_type and ".foreign." not in media_type
 
 
 def layer_compression(media_type: str) -> Compression:

@@ -4,7 +4,7 @@ Async. An answer is 200, 206, or what the asker says that it knows; anything els
 """
 
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 
@@ -64,6 +64,14 @@ class Asking:
         authority = self._authorities.get(Peer(host.origin, host.tls))
         return authority.credential if authority else None
 
+    @asynccontextmanager
+    async def ask_once(
+        self, host: Host, request: Request, *, known: Collection[int] = ()
+    ) -> AsyncIterator[Answer]:
+        """Give an answer as `ask` does, for who knows himself what to do where there is none."""
+        async with AsyncExitStack() as stack:
+            yield await self._known(stack, host, request, known)
+
     async def _patiently(
         self,
         stack: AsyncExitStack,
@@ -79,9 +87,7 @@ class Asking:
             async with AsyncExitStack() as attempt:
                 await attempt.enter_async_context(admit(host.origin.name))
                 try:
-                    answer = await self._asked(attempt, host, request)
-                    if answer.status not in _GOOD and answer.status not in known:
-                        raise await _error(host, request, answer)
+                    answer = await self._known(attempt, host, request, known)
                 except Unavailable as error:
                     failed += 1
                     wait = self._patience.wait(failed, error, random.random())
@@ -91,6 +97,14 @@ class Asking:
                     stack.push_async_exit(attempt.pop_all())
                     return answer
             await trio.sleep(wait)
+
+    async def _known(
+        self, stack: AsyncExitStack, host: Host, request: Request, known: Collection[int]
+    ) -> Answer:
+        answer = await self._asked(stack, host, request)
+        if answer.status not in _GOOD and answer.status not in known:
+            raise await _error(host, request, answer)
+        return answer
 
     async def _asked(self, stack: AsyncExitStack, host: Host, request: Request) -> Answer:
         """Return an answer that is neither a redirect nor a question who we are."""
@@ -105,6 +119,8 @@ class Asking:
             challenges = parse_challenges(answer.headers("WWW-Authenticate"))
             await answer.aclose()
             header = await authority.answered(challenges, request.scope, header)
+            if isinstance(request.body, AsyncIterable):
+                raise Busy(f"{host.origin.name} wants to know again who sends {request.what}")
             answer = await self._followed(stack, host, request, header)
         return answer
 
@@ -114,8 +130,9 @@ class Asking:
         """Follow redirects; what only the configured host may see stays behind at another."""
         peer = Peer(host.origin, host.tls)
         public = {"Accept": request.accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
-        if request.offset:
-            public["Range"] = f"bytes={request.offset}-"
+        if request.offset or request.end:
+            public["Range"] = f"bytes={request.offset}-{request.end - 1 if request.end else ''}"
+        public |= request.about_body
         secret = dict(host.headers)
         if authorization:
             secret["Authorization"] = authorization
@@ -123,11 +140,15 @@ class Asking:
         origin = peer.origin
         for _ in range(limits.REDIRECTS + 1):
             headers: Mapping[str, str] = {**public, **secret} if origin == host.origin else public
-            exchange = self._connections.exchange(peer, request.method, url, headers)
+            exchange = self._connections.exchange(
+                peer, request.method, url, headers, request.body, slow=request.slow
+            )
             answer = await stack.enter_async_context(exchange)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
+            if request.is_write:
+                raise BadAnswer(f"it redirects what is to be written ({request.method})")
             await answer.aclose()
             origin, rest = redirected(origin, url.removeprefix(str(origin)), location)
             peer = Peer(host.origin, host.tls).named(origin)
@@ -145,8 +166,9 @@ async def _error(host: Host, request: Request, answer: Answer) -> Exception:
         case 404 | 410:
             return NotFound(f"{name} has no {request.what}{more}")
         case 401 | 403:
+            doing = "write" if request.is_write else "read"
             return PermissionDenied(
-                f"{name} does not let you read {request.what}{via}{more}; log in to it"
+                f"{name} does not let you {doing} {request.what}{via}{more}; log in to it"
             )
         case status if status in PASSING:
             after = parse_retry_after(answer.header("Retry-After") or "", datetime.now(UTC))

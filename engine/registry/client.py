@@ -5,7 +5,7 @@ it, or lies. Once a name is resolved all is asked for by digest, which decides w
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -81,15 +81,32 @@ class Found:
     """Who had to ask; None where anyone may."""
 
 
+AskPart = Callable[[int, int], AbstractAsyncContextManager["Body"]]
+
+
 class Body:
     """The rest of a blob from a byte on, or a part of that, as it comes from `host`."""
 
-    def __init__(self, answer: Answer, host: str, skipped: int, size: int) -> None:
-        """`size` bytes count, after those that are `skipped` because the host cannot do so."""
-        self.host = host
+    def __init__(
+        self, answer: Answer, host: Host, request: Request, span: tuple[int, int], ask_part: "AskPart"
+    ) -> None:
+        """Read what is asked for of an answer, which holds a span of the blob."""
+        start, self.end = span
+        self.host = host.origin.name
+        self.is_as_asked = answer.status == 206 and request.end == self.end
+        """Whether it ends where it was asked to: then other parts can be had, too."""
         self._answer = answer
-        self._skipped = skipped
-        self._left = size
+        self._skipped = request.offset - start
+        self._left = self.end - request.offset
+        self._ask_part = ask_part
+
+    def part(self, start: int, end: int) -> AbstractAsyncContextManager["Body"]:
+        """Ask the same host for another part, once. Raises Unavailable, PermissionDenied, BadAnswer."""
+        return self._ask_part(start, end)
+
+    async def aclose(self) -> None:
+        """Let go of the connection before the block ends."""
+        await self._answer.aclose()
 
     async def read(self) -> bytes:
         """Return some more bytes, none at the end. Raises Unavailable, BadAnswer."""
@@ -118,7 +135,7 @@ class Client:
         self.patience = access.patience
         self._access = access
         agent = f"lamina/{version('lamina')}"
-        self._asking = Asking(connections, access.credentials, access.patience, agent)
+        self.asking = Asking(connections, access.credentials, access.patience, agent)
         self._hosts: dict[str, Sequence[Host]] = {}
 
     async def resolve(self, reference: Reference) -> Found:
@@ -138,7 +155,7 @@ class Client:
         async def at(host: Host, is_last: bool) -> Found:
             looked = await self._looked_at(host, request, reference.digest, is_last)
             found = looked or await self._read(host, request, reference.digest, is_last)
-            return replace(found, credential=self._asking.credential(host))
+            return replace(found, credential=self.asking.credential(host))
 
         return await self._first(domain, capability, at)
 
@@ -147,7 +164,7 @@ class Client:
     ) -> Found | None:
         """Return what the header of a document says, None if that is not enough."""
         head = msgspec.structs.replace(request, method="HEAD")
-        async with self._asking.ask(host, head, known=_NO_HEAD, is_last=is_last) as answer:
+        async with self.asking.ask(host, head, known=_NO_HEAD, is_last=is_last) as answer:
             stated = stated_digest(answer.header("Docker-Content-Digest"))
             size = content_length(answer.header("Content-Length"))
             if answer.status != 200 or not stated or not size or (digest and stated != digest):
@@ -160,7 +177,7 @@ class Client:
         return Found(Descriptor(media_type=kind, digest=stated, size=size))
 
     async def _read(self, host: Host, request: Request, digest: Digest | None, is_last: bool) -> Found:
-        async with self._asking.ask(host, request, is_last=is_last) as answer:
+        async with self.asking.ask(host, request, is_last=is_last) as answer:
             data = await answer.whole(limits.MANIFEST, request.what)
             stated = digest or stated_digest(answer.header("Docker-Content-Digest"))
             content_type = answer.header("Content-Type") or ""
@@ -188,7 +205,7 @@ class Client:
         )
 
         async def at(host: Host, is_last: bool) -> bytes:
-            async with self._asking.ask(host, request, is_last=is_last) as answer:
+            async with self.asking.ask(host, request, is_last=is_last) as answer:
                 data = await answer.whole(descriptor.size, what)
             if len(data) < descriptor.size:
                 raise BadAnswer(f"it sent {len(data)} bytes of {what}, which has {descriptor.size}")
@@ -204,11 +221,13 @@ class Client:
         descriptor: Descriptor,
         offset: int = 0,
         *,
+        end: int | None = None,
         avoid: Collection[str] = (),
         admit: Admit = nullcontext,
     ) -> AsyncIterator[Body]:
         """Give a blob from `offset` on for the length of the block, but not from hosts to `avoid`.
 
+        With `end` it is asked for up to there; a host may well send all of it.
         `admit` is entered with the host's name while the host has a request.
         """
         request = Request(
@@ -216,6 +235,7 @@ class Client:
             what=f"{descriptor.digest} of {reference}",
             scope=_scope(reference),
             offset=offset,
+            end=end,
         )
         async with AsyncExitStack() as stack:
 
@@ -239,21 +259,26 @@ class Client:
         is_last: bool,
         admit: Admit,
     ) -> Body:
-        ask = partial(self._asking.ask, host, is_last=is_last, admit=admit)
+        ask = partial(self.asking.ask, host, is_last=is_last, admit=admit)
         answer = await stack.enter_async_context(ask(request, known={_NO_RANGE}))
         if answer.status == _NO_RANGE:
             await stack.aclose()
-            whole = msgspec.structs.replace(request, offset=0)
+            whole = msgspec.structs.replace(request, offset=0, end=None)
             answer = await stack.enter_async_context(ask(whole))
-        start, end = 0, size
-        if answer.status == 206:
-            start, end = part(answer.header("Content-Range") or "", size)
-            if start != request.offset:
-                raise BadAnswer(f"it sent bytes from {start} on, not from {request.offset}")
-        length = content_length(answer.header("Content-Length"))
-        if length is not None and length != end - start:
-            raise BadAnswer(f"it sends {length} bytes of {request.what}, not {end - start}")
-        return Body(answer, host.origin.name, request.offset - start, end - request.offset)
+        ask_part = partial(self._part, host, request, size)
+        return Body(answer, host, request, _span(answer, request, size), ask_part)
+
+    @asynccontextmanager
+    async def _part(
+        self, host: Host, request: Request, size: int, start: int, end: int
+    ) -> AsyncIterator[Body]:
+        asked = msgspec.structs.replace(request, offset=start, end=end)
+        async with self.asking.ask_once(host, asked) as answer:
+            ask_part = partial(self._part, host, request, size)
+            found = Body(answer, host, asked, _span(answer, asked, size), ask_part)
+            if not found.is_as_asked:
+                raise BadAnswer("it sends another part than was asked for")
+            yield found
 
     async def referrers(
         self, reference: Reference, digest: Digest, artifact_type: str = ""
@@ -279,7 +304,7 @@ class Client:
         found: list[Descriptor] = []
         seen = {request}
         while True:
-            async with self._asking.ask(host, request, known=_NOT_THERE, is_last=is_last) as answer:
+            async with self.asking.ask(host, request, known=_NOT_THERE, is_last=is_last) as answer:
                 if answer.status in _NOT_THERE:
                     return await self._tagged(host, reference, digest, is_last)
                 data = await answer.whole(limits.MANIFEST, what)
@@ -307,11 +332,25 @@ class Client:
             accept=OCI_INDEX,
         )
         try:
-            async with self._asking.ask(host, request, is_last=is_last) as answer:
+            async with self.asking.ask(host, request, is_last=is_last) as answer:
                 data = await answer.whole(limits.MANIFEST, request.what)
         except NotFound:
             return []
         return parse_index(data, OCI_INDEX, request.what).manifests[: limits.REFERRERS]
+
+    async def destination(self, domain: str) -> Host:
+        """Return the host that takes what is pushed to a registry. FailedPrecondition if none does."""
+        return (await self._able(domain, Capability.PUSH))[0]
+
+    async def _able(self, domain: str, capability: Capability) -> list[Host]:
+        if domain not in self._hosts:
+            self._hosts[domain] = await trio.to_thread.run_sync(self._access.hosts, domain)
+        able = [host for host in self._hosts[domain] if capability in host.capabilities]
+        if not able:
+            raise FailedPrecondition(
+                f"no host of {domain} may be asked to {capability}; see its hosts.toml (`capabilities`)"
+            )
+        return able
 
     async def _first(
         self,
@@ -321,13 +360,7 @@ class Client:
         avoid: Collection[str] = (),
     ) -> T:
         """Return what the first host gives that can; else raise what the last one, its own, said."""
-        if domain not in self._hosts:
-            self._hosts[domain] = await trio.to_thread.run_sync(self._access.hosts, domain)
-        able = [host for host in self._hosts[domain] if capability in host.capabilities]
-        if not able:
-            raise FailedPrecondition(
-                f"no host of {domain} may be asked to {capability}; see its hosts.toml (`capabilities`)"
-            )
+        able = await self._able(domain, capability)
         hosts = [host for host in able if host.origin.name not in avoid]
         failure: EngineError = NobodyElse(f"there is no other host of {domain}")
         for host in hosts:
@@ -338,6 +371,19 @@ class Client:
             except (Unavailable, NotFound, PermissionDenied, DigestMismatch) as error:
                 failure = error
         raise failure
+
+
+def _span(answer: Answer, request: Request, size: int) -> tuple[int, int]:
+    """Return where what an answer sends begins and ends in a blob of `size` bytes."""
+    start, end = 0, size
+    if answer.status == 206:
+        start, end = part(answer.header("Content-Range") or "", size)
+        if start != request.offset:
+            raise BadAnswer(f"it sent bytes from {start} on, not from {request.offset}")
+    length = content_length(answer.header("Content-Length"))
+    if length is not None and length != end - start:
+        raise BadAnswer(f"it sends {length} bytes of {request.what}, not {end - start}")
+    return start, end
 
 
 def _scope(reference: Reference) -> str:

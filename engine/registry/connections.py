@@ -6,6 +6,7 @@ configuration name a host, it may not be one that only this machine's surroundin
 
 import ipaddress
 import logging
+import math
 import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -28,6 +29,7 @@ __all__ = ["Answer", "Connections", "Peer"]
 _KEPT_S = 30.0  # idle connections, as in containerd
 _KEPT = 10
 _DRAIN_S = 1.0
+_PIECE = limits.PROGRESS_BYTES  # of what is sent, at once and in the time for so many
 
 for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
     # Else debugging another part of a program logs headers, and with them signed URLs.
@@ -80,13 +82,17 @@ class Connections:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        content: bytes | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        *,
+        slow: float = 0,
     ) -> AsyncIterator["Answer"]:
         """Send a request and give its answer for the length of the block.
 
-        Raises Unavailable where none comes, Refused where the host may not be asked.
+        It may take `slow` seconds longer than others. Raises Unavailable where none comes, Refused where
+        the host may not be asked.
         """
-        answer = Answer(await self._send(peer, method, url, headers, content), peer, self._patience)
+        response = await self._send(peer, method, url, headers, content, slow)
+        answer = Answer(response, peer, self._patience)
         try:
             yield answer
         finally:
@@ -99,17 +105,21 @@ class Connections:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        content: bytes | None,
+        content: bytes | AsyncIterable[bytes] | None,
+        slow: float,
     ) -> httpx.Response:
         pool = await self._pool(peer)
         patience = self._patience
-        timeout = {"connect": patience.connect, "write": patience.answer}
+        timeout = {"connect": patience.connect, "write": patience.progress}
         extensions: dict[str, Any] = {"timeout": timeout}
         if peer.is_foreign and not self._proxy:
             extensions["trace"] = _refuse_inside
-        request = httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
+        known = content if isinstance(content, bytes) else None
+        request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
         try:
-            with trio.fail_after(patience.connect + patience.answer):
+            with trio.fail_after(patience.connect + patience.answer + slow) as scope:
+                if isinstance(content, AsyncIterable):  # `headers` say how long it is
+                    request.stream = _Paced(content, scope, patience, slow)
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
@@ -119,7 +129,9 @@ class Connections:
     async def _pool(self, peer: Peer) -> httpx.AsyncHTTPTransport:
         async with self._making:
             if peer not in self._pools:
-                context = await trio.to_thread.run_sync(trust, peer.tls)
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # that trusts nobody
+                if peer.origin.scheme == "https":
+                    context = await trio.to_thread.run_sync(trust, peer.tls)
                 self._pools[peer] = httpx.AsyncHTTPTransport(
                     verify=context,
                     trust_env=False,
@@ -211,6 +223,34 @@ class Answer:
                     pass
             self._chunks = None
         await self._response.aclose()
+
+
+class _Paced(httpx.AsyncByteStream):
+    """What is sent: the host has a time for each piece, and one to answer after the last."""
+
+    def __init__(
+        self, content: AsyncIterable[bytes], scope: trio.CancelScope, patience: Patience, slow: float
+    ) -> None:
+        self._content = aiter(content)
+        self._scope = scope
+        self._piece_s = patience.progress
+        self._answer_s = patience.answer + slow
+        self._left = memoryview(b"")
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            self._scope.deadline = math.inf  # it is not the host that is waited for
+            try:
+                self._left = memoryview(await anext(self._content))
+            except StopAsyncIteration:
+                self._scope.deadline = trio.current_time() + self._answer_s
+                raise
+        self._scope.deadline = trio.current_time() + self._piece_s
+        piece, self._left = self._left[:_PIECE], self._left[_PIECE:]
+        return bytes(piece)
 
 
 async def _refuse_inside(event: str, about: Mapping[str, Any]) -> None:

@@ -30,12 +30,15 @@ from engine.errors import (
 )
 from engine.fs.room import Room
 from engine.kv.schema import EXTENT, Blob
-from engine.labels import Labels
+from engine.labels import Labels, with_source
 from engine.oci.documents import Descriptor
+from engine.oci.mediatypes import is_distributable
 from engine.oci.reference import Reference
+from engine.phases import Phase, Spent, measured, spend
 from engine.progress import Report, Step, silent
 from engine.registry.lanes import Lanes
 from engine.registry.protocol import BadAnswer, NobodyElse
+from engine.registry.ranges import Ranges, first_end
 from engine.unpack.arrivals import Arrival
 
 if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
@@ -63,6 +66,10 @@ class Sought:
     arrival: Arrival = field(default_factory=Arrival)
     report: Report = silent
 
+    def show(self, step: Step, done: int) -> None:
+        """Report a step of the blob."""
+        self.report(step, self.descriptor.digest, self.descriptor.size, done)
+
 
 class Fetcher:
     """Brings the blobs of an image into one namespace."""
@@ -80,6 +87,7 @@ class Fetcher:
         self._folder = folder
         self._patience = client.patience
         self._lanes = lanes.of_image()
+        self.timings: dict[Phase, Spent] = {}
 
     async def fetch(self, sought: Sought) -> Blob:
         """Bring a blob in, or pin the one that is here; return its record.
@@ -94,14 +102,24 @@ class Fetcher:
                 try:
                     blob = await self._fetched(sought)
                     sought.arrival.come(blob)
+                    sought.show(Step.KEEP, descriptor.size)
                     return blob
                 except BeingWritten as error:
+                    if not waiting:
+                        sought.show(Step.OTHER, 0)
                     waiting = str(error)
                     sought.report(Step.WAIT, waiting, descriptor.size, 0)
-                await trio.to_thread.run_sync(self._content.wait, _ref(descriptor))
+                await trio.to_thread.run_sync(self._wait, sought)
         finally:
             if waiting:
                 sought.report(Step.WAIT, waiting, descriptor.size, descriptor.size)
+                sought.show(Step.OTHER, descriptor.size)
+
+    def _wait(self, sought: Sought) -> None:
+        """Wait a moment for who writes the blob, and show how far that is."""
+        self._content.wait(_ref(sought.descriptor))
+        with suppress(NotFound):  # he is done
+            sought.show(Step.FETCH, self._content.status(_ref(sought.descriptor)).offset)
 
     async def _fetched(self, sought: Sought) -> Blob:
         """Fetch a blob until it is right, or no host is left that could have it right."""
@@ -114,7 +132,7 @@ class Fetcher:
                     transfer = _Transfer(self, sought, writer, frozenset(avoid))
                     try:
                         await transfer.run()
-                        commit = partial(writer.commit, sought.labels)
+                        commit = partial(writer.commit, {**sought.labels, **_source(sought, {})})
                         return await trio.to_thread.run_sync(commit)
                     except (DigestMismatch, _WrongBytes) as error:
                         failure = error
@@ -156,7 +174,10 @@ class Fetcher:
             raise Refused(
                 f"blob {digest} has {blob.size} bytes, its descriptor says {sought.descriptor.size}"
             )
-        return self._content.update(digest, sought.labels) if sought.labels else blob
+        sought.show(Step.FOUND, blob.size)
+        sought.show(Step.FETCH, blob.size)
+        changes = {**sought.labels, **_source(sought, blob.labels)}
+        return self._content.update(digest, changes) if changes else blob
 
 
 class _Transfer:
@@ -181,21 +202,26 @@ class _Transfer:
         """Receive all that is missing, however often it breaks off as long as it gets on."""
         writer, sought = self._writer, self._sought
         self._tell()
-        self._show(writer.offset)
+        sought.show(Step.FOUND, writer.offset)
+        sought.show(Step.FETCH, writer.offset)
         if sought.data is not None:
             await trio.to_thread.run_sync(self._write, sought.data[writer.offset :])
             return
         failed = 0
+        in_ranges = True
         await trio.to_thread.run_sync(self._make_room, sought.descriptor.size - writer.offset)
-        while (offset := writer.offset) < sought.descriptor.size:
+        while (offset := writer.offset) < (size := sought.descriptor.size):
             opening = self._fetcher._client.blob(
                 *(sought.reference, sought.descriptor, offset),
+                end=first_end(offset, size) if in_ranges else None,
                 avoid=self._avoid,
                 admit=self._fetcher._lanes.lane,
             )
             async with opening as body:
                 self.hosts.add(body.host)
                 broken = await self._received(body)
+                # Each time that one breaks off others are thrown away.
+                in_ranges = broken is None and body.is_as_asked
             if broken is None:
                 continue
             failed = 1 if writer.offset > offset else failed + 1
@@ -208,12 +234,16 @@ class _Transfer:
         """Write what comes of a body; return why it broke off, if it did."""
         send, receive = trio.open_memory_channel[bytearray](0)
         broken: Unavailable | BadAnswer | None = None
+        lanes, size = self._fetcher._lanes, self._sought.descriptor.size
         async with trio.open_nursery() as nursery, send:
             nursery.start_soon(self._write_all, receive)
+            ranges = Ranges(body, size, lanes, nursery)
             try:
-                broken = await self._batched(body, send)
+                broken = await self._batched(ranges, send)
             except trio.BrokenResourceError:
                 pass  # writing failed
+            finally:
+                ranges.close()
         if self._error:
             raise self._error
         if isinstance(broken, BadAnswer):
@@ -221,7 +251,7 @@ class _Transfer:
         return broken
 
     async def _batched(
-        self, body: "Body", send: trio.MemorySendChannel[bytearray]
+        self, body: Ranges, send: trio.MemorySendChannel[bytearray]
     ) -> Unavailable | BadAnswer | None:
         """Pass a body on in batches that end where extents end."""
         received = self._writer.offset
@@ -229,16 +259,16 @@ class _Transfer:
         batch = bytearray()
         since = trio.current_time()
         while True:
-            broken = None
+            broken, asked = None, trio.current_time()
             try:
                 chunk = await body.read()
             except (Unavailable, BadAnswer) as error:
                 broken, chunk = error, b""
+            spend(Phase.FETCH, Spent(0.0, trio.current_time() - asked), self._fetcher.timings)
             batch += chunk
             if (received + len(chunk)) // EXTENT > received // EXTENT or not chunk:
-                self._show(received + len(chunk))
+                self._sought.show(Step.FETCH, received + len(chunk))
             received += len(chunk)
-            await self._fetcher._lanes.passed(len(chunk))
             is_due = trio.current_time() - since >= _HAND_OVER_S
             if not chunk:
                 end = len(batch)
@@ -254,10 +284,6 @@ class _Transfer:
             if not chunk:
                 return broken
 
-    def _show(self, received: int) -> None:
-        descriptor = self._sought.descriptor
-        self._sought.report(Step.FETCH, descriptor.digest, descriptor.size, received)
-
     async def _write_all(self, receive: trio.MemoryReceiveChannel[bytearray]) -> None:
         async with receive:
             async for batch in receive:
@@ -270,7 +296,8 @@ class _Transfer:
 
     def _write(self, batch: bytes | bytearray) -> None:
         self._make_room(len(batch))
-        self._writer.write(memoryview(batch))
+        with measured(Phase.FETCH, self._fetcher.timings):
+            self._writer.write(memoryview(batch))
 
     def _make_room(self, size: int) -> None:
         if growth := self._fetcher._content.growth(size):
@@ -278,6 +305,11 @@ class _Transfer:
 
     def _tell(self) -> None:
         self._sought.arrival.tell(*self._writer.durable)
+
+
+def _source(sought: Sought, known: Labels) -> dict[str, str]:
+    """Return the label that says where a blob can be had, so that a push need not send it there."""
+    return with_source(known, sought.reference.domain, sought.reference.path)
 
 
 def _ref(descriptor: Descriptor) -> str:
@@ -292,6 +324,6 @@ def _drop(writer: Writer) -> None:
 
 def _explained(descriptor: Descriptor, error: NotFound) -> NotFound:
     """Say of a layer that is not to be distributed why it may be missing."""
-    if "nondistributable" in descriptor.media_type or ".foreign." in descriptor.media_type:
+    if not is_distributable(descriptor.media_type):
         return NotFound(f"{error}: its owner gives it out elsewhere, and lamina follows no such URLs")
     return error

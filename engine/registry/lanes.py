@@ -57,7 +57,26 @@ class ImageLanes:
         """Wait for a lane from a host and have it for the length of a block."""
         body = object()
         with ExitStack() as stack:
-            for limiter in (self._own, *self._lanes.limiters(host)):
+            for limiter in self._limiters(host):
                 await limiter.acquire_on_behalf_of(body)
                 stack.callback(limiter.release_on_behalf_of, body)
             yield
+
+    def spare(self, host: str) -> ExitStack | None:
+        """Return a lane to have until a block ends, None if there is none that nobody waits for."""
+        body = object()
+        with ExitStack() as stack:
+            for limiter in self._limiters(host):
+                try:
+                    limiter.acquire_on_behalf_of_nowait(body)
+                except trio.WouldBlock:
+                    return None
+                stack.callback(limiter.release_on_behalf_of, body)
+            return stack.pop_all()
+
+    def are_taken(self, host: str) -> bool:
+        """Say whether there is no lane to spare."""
+        return any(limiter.available_tokens < 1 for limiter in self._limiters(host))
+
+    def _limiters(self, host: str) -> tuple[trio.CapacityLimiter, ...]:
+        return (self._own, *self._lanes.limiters(host))

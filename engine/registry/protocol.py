@@ -4,6 +4,7 @@ Pure. An answer is another's: each part of it is checked before it is used, and 
 """
 
 import re
+from collections.abc import AsyncIterable
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -29,14 +30,18 @@ __all__ = [
     "manifest_path",
     "next_page",
     "part",
+    "received",
     "redirected",
     "referrers_path",
     "stated_digest",
+    "upload_place",
+    "uploads_path",
 ]
 
 ACCEPT = ", ".join([*sorted(INDEXES | MANIFESTS), "*/*"])
 _SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1(\+\w+)?\Z")
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
+_RECEIVED = re.compile(r"(?:bytes=)?0-(\d{1,19})\Z", re.ASCII)
 _NEXT = re.compile(r'<([^<>]*)>[^<>,]*;\s*+rel="?next"?')
 
 
@@ -49,7 +54,7 @@ class NobodyElse(NotFound):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of a host: below its path, for reading `scope`, called `what` in messages."""
+    """What is asked of a host: below its path, by what `scope` allows, called `what` in messages."""
 
     path: str
     what: str
@@ -58,9 +63,24 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     query: str = ""
     accept: str = "*/*"
     offset: int = 0
+    end: int | None = None
+    place: str = ""
+    """The rest of the URL where the host itself named it: in place of path and query."""
+    body: bytes | AsyncIterable[bytes] | None = None
+    about_body: tuple[tuple[str, str], ...] = ()
+    """Headers that tell of the body."""
+    slow: float = 0
+    """Seconds that the host may think longer than over others."""
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes something: no redirect takes it elsewhere."""
+        return self.method not in {"GET", "HEAD"}
 
     def url(self, host: Host) -> str:
         """Return the whole URL at a host."""
+        if self.place:
+            return f"{host.origin}{self.place}"
         namespace = f"ns={quote(host.namespace, safe='')}" if host.namespace else ""
         query = "&".join(filter(None, (self.query, namespace)))
         return f"{host.origin}{host.path}{self.path}{'?' if query else ''}{query}"
@@ -74,6 +94,11 @@ def manifest_path(repository: str, reference: str) -> str:
 def blob_path(repository: str, digest: Digest) -> str:
     """Return where a blob is."""
     return f"/{repository}/blobs/{digest}"
+
+
+def uploads_path(repository: str) -> str:
+    """Return where uploads of blobs begin."""
+    return f"/{repository}/blobs/uploads/"
 
 
 def referrers_path(repository: str, digest: Digest) -> str:
@@ -170,6 +195,33 @@ def redirected(origin: Origin, path: str, location: str) -> tuple[Origin, str]:
     if origin.scheme == "https" and target.scheme != "https":
         raise BadAnswer(f"it redirects from https to http, at {printable(target.name)}")
     return target, f"{where or '/'}{'?' if query else ''}{query}"
+
+
+def received(text: str | None, sent: int) -> int | None:
+    """Return how many bytes a host has of an upload, by its Range, where `sent` were sent at most.
+
+    All of them if it does not say. None if it can't be told: "0-0" is one byte or none.
+    """
+    if text is None:
+        return sent
+    found = _RECEIVED.match(text)
+    if not found:
+        raise BadAnswer(f"its Range is {printable(text)!r}")
+    count = int(found[1]) + 1
+    return count if 1 < count <= sent else None
+
+
+def upload_place(origin: Origin, path: str, location: str | None) -> str:
+    """Return the rest of the URL of an upload. Raises BadAnswer if it is elsewhere (R-02)."""
+    if not location:
+        raise BadAnswer("it takes uploads, but does not say where to (no Location)")
+    target, rest = redirected(origin, path, location)
+    if target != origin:
+        raise BadAnswer(
+            f"it has the upload go to another host, {printable(str(target))}; "
+            "a proxy before it has to pass on by what name and scheme it was asked"
+        )
+    return rest
 
 
 def next_page(origin: Origin, path: str, link: str) -> str | None:

@@ -1,7 +1,7 @@
 """Who we are to one host: Basic, or tokens of the server that the host names, each got once and shared.
 
 Async. Credentials go to the configured host and to the token server that its challenge names, if that
-is as safe; to nobody else. What a challenge asks for beyond reading is never asked for.
+is as safe; to nobody else. What a challenge asks for beyond our own needs is never asked for.
 """
 
 import base64
@@ -102,7 +102,7 @@ class Authority:
         if peer.is_foreign:
             _log.info("%s has tokens given out by %s", self._name, origin.name)
         asked = {"service": challenge.parameters.get("service", ""), "scope": scope}
-        asked = {key: value for key, value in asked.items() if value}
+        asked = {key: value for key, value in asked.items() if value}  # scopes with spaces between
         credential = await self._credential()
         url = f"{origin}{path or '/'}"
         data = None
@@ -137,7 +137,8 @@ class Authority:
         asked: Mapping[str, str],
         credential: Credential | None,
     ) -> bytes:
-        query = "&".join(filter(None, (query, urlencode(asked))))
+        pairs = [(key, one) for key, text in asked.items() for one in _values(key, text)]
+        query = "&".join(filter(None, (query, urlencode(pairs))))
         headers = {"Accept-Encoding": "identity"}
         if credential:
             headers["Authorization"] = _basic(credential)
@@ -170,6 +171,11 @@ class Authority:
         seconds = life if isinstance(life, int | float) else 0
         life = min(max(seconds, limits.TOKEN_LIFE_S), limits.TOKEN_LIFE_MOST_S)
         return _Token(f"Bearer {token}", now + life * 0.9)
+
+
+def _values(key: str, text: str) -> list[str]:
+    """Return what a query says of a key: several scopes one by one, as docker's form has it."""
+    return text.split() if key == "scope" else [text]
 
 
 def _basic(credential: Credential) -> str:

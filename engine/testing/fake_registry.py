@@ -20,7 +20,7 @@ from engine.oci.digest import digest_of
 
 __all__ = ["Asked", "FakeRegistry", "Fault", "cut", "reset", "respond", "response", "stall"]
 
-_RANGE = re.compile(r"bytes=(\d+)-\Z")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
@@ -272,8 +272,9 @@ def _serving(media_type: str, data: bytes, asked: Asked) -> bytes:
         start = int(wanted[1])
         if start >= len(data):
             return response(416, headers={"Content-Range": f"bytes */{len(data)}"})
-        status, part = 206, data[start:]
-        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        end = min(int(wanted[2] or len(data) - 1) + 1, len(data))
+        status, part = 206, data[start:end]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
     if asked.method == "HEAD":
         return response(status, headers={**headers, "Content-Length": str(len(part))})
     return response(status, part, headers)

@@ -107,7 +107,10 @@ def test_inspect_of_an_incomplete_image_fails_and_shows_what_there_is(stocked: P
     shown = json.loads(done.stdout)
     error = {"kind": "DataLoss", "message": f"image app:1: no blob {layer}", "exit_code": 5}
     assert shown["error"] == error
-    assert {key: whole[key] for key in shown if key != "error"} | {"error": error} == shown
+    assert {key: whole[key] for key in shown if key != "error"} | {
+        "error": error,
+        "uses": ["run"],
+    } == shown
     assert {"manifest", "config", "chain_ids", "layers"} <= shown.keys()
     done = lamina(stocked, "image", "inspect", "app:1", code=5)
     assert done.stderr == f"lamina: {error['message']}\n"

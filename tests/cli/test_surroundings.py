@@ -31,6 +31,7 @@ import contextlib, io, os, sys, tempfile
 from pathlib import Path
 from engine.cli.main import main
 from engine.root import Root
+os._exit = sys.exit  # which the end of a command is not to be here
 root = sys.argv[2]
 with tempfile.TemporaryDirectory() as folder:
     sys.argv[2] = os.path.join(folder, "root")

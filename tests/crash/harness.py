@@ -11,6 +11,7 @@ from engine.app import Engine, open_engine
 from engine.kv.schema import INLINE
 from engine.oci.digest import parse_digest
 from engine.snapshots import Kind
+from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.trees import TreeEntry, differences
 from tests.command import dump
@@ -75,7 +76,7 @@ def _assert_whole(stores: Stores, *, unpacked: bool) -> None:
     image = stores.resolve(stores.images.get(_NAME).target)
     for part in (*image.path, image.manifest.config, *image.manifest.layers):
         stores.content.verify(parse_digest(part.digest))
-    tops = stores.unpacked_into(image)
+    tops = parts_of(stores, image).unpacked
     assert tops or not unpacked, "a name came before its image was unpacked"
     for backend, top in tops.items():
         assert stores.snapshotter(backend).stat(top).kind is Kind.COMMITTED
@@ -107,7 +108,7 @@ def again(root: Path, case: Case, command: str, backend: str = "overlay") -> Non
 def assert_tree(root: Path, case: Case, backend: str) -> None:
     """Check that the image is unpacked, entry by entry."""
     with open_stores(root, "default", host_platform()) as stores:
-        top = stores.unpacked_into(stores.resolve(stores.images.get(_NAME).target))[backend]
+        top = parts_of(stores, stores.resolve(stores.images.get(_NAME).target)).unpacked[backend]
         found = tree_of(stores, backend, top, root.with_name("mnt"))
     assert found == case.tree, "\n".join(differences(found, case.tree))
 

@@ -8,6 +8,7 @@ import pytest
 
 from engine.mount import Mount, mounted
 from engine.snapshots import Kind
+from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import TreeEntry
@@ -39,7 +40,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 
 def _tree(stores: Stores, name: str, target: Path) -> dict[bytes, TreeEntry]:
-    top = stores.unpacked_into(stores.resolve(stores.images.get(name).target))["overlay"]
+    top = parts_of(stores, stores.resolve(stores.images.get(name).target)).unpacked["overlay"]
     return tree_of(stores, "overlay", top, target)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.states import parts_of
 from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import lamina
@@ -41,6 +42,6 @@ def test_p2_gc_09_dying_while_clearing_up(root: Path, image: Path, point: str):
     assert_nothing_half_done(root, named=True)
     with open_stores(root, "default", host_platform()) as stores:
         (found,) = stores.images.walk()
-        assert stores.unpacked_into(stores.resolve(found.target))
+        assert parts_of(stores, stores.resolve(found.target)).unpacked
     lamina(root, "fsck")
     collect_all(root)

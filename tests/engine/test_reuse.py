@@ -21,6 +21,7 @@ from engine.mount import mounted
 from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
+from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import differences, read_tree
@@ -108,7 +109,7 @@ def test_images_on_ten_bases_apply_their_layers_once(
         stores = engine.stores
         assert len(folders(stores)) == len(bases) + len(uppers)
         tops = [
-            stores.unpacked_into(stores.resolve(image.target))["overlay"]
+            parts_of(stores, stores.resolve(image.target)).unpacked["overlay"]
             for image in stores.images.walk()
         ]
         trees = [tree_of(stores, "overlay", top, tmp_path / "mnt") for top in tops]

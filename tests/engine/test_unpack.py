@@ -27,6 +27,7 @@ from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
 from engine.progress import Step
 from engine.snapshots import Kind
+from engine.states import parts_of
 from engine.testing.archives import archive, layout, member, pack
 from engine.unpack.plan import missing_from
 from engine.unpack.unpacker import Unpacked
@@ -90,7 +91,7 @@ def test_unpacks_once(tmp_path: Path, backend: str) -> None:
         )
         assert not actives(engine)
         resolved = engine.stores.resolve(image.target)
-        assert engine.stores.unpacked_into(resolved) == {backend: done.chain_id}
+        assert parts_of(engine.stores, resolved).unpacked == {backend: done.chain_id}
         for layer in resolved.layers:
             labels = engine.stores.content.info(layer.descriptor.key).labels
             assert labels["containerd.io/uncompressed"] == layer.diff_id
@@ -122,7 +123,7 @@ def test_a_wrong_diff_id_stops_at_its_layer(tmp_path: Path, bad: int) -> None:
         resolved = engine.stores.resolve(image.target)
         backend = engine.stores.snapshotter("overlay")
         assert {info.key for info in backend.walk()} == set(resolved.chain[:bad])
-        assert engine.stores.unpacked_into(resolved) == {}
+        assert parts_of(engine.stores, resolved).unpacked == {}
         assert len(folders(engine)) == bad
 
     run(tmp_path, work)

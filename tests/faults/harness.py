@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.states import parts_of
 from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import LAMINA, environment, lamina
@@ -136,7 +137,7 @@ def _assert_image(root: Path, name: str) -> None:
         image = stores.resolve(stores.images.get(name).target)
         for part in (*image.path, image.manifest.config, *image.manifest.layers):
             stores.content.verify(part.key)
-        assert "overlay" in stores.unpacked_into(image)
+        assert "overlay" in parts_of(stores, image).unpacked
 
 
 def assert_kept(root: Path) -> None:

@@ -21,6 +21,7 @@ from engine.metadata import ledger
 from engine.mount import mounted
 from engine.oci.digest import digest_of
 from engine.root import Root
+from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import read_tree
@@ -81,13 +82,13 @@ def test_gc_15_what_is_being_made_belongs_to_somebody(stores, tmp_path, monkeypa
         bring(stores, source)
     assert len(passed) > 20
     assert found == []
-    assert stores.unpacked_into(stores.resolve(stores.images.get("one").target))
+    assert parts_of(stores, stores.resolve(stores.images.get("one").target)).unpacked
 
 
 def test_p4_a_collection_changes_no_tree_in_use(stores, tmp_path):
     for name in ("one", "two"):
         bring(stores, image(tmp_path, name))
-    top = stores.unpacked_into(stores.resolve(stores.images.get("one").target))["overlay"]
+    top = parts_of(stores, stores.resolve(stores.images.get("one").target)).unpacked["overlay"]
     mounts = stores.snapshotter("overlay").view("in use", top)
     (tmp_path / "target").mkdir()
     with mounted(mounts, tmp_path / "target"):

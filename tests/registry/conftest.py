@@ -1,11 +1,17 @@
 """Fixtures of the tests with real registries: one of each kind for all of them, and an image."""
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.testing.archives import archive, layout, member
+from tests.compat.containerd import Containerd, running
+from tests.compat.images import run
+from tests.conftest import peer
+from tests.filesystems import shared_memory
 from tests.registry.servers import Certified, Server, certificates, passwords, serving
 
 
@@ -35,3 +41,31 @@ def source(tmp_path: Path) -> Path:
     )
     above = archive(member("etc/name", data=b"upper\n"), member("etc/.wh.gone"))
     return layout(tmp_path / "source", [base, above])
+
+
+@pytest.fixture
+def storage() -> Iterator[Callable[..., str]]:
+    """Run podman or buildah with storage of its own, in a short path: podman wants no long ones."""
+    with shared_memory() as top:
+        policy, registries = top / "policy.json", top / "registries.conf"
+        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        registries.write_text("")
+        (top / "containers.conf").write_text('[engine]\nlock_type = "file"\n')  # else in /dev/shm
+        places = ("--storage-driver", "vfs", "--root", top / "storage", "--runroot", top / "run")
+        more = {"TMPDIR": str(top), "HOME": str(top), "CONTAINERS_REGISTRIES_CONF": str(registries)}
+        more["CONTAINERS_CONF"] = str(top / "containers.conf")
+
+        def call(program: str, command: str, *words: object) -> str:
+            rules = ("--signature-policy", policy)
+            own = ("--tmpdir", top / "tmp") if program == "podman" else ()
+            return run(peer(program), *places, *own, command, *rules, *words, env={**os.environ, **more})
+
+        yield call
+
+
+@pytest.fixture(scope="session")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    top = tmp_path_factory.mktemp("containerd")
+    with running(top / "place") as started:
+        yield started
+    shutil.rmtree(top)

@@ -86,10 +86,12 @@ def stored(stores: Stores, what: Sought) -> bytes:
 def test_a_blob_comes_in_once(data: bytes, stores: Stores, registry: FakeRegistry) -> None:
     what = sought(registry, data, labels={"a": "b"})
     blob = fetch(stores, what)
-    assert (blob.digest, blob.size, blob.labels) == (what.descriptor.digest, len(data), {"a": "b"})
+    origin = {f"containerd.io/distribution.source.{registry.name}": "a"}
+    labels = {"a": "b", **origin}
+    assert (blob.digest, blob.size, blob.labels) == (what.descriptor.digest, len(data), labels)
     assert stored(stores, what) == data
     asked = len(registry.asked)
-    assert fetch(stores, replace(what, labels={"c": "d"})).labels == {"a": "b", "c": "d"}
+    assert fetch(stores, replace(what, labels={"c": "d"})).labels == {**labels, "c": "d"}
     assert len(registry.asked) == asked
     assert not stores.content.statuses()
 
@@ -106,8 +108,9 @@ def test_who_follows_hears_how_far_it_is(stores: Stores, registry: FakeRegistry)
     arrival = Followed()
 
     def report(step: Step, _item: str, total: int, done: int, /) -> None:
-        assert (step, total) == (Step.FETCH, len(data))
-        steps.append(("report", done))
+        assert total == len(data)
+        if step is Step.FETCH:
+            steps.append(("report", done))
 
     blob = fetch(stores, sought(registry, data, arrival=arrival, report=report))
     assert arrival.blob == blob

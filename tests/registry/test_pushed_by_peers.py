@@ -1,8 +1,7 @@
 """What other tools push to a registry is pulled: digest for digest, tree for tree."""
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,9 @@ import pytest
 from engine.oci.reference import parse_reference
 from engine.testing.archives import archive, layout, member, tar_layout
 from tests.command import lamina, lamina_json
-from tests.compat.containerd import Containerd, running
-from tests.compat.images import assert_same, our_tree, run, umoci_tree
-from tests.conftest import peer
+from tests.compat.containerd import Containerd
+from tests.compat.images import assert_same, our_tree, umoci_tree
 from tests.engine.image_files import AMD64, ARM64, Files, config_of
-from tests.filesystems import shared_memory
 from tests.registry.asking import with_client
 from tests.registry.servers import Server, push
 
@@ -129,26 +126,6 @@ def test_what_is_no_image_and_what_refers_to_one(tmp_path: Path, plain: Server) 
 # -- podman and buildah -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def storage() -> Iterator[Callable[..., str]]:
-    """Run podman or buildah with storage of its own, in a short path: podman wants no long ones."""
-    with shared_memory() as top:
-        policy, registries = top / "policy.json", top / "registries.conf"
-        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        registries.write_text("")
-        (top / "containers.conf").write_text('[engine]\nlock_type = "file"\n')  # else in /dev/shm
-        places = ("--storage-driver", "vfs", "--root", top / "storage", "--runroot", top / "run")
-        more = {"TMPDIR": str(top), "HOME": str(top), "CONTAINERS_REGISTRIES_CONF": str(registries)}
-        more["CONTAINERS_CONF"] = str(top / "containers.conf")
-
-        def call(program: str, command: str, *words: object) -> str:
-            rules = ("--signature-policy", policy)
-            own = ("--tmpdir", top / "tmp") if program == "podman" else ()
-            return run(peer(program), *places, *own, command, *rules, *words, env={**os.environ, **more})
-
-        yield call
-
-
 @pytest.mark.parametrize("form", ["oci", "v2s2"])
 @pytest.mark.parametrize("program", ["podman", "buildah"])
 def test_podman_and_buildah(
@@ -163,14 +140,6 @@ def test_podman_and_buildah(
 
 
 # -- containerd -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    top = tmp_path_factory.mktemp("containerd")
-    with running(top / "place") as started:
-        yield started
-    shutil.rmtree(top)
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])

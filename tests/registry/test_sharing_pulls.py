@@ -18,6 +18,7 @@ from engine.oci.digest import Digest
 from engine.oci.platform import Platform
 from engine.registry.client import Access, open_client
 from engine.registry.credentials import Credential
+from engine.states import parts_of
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
 from tests.command import dump, lamina_json
@@ -183,7 +184,7 @@ def test_ms_14a_another_backend_is_another_pull(
                     nursery.start_soon(lambda b: engine.pull(name, client, snapshotter=b), backend)
             (image,) = engine.stores.images.walk()
             resolved = engine.stores.resolve(image.target)
-            assert engine.stores.unpacked_into(resolved).keys() == {"overlay", "copy"}
+            assert parts_of(engine.stores, resolved).unpacked.keys() == {"overlay", "copy"}
 
     trio.run(run)
     for blob in (served.config, *served.layers):

@@ -21,6 +21,7 @@ from engine.metadata import ledger
 from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Kind
+from engine.states import parts_of
 from engine.stores import Stores, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import dump
@@ -217,7 +218,7 @@ def _check_acknowledged(stores: Stores, expected: _Expected) -> None:
     for name, backend in expected.unpacked:
         if name in expected.named:
             image = stores.resolve(stores.images.get(name).target)
-            assert backend in stores.unpacked_into(image), f"{name} is not unpacked for {backend}"
+            assert backend in parts_of(stores, image).unpacked, f"{name} is not unpacked for {backend}"
     for key, value in expected.prepared.items():
         backend = value.partition(" ")[0]
         assert stores.snapshotter(backend).stat(key).kind is Kind.ACTIVE
@@ -239,7 +240,7 @@ def _check_trees(stores: Stores, folder: Path) -> None:
     seen: dict[str, object] = {}
     for image in stores.images.walk():
         resolved = stores.resolve(image.target)
-        for backend, top in stores.unpacked_into(resolved).items():
+        for backend, top in parts_of(stores, resolved).unpacked.items():
             tree = tree_of(stores, backend, top, folder / "mnt")
             assert seen.setdefault(top, tree) == tree, f"{backend} has another tree of {top}"
 
