@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from engine.app import Engine, open_engine
     from engine.gc.policy import Policy
     from engine.gc.scheduler import Schedule
+    from engine.listening import Missed
+    from engine.metadata.events import Event, Topic
     from engine.mount import Mount, activate, deactivate, mounted
+    from engine.watching import Watch
 
 __all__ = [
     "Engine",
+    "Event",
+    "Missed",
     "Mount",
     "Policy",
     "Schedule",
+    "Topic",
+    "Watch",
     "activate",
     "deactivate",
     "mounted",
@@ -27,8 +34,12 @@ __all__ = [
 
 _HOMES = {
     "Engine": "app",
+    "Event": "metadata.events",
+    "Missed": "listening",
     "Policy": "gc.policy",
     "Schedule": "gc.scheduler",
+    "Topic": "metadata.events",
+    "Watch": "watching",
     "open_engine": "app",
 }
 

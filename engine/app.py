@@ -24,6 +24,7 @@ from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
+from engine.listening import Listening
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -352,6 +353,13 @@ class Engine:
                 await trio.lowlevel.checkpoint()
                 raise
         return checked
+
+    def events(self) -> Listening:
+        """Return what tells, as a context manager, of images, content and snapshots that change.
+
+        That is what this process does in this namespace, told once it is durable (`docs/progress.md`).
+        """
+        return Listening(self.stores.root.meta, self.stores.namespace)
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)

@@ -3,7 +3,7 @@
 Async.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,11 +101,11 @@ class Importing:
         images = await trio.to_thread.run_sync(self._put, targets)
         return ImportResult(images, brought.passed_over, brought.failed, unpacked, fetching)
 
-    async def _unpack(
+    def _unpack(
         self, lease: HeldLease, image: ResolvedImage, arrivals: Mapping[Digest, Arrival] | None
-    ) -> Unpacked:
+    ) -> Awaitable[Unpacked]:
         assert self.backend
-        return await self.unpacker.unpack(
+        return self.unpacker.unpack(
             image, self.backend, lease, self.report, strict=self.strict, arrivals=arrivals
         )
 

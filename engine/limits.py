@@ -70,6 +70,7 @@ PULL_STALL_S = 300.0  # of a pull without progress, as in containerd's CRI
 # That the time of day may be ahead or behind of what passed: beyond, it was set anew,
 CLOCK_DRIFT_S = 60
 CLOCK_GRACE_S = 900  # and nothing expires for so long
+EVENTS = 10_000  # that wait for one who listens; he is told how many he missed
 USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["Phase", "Spent", "Timings", "collecting", "measured", "since", "total"]
+__all__ = ["Phase", "Spent", "Timings", "collecting", "measured", "since", "spend", "total"]
 
 
 class Phase(StrEnum):
@@ -70,10 +70,14 @@ def measured(phase: Phase, into: dict[Phase, Spent] | None = None) -> Iterator[N
         yield
     finally:
         busy = time.thread_time() - busy
-        spent = Spent(busy, max(0.0, time.perf_counter() - clock - busy))
-        with _lock:
-            for sums in _collecting.values() if into is None else (into,):
-                sums.update(total(sums, {phase: spent}))
+        spend(phase, Spent(busy, max(0.0, time.perf_counter() - clock - busy)), into)
+
+
+def spend(phase: Phase, spent: Spent, into: dict[Phase, Spent] | None = None) -> None:
+    """Note what was spent: `into` a sum, or in that of this process's one job."""
+    with _lock:
+        for sums in _collecting.values() if into is None else (into,):
+            sums.update(total(sums, {phase: spent}))
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import INDEXES, MANIFESTS
 from engine.oci.platform import Platform
 from engine.oci.reference import Reference
-from engine.progress import Report
+from engine.phases import Timings, total
+from engine.progress import Report, Step
 from engine.registry.credentials import mark
 from engine.registry.fetching import Fetcher, Sought
 from engine.registry.lanes import Lanes
@@ -52,6 +53,8 @@ class Pulled:
 
     image: Image
     unpacked: Unpacked | None
+    timings: Timings = field(default_factory=dict, compare=False)
+    """Where the time went, of unpacking too; what comes over the network is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +147,8 @@ class Pulling:
         )
         put_image = await trio.to_thread.run_sync(finish)
         hit("pull.named")
-        return Pulled(put_image, unpacked)
+        timings = total(self._fetcher.timings, unpacked.timings if unpacked else {})
+        return Pulled(put_image, unpacked, timings)
 
     # -- documents ----------------------------------------------------------------------------
 
@@ -208,6 +212,8 @@ class Pulling:
         as far as they are there.
         """
         await trio.to_thread.run_sync(self._make_room, layers.values())
+        for layer in layers.values():
+            self.report(Step.FETCH, layer.digest, layer.size, 0)
         done: list[Unpacked] = []
         failed: list[EngineError] = []
 

@@ -145,6 +145,7 @@ class Commit:
 
     `parent` rebases a snapshot that was prepared without one; None keeps what prepare was given.
     `diff_id` says that the caller has verified what layer it is: only that makes its data be reused.
+    `blob` is the digest of what was unpacked to verify it, which is labelled in the same transaction.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Commit:
     parent: str | None = None
     lease: str = ""
     diff_id: str = ""
+    blob: str = ""
     labels: Labels = field(default_factory=dict)
 
 

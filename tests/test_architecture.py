@@ -36,6 +36,10 @@ LAYERS = {
     "engine.times": 0,
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
+    "engine.tally": 1,
+    "engine.waking": 1,
+    "engine.watching": 1,
+    "engine.listening": 5,
     "engine.processes": 1,
     "engine.fs": 1,
     "engine.kv": 1,
@@ -89,6 +93,9 @@ ASYNC = {
     "engine.pulling",
     "engine.pushing",
     "engine.copying",
+    "engine.listening",
+    "engine.waking",
+    "engine.watching",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -145,6 +152,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.diff.rules",
     "engine.gc.mark",
     "engine.fsck.findings",
+    "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
     "engine.registry.challenge",

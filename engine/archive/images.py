@@ -80,6 +80,8 @@ def _plan_oci(listed: Candidate, target: Descriptor, intake: Intake, platform: P
 
 def _store_oci(image: ResolvedImage, intake: Intake) -> tuple[Descriptor, ResolvedImage]:
     intake.store(image.manifest.config)
+    for layer in image.manifest.layers:
+        intake.plan(layer.key, layer.size)
     with intake.follower.following(image):
         for layer in image.manifest.layers:
             intake.store(layer)
@@ -155,6 +157,8 @@ def _store_foretold(
     config: bytes, layers: list[_DockerLayer], image: ResolvedImage, intake: Intake
 ) -> tuple[Descriptor, ResolvedImage]:
     intake.put(config, DOCKER_CONFIG, {})
+    for layer in layers:
+        intake.plan(layer.diff_id, layer.size)
     with intake.follower.following(image):
         for layer in layers:
             _store_layer(layer, intake)
@@ -164,6 +168,8 @@ def _store_foretold(
 def _store_docker(
     config: bytes, layers: list[_DockerLayer], platform: Platform, intake: Intake
 ) -> tuple[Descriptor, ResolvedImage]:
+    for layer in layers:
+        intake.plan(layer.diff_id, layer.size)
     manifest = _manifest(config, [_store_layer(layer, intake) for layer in layers])
     intake.put(config, DOCKER_CONFIG, {})
     target = _store_manifest(manifest, intake)
@@ -186,7 +192,7 @@ def _store_layer(layer: _DockerLayer, intake: Intake) -> Descriptor:
     try:
         with intake.begin(ref, expected, layer.size) as writer:
             intake.copy(layer.name, writer, layer.size, layer.diff_id)
-            blob = writer.commit()
+            blob = intake.kept(layer.diff_id, writer.commit())
     except AlreadyExists:
         blob = intake.found(layer.diff_id)
     if expected:

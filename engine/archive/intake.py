@@ -75,6 +75,7 @@ class Intake:
         self._report = report
         self._room = room
         self._documents = 0
+        self._layers: set[str] = set()
 
     # -- documents ----------------------------------------------------------------------------
 
@@ -132,6 +133,15 @@ class Intake:
 
     # -- blobs --------------------------------------------------------------------------------
 
+    def plan(self, digest: Digest, size: int) -> None:
+        """Tell of a layer that is to come in; of documents only what they wait for is told."""
+        self._layers.add(digest)
+        self._show(Step.STORE, digest, size, 0)
+
+    def _show(self, step: Step, digest: Digest | None, size: int, done: int) -> None:
+        if digest in self._layers:
+            self._report(step, str(digest), size, done)
+
     def store(self, descriptor: Descriptor, about: labels.Labels | None = None) -> None:
         """Bring one blob in by its digest, or pin the one that is here."""
         digest = descriptor.key
@@ -153,7 +163,8 @@ class Intake:
                 writer.abort()
                 _check_size(descriptor, size)
             self.copy(name, writer, descriptor.size, digest)
-            self.follower.come(digest, writer.commit(about))
+            blob = self.kept(digest, writer.commit(about))
+            self.follower.come(digest, blob)
 
     def put(self, data: bytes, media_type: str, about: labels.Labels) -> Descriptor:
         """Bring in a document that the source does not have as it stands, and return what it is."""
@@ -169,7 +180,15 @@ class Intake:
 
     def found(self, digest: Digest) -> Blob:
         """Return the record of a blob that is here already."""
-        return self._content.info(digest)
+        blob = self._content.info(digest)
+        for step in (Step.FOUND, Step.STORE):
+            self._show(step, digest, blob.size, blob.size)
+        return self.kept(digest, blob)
+
+    def kept(self, item: Digest, blob: Blob) -> Blob:
+        """Tell that what was brought in as `item` is in the store; return its record."""
+        self._show(Step.KEEP, item, blob.size, blob.size)
+        return blob
 
     def _merge_labels(self, digest: Digest, about: labels.Labels | None) -> None:
         if about:
@@ -177,7 +196,8 @@ class Intake:
 
     def copy(self, name: str, writer: Writer, size: int, item: Digest) -> None:
         """Write what a writer has not got yet of a file."""
-        show = partial(self._report, Step.STORE, item, size)
+        show = partial(self._show, Step.STORE, item, size)
+        self._show(Step.FOUND, item, size, writer.offset)
         show(writer.offset)
         self.follower.tell(item, *writer.durable)
         if writer.offset == size:  # all of it was there, or another namespace shares it
@@ -198,11 +218,15 @@ class Intake:
                     return self._content.ingest(ref, lease=self.lease, expected=expected, total=size)
                 except BeingWritten as error:
                     waiting = str(error)
-                    self._report(Step.WAIT, waiting, size, 0)
+                    self._waits(waiting, expected, size, 0)
                     self._content.wait(ref)
         finally:
             if waiting:
-                self._report(Step.WAIT, waiting, size, size)
+                self._waits(waiting, expected, size, size)
+
+    def _waits(self, words: str, digest: Digest | None, size: int, done: int) -> None:
+        self._report(Step.WAIT, words, size, done)
+        self._show(Step.OTHER, digest, size, done)
 
 
 def _absent(descriptor: Descriptor) -> str:

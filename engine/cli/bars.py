@@ -1,69 +1,84 @@
-"""Bars for work under way, on a terminal; elsewhere only what is waited for is told.
+"""Shows how far work is while it goes on: bars on a terminal, elsewhere a line now and then.
 
-Sync.
+Sync. All of it goes to stderr. Elsewhere, what is waited for is told at once, and how far an image is
+each ten seconds, as podman and ctr users know it from logs; short work says nothing.
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.live import Live
+from rich.text import Text
 
-from engine.cli.output import View, human_bytes, say, short
-from engine.errors import printable
+from engine.cli.drawing import lines, summary
+from engine.cli.output import View, say
 from engine.progress import Report, Step, silent
+from engine.tally import Tally
 
 __all__ = ["progress"]
 
-# Of other steps the item is a digest.
-_BY_NAME = {Step.WAIT, Step.READ, Step.SWEEP, Step.COPY, Step.CHECK, Step.COUNT}
-_COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records", Step.COUNT: "images"}
-
-
-def _waits() -> Report:
-    told: set[str] = set()
-
-    def report(step: Step, item: str, _total: int, _done: int, /) -> None:
-        if step is Step.WAIT and item not in told:
-            told.add(item)
-            say(f"lamina: waiting: {item}")
-
-    return report
+_EVERY_S = 10.0
+_A_SECOND = 8  # pictures; a terminal far away takes those
 
 
 @contextmanager
 def progress(view: View) -> Iterator[Report]:
-    """Give a report that shows a bar for each thing under way; without a terminal only waits."""
-    if view.quiet or not sys.stderr.isatty():
-        yield silent if view.quiet else _waits()
+    """Give a report that is shown until the end of the block."""
+    if view.quiet:
+        yield silent
         return
-    columns = (
-        TextColumn("{task.fields[step]:>10}"),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TransferSpeedColumn(),
-    )
-    screen = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    with Progress(*columns, console=screen, transient=True) as bars:
-        tasks: dict[tuple[Step, str], Any] = {}
-
-        def report(step: Step, item: str, total: int, done: int, /) -> None:
-            key = (step, item)
-            is_known = total > 0 or step is not Step.READ
-            if step in _COUNTED:
-                amount = f"{done} of {total} {_COUNTED[step]}"
-            else:
-                amount = human_bytes(done) + (f" of {human_bytes(total)}" if is_known else "")
-            whole = total if is_known else None
-            if key not in tasks:
-                title = escape(printable(item)) if step in _BY_NAME else short(item)
-                tasks[key] = bars.add_task(title, total=whole, step=step, amount=amount)
-            bars.update(tasks[key], total=whole, completed=done, amount=amount)
-            if whole is not None and done >= whole:
-                bars.update(tasks[key], visible=False)
-
+    screen = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    is_drawn = sys.stderr.isatty() and not screen.is_dumb_terminal  # whatever FORCE_COLOR says
+    with _drawn(screen) if is_drawn else _logged(view) as report:
         yield report
+
+
+@contextmanager
+def _drawn(screen: Console) -> Iterator[Report]:
+    tally = Tally()
+    bar = "#-" if screen.options.ascii_only else "━─"
+
+    def picture() -> Text:
+        width, height = screen.size
+        text = "\n".join(lines(tally.headway(), width, height, bar))
+        return Text(text, no_wrap=True, overflow="crop")
+
+    # What others write to stdout is not ours to touch: it may be a document.
+    with Live(
+        get_renderable=picture,
+        console=screen,
+        refresh_per_second=_A_SECOND,
+        transient=True,
+        redirect_stdout=False,
+    ):
+        yield tally
+
+
+@contextmanager
+def _logged(view: View) -> Iterator[Report]:
+    tally, told, is_over = Tally(), set[str](), threading.Event()
+
+    def report(step: Step, item: str, total: int, done: int, /) -> None:
+        tally(step, item, total, done)
+        if step is Step.WAIT and item not in told:
+            told.add(item)
+            say(f"lamina: waiting: {item}")
+
+    def log() -> None:
+        while not is_over.wait(_EVERY_S):
+            headway = tally.headway()
+            if headway.parts:
+                say(f"lamina: {summary(headway)}")
+
+    thread = threading.Thread(target=log, name="progress", daemon=True)
+    if not view.json:
+        thread.start()
+    try:
+        yield report
+    finally:
+        is_over.set()
+        if not view.json:
+            thread.join()

@@ -21,6 +21,7 @@ from engine.cli.importing import default_backend
 from engine.cli.output import View, document, short
 from engine.cli.reaching import access_options
 from engine.cli.running import run
+from engine.cli.timings import tell_timings, timings_option
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.pulling import Pulled
@@ -45,6 +46,7 @@ __all__ = ["pull"]
 @access_options
 @limit_rate_option
 @durability_option
+@timings_option
 @lease_option
 @action
 @click.pass_obj
@@ -60,6 +62,7 @@ def pull(
     access: Access,
     limit_rate: float | None,
     durability: str,
+    timings: bool,
     lease: str,
     view: View,
 ) -> None:
@@ -87,7 +90,7 @@ def pull(
         done = [pulled.unpacked] if pulled.unpacked else []
         unpacked = [{"digest": digest, "snapshotter": backend, **asdict(one)} for one in done]
         images = [*map(shapes.images(engine.stores), [pulled.image])]
-        return pulled, {"images": images, "unpacked": unpacked}
+        return pulled, {"images": images, "timings": pulled.timings, "unpacked": unpacked}
 
     pulled, shown = run(context, work, create=True, durability=durability, bandwidth=limit_rate)
     for note in pulled.unpacked.mistyped if pulled.unpacked else ():
@@ -95,5 +98,7 @@ def pull(
     left_out = pulled.unpacked.xattrs_left_out if pulled.unpacked else 0
     more = f", {left_out} xattrs left out" if left_out else ""
     view.tell(f"pulled {familiar(pulled.image.name)} ({short(pulled.image.target.digest)}){more}")
+    if timings:
+        tell_timings(view, pulled.timings)
     if view.json:
         document(shown)

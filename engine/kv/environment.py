@@ -7,9 +7,10 @@ environment must not touch it; lamina only starts helpers by exec.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -35,12 +36,14 @@ class Transaction:
     """A running transaction over the tables of one environment.
 
     `changes` are the records that it wrote and removed: each takes pages, which the commit writes.
+    `noted` is what whoever listens is told once it is committed; None where nobody does.
     """
 
-    __slots__ = ("changes", "databases", "raw")
+    __slots__ = ("changes", "databases", "noted", "raw")
 
     def __init__(self, raw: lmdb.Transaction, databases: dict[str, "lmdb._Database"]) -> None:
         self.changes = 0
+        self.noted: list[Any] | None = None
         self.raw = raw
         self.databases = databases
 
@@ -67,6 +70,7 @@ class Environment:
         self.readonly = readonly
         self.owners = owners or Owners(path)
         self.path = path
+        self._hearers: tuple[Callable[[list[Any]], None], ...] = ()
         self._map_bytes = map_bytes
         self._tables = tables
         self._gate = Gate()
@@ -161,7 +165,11 @@ class Environment:
                 self._length = grow(self._ahead, used)
             try:
                 with self._begun(write=True) as txn:
+                    txn.noted = [] if self._hearers else None
                     yield txn
+                if noted := txn.noted:
+                    for hear in self._hearers:
+                        hear(noted)
             except lmdb.Error as error:
                 # Nobody knows what a failed flush has left. Nothing is written on top of that before the
                 # file is opened again, as after a crash.
@@ -170,6 +178,20 @@ class Environment:
                 if is_full and self._mapped_bytes < self._map_bytes:  # memory ran out, not the store
                     raise ResourceExhausted(f"store {self.path}: {OUTGROWN}") from error
                 raise
+
+    @contextmanager
+    def heard_by(self, hear: Callable[[list[Any]], None]) -> Iterator[None]:
+        """Call `hear` with what each transaction of the block noted, once that is durable.
+
+        In the order of commits, of this process alone. The next writer waits for it: it returns at once.
+        """
+        with _open_lock:
+            self._hearers = (*self._hearers, hear)
+        try:
+            yield
+        finally:
+            with _open_lock:
+                self._hearers = tuple(one for one in self._hearers if one != hear)
 
     def is_wanted(self) -> bool:
         """Say whether someone waits for us to end what we write."""

@@ -39,6 +39,7 @@ from engine.kv.schema import (
     Touched,
 )
 from engine.kv.table import Damaged, Table
+from engine.metadata.events import Change
 from engine.metadata.nodes import (
     BACK,
     CONTENT,
@@ -146,6 +147,7 @@ def _put(txn: Transaction, namespace: str, node: Node, record: Object) -> None:
         _link(txn, namespace, node, mention)
     _note_layer(txn, namespace, node, old, record)
     _TABLES[node.kind].put(txn, record, *_key(namespace, node))
+    _note(txn, namespace, node, old, record)
     new = [mention.node for mention in after - before if mention.how != BACK]
     _touch(txn, namespace, node, *new)
 
@@ -164,7 +166,8 @@ def drop(txn: Transaction, namespace: str, node: Node) -> Object | None:
     if node.kind == CONTENT and namespace != HOME:
         HOLDINGS.delete(txn, node.key, namespace)
     _note_layer(txn, namespace, node, record, None)
-    _TABLES[node.kind].delete(txn, *_key(namespace, node))
+    if _TABLES[node.kind].delete(txn, *_key(namespace, node)):
+        _note(txn, namespace, node, record, None)
     return record
 
 
@@ -228,6 +231,14 @@ def check_lease(txn: Transaction, namespace: str, lease: str) -> None:
     """Raise FailedPrecondition if a lease has ended."""
     if lease and LEASES.get(txn, namespace, lease) is None:
         raise FailedPrecondition(f"lease {lease} has ended; start the operation again")
+
+
+def _note(
+    txn: Transaction, namespace: str, node: Node, before: Object | None, after: Object | None
+) -> None:
+    """Have whoever listens told, once it is durable."""
+    if txn.noted is not None:
+        txn.noted.append(Change(namespace, node, before, after))
 
 
 def _readable(txn: Transaction, namespace: str, node: Node) -> Object | None:

@@ -23,12 +23,12 @@ from engine.errors import (
 )
 from engine.fieldpaths import change_labels
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Snapshot, Trash, now
+from engine.kv.schema import COUNTERS, SNAPSHOTS, TRASH, Blob, Snapshot, Trash, now
 from engine.kv.table import Damaged
 from engine.labels import Labels
 from engine.metadata import leases, ledger, unflushed
 from engine.metadata.digests import full_name
-from engine.metadata.nodes import LEASE, Node, snapshot_node
+from engine.metadata.nodes import LEASE, Node, blob_node, snapshot_node
 from engine.snapshots import Commit, Info, Kind, Usage
 
 __all__ = ["Committing", "Folders", "MetaStore", "drop", "full_key", "has_folder", "info_of"]
@@ -331,6 +331,10 @@ class MetaStore:
         if not one.is_flushed:
             unflushed.note(txn, self._backend, self._namespace, committed)
         self._pin(txn, step.name, step.lease, made=True)
+        blob = ledger.get(txn, self._namespace, blob_node(step.blob)) if step.blob else None
+        if isinstance(blob, Blob):
+            about = label_rules.merge(blob.labels, {label_rules.UNCOMPRESSED: step.diff_id})
+            ledger.put(txn, self._namespace, msgspec.structs.replace(blob, labels=about, updated=at))
 
     def replace(self, old: Snapshot, new: Snapshot, usage: Usage) -> None:
         """Give a committed snapshot the folder of an active one, whose data is durable.

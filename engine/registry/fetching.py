@@ -35,6 +35,7 @@ from engine.labels import Labels, with_source
 from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import is_distributable
 from engine.oci.reference import Reference
+from engine.phases import Phase, Spent, measured, spend
 from engine.progress import Report, Step, silent
 from engine.registry.lanes import Lanes
 from engine.registry.protocol import BadAnswer, NobodyElse
@@ -66,6 +67,10 @@ class Sought:
     arrival: Arrival = field(default_factory=Arrival)
     report: Report = silent
 
+    def show(self, step: Step, done: int) -> None:
+        """Report a step of the blob."""
+        self.report(step, self.descriptor.digest, self.descriptor.size, done)
+
 
 class Fetcher:
     """Brings the blobs of an image into one namespace."""
@@ -83,6 +88,7 @@ class Fetcher:
         self._folder = folder
         self._patience = client.patience
         self._lanes = lanes.of_image()
+        self.timings: dict[Phase, Spent] = {}
 
     async def fetch(self, sought: Sought) -> Blob:
         """Bring a blob in, or pin the one that is here; return its record.
@@ -97,14 +103,24 @@ class Fetcher:
                 try:
                     blob = await self._fetched(sought)
                     sought.arrival.come(blob)
+                    sought.show(Step.KEEP, descriptor.size)
                     return blob
                 except BeingWritten as error:
+                    if not waiting:
+                        sought.show(Step.OTHER, 0)
                     waiting = str(error)
                     sought.report(Step.WAIT, waiting, descriptor.size, 0)
-                await trio.to_thread.run_sync(self._content.wait, _ref(descriptor))
+                await trio.to_thread.run_sync(self._wait, sought)
         finally:
             if waiting:
                 sought.report(Step.WAIT, waiting, descriptor.size, descriptor.size)
+                sought.show(Step.OTHER, descriptor.size)
+
+    def _wait(self, sought: Sought) -> None:
+        """Wait a moment for who writes the blob, and show how far that is."""
+        self._content.wait(_ref(sought.descriptor))
+        with suppress(NotFound):  # he is done
+            sought.show(Step.FETCH, self._content.status(_ref(sought.descriptor)).offset)
 
     async def _fetched(self, sought: Sought) -> Blob:
         """Fetch a blob until it is right, or no host is left that could have it right."""
@@ -159,6 +175,8 @@ class Fetcher:
             raise Refused(
                 f"blob {digest} has {blob.size} bytes, its descriptor says {sought.descriptor.size}"
             )
+        sought.show(Step.FOUND, blob.size)
+        sought.show(Step.FETCH, blob.size)
         changes = {**sought.labels, **_source(sought, blob.labels)}
         return self._content.update(digest, changes) if changes else blob
 
@@ -185,7 +203,8 @@ class _Transfer:
         """Receive all that is missing, however often it breaks off as long as it gets on."""
         writer, sought = self._writer, self._sought
         self._tell()
-        self._show(writer.offset)
+        sought.show(Step.FOUND, writer.offset)
+        sought.show(Step.FETCH, writer.offset)
         if sought.data is not None:
             await trio.to_thread.run_sync(self._write, sought.data[writer.offset :])
             return
@@ -241,14 +260,15 @@ class _Transfer:
         batch = bytearray()
         since = -math.inf  # the first extent goes on at once: who applies it has nothing to do yet
         while True:
-            broken = None
+            broken, asked = None, trio.current_time()
             try:
                 chunk = await body.read()
             except (Unavailable, BadAnswer) as error:
                 broken, chunk = error, b""
+            spend(Phase.FETCH, Spent(0.0, trio.current_time() - asked), self._fetcher.timings)
             batch += chunk
             if (received + len(chunk)) // EXTENT > received // EXTENT or not chunk:
-                self._show(received + len(chunk))
+                self._sought.show(Step.FETCH, received + len(chunk))
             received += len(chunk)
             is_due = trio.current_time() - since >= _HAND_OVER_S
             if not chunk:
@@ -265,10 +285,6 @@ class _Transfer:
             if not chunk:
                 return broken
 
-    def _show(self, received: int) -> None:
-        descriptor = self._sought.descriptor
-        self._sought.report(Step.FETCH, descriptor.digest, descriptor.size, received)
-
     async def _write_all(self, receive: trio.MemoryReceiveChannel[bytearray]) -> None:
         async with receive:
             async for batch in receive:
@@ -281,7 +297,8 @@ class _Transfer:
 
     def _write(self, batch: bytes | bytearray) -> None:
         self._make_room(len(batch))
-        self._writer.write(memoryview(batch))
+        with measured(Phase.FETCH, self._fetcher.timings):
+            self._writer.write(memoryview(batch))
 
     def _make_room(self, size: int) -> None:
         if growth := self._fetcher._content.growth(size):

@@ -4,26 +4,28 @@ Async. What is ready while a batch is under way waits for the next one, so that 
 layers of a chain that are there by then. A batch that nobody waits for any more is cancelled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
 
 import trio
 
 from engine.errors import AlreadyExists, EngineError, NotFound, Unavailable
-from engine.progress import Report, Step
 from engine.snapshots import Commit, Snapshotter
 from engine.unpack.flusher import Flusher
 
-__all__ = ["Committer", "has"]
+__all__ = ["Committer", "Told", "has"]
+
+Told = Callable[[int, int], None]
+"""Told how many layers are committed together, and how many of them are."""
 
 
 class _Ready:
     """A layer that is applied, whose parent is committed or was ready before it."""
 
-    def __init__(self, step: Commit, report: Report, failures: int, *, flush: bool) -> None:
+    def __init__(self, step: Commit, told: Told, failures: int, *, flush: bool) -> None:
         self.step = step
-        self.report = report
+        self.told = told
         self.failures = failures
         self.flush = flush
         self.done = trio.Event()
@@ -53,13 +55,13 @@ class Committer:
         self._idle = trio.Event()
         self._idle.set()
 
-    async def commit(self, step: Commit, report: Report, failures: int, *, flush: bool = True) -> bool:
+    async def commit(self, step: Commit, told: Told, failures: int, *, flush: bool = True) -> bool:
         """Commit a layer, whose parent is committed or was given here before it.
 
         `failures` is how many flushes had failed before its first byte was written. Say whether it
         became this snapshot: another process may have been first with an equal one.
         """
-        layer = _Ready(step, report, failures, flush=flush)
+        layer = _Ready(step, told, failures, flush=flush)
         self._ready.append(layer)
         if self._idle.is_set():
             self._idle = trio.Event()
@@ -107,9 +109,8 @@ class Committer:
 
     async def _commit(self, layers: Sequence[_Ready]) -> None:
         left = list(layers)
-        name = layers[0].step.name
         for layer in layers:
-            layer.report(Step.FLUSH, name, len(layers), 0)
+            layer.told(len(layers), 0)
         try:
             while left:
                 left = await self._commit_some(left)
@@ -118,7 +119,7 @@ class Committer:
             for layer in left:
                 layer.error = failed
         for layer in layers:
-            layer.report(Step.FLUSH, name, len(layers), len(layers))
+            layer.told(len(layers), len(layers))
 
     async def _commit_some(self, layers: list[_Ready]) -> list[_Ready]:
         """Commit what can be; return what is to be tried again."""

@@ -9,13 +9,15 @@ is never joined, nor taken away for another that has its key by now.
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import trio
 
 from engine.progress import Report, Step
+from engine.tally import Tally
 
-__all__ = ["Flight", "Flights"]
+__all__ = ["Flight", "Flights", "tell"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -23,24 +25,27 @@ F = TypeVar("F", bound="Flight[Any]")
 
 
 class Flight(Generic[T]):
-    """Work under way. `done` is set when there is a result or an error."""
+    """Work under way. `done` is set when there is a result or an error.
+
+    `item` is what is told to be shared: a layer by its digest, else all that the callers want.
+    """
 
     def __init__(self) -> None:
+        self.item = ""
         self.done = trio.Event()
         self.error: Exception | None = None
         self._result: T | None = None
         self._reports: list[Report] = []
+        self._told = Tally()
         self._scope = trio.CancelScope()
         self._left = trio.Event()
         self._ended = trio.Event()
 
     def report(self, step: Step, item: str, total: int, done: int, /) -> None:
-        """Tell all callers; one whose report fails does not spoil it for the others."""
+        """Tell all callers, and those who join later."""
+        self._told(step, item, total, done)
         for report in self._reports:
-            try:
-                report(step, item, total, done)
-            except Exception:  # noqa: BLE001  anyone's function
-                _log.exception("a report of progress failed")
+            tell(report, step, item, total, done)
 
     async def result(self) -> T:
         """Wait for the result, or raise the error."""
@@ -64,22 +69,37 @@ class Flight(Generic[T]):
             self._ended.set()
 
     def join(self, report: Report) -> None:
-        """Add a caller."""
+        """Add a caller, who is told where all is."""
         self._reports.append(report)
+        self._told.replay(partial(tell, report))
+        self._count()
 
     def leave(self, report: Report) -> bool:
         """Take a caller away; say whether it was the last one, which ends the work."""
         self._reports.remove(report)
         if self._reports:
+            self._count()
             return False
         self._left.set()
         if not self.done.is_set():
             self._scope.cancel()
         return True
 
+    def _count(self) -> None:
+        callers = len(self._reports)
+        self.report(Step.SHARE, self.item, callers, callers)
+
     async def ended(self) -> None:
         """Wait until the work, whose last caller left, holds nothing any more."""
         await self._ended.wait()
+
+
+def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:
+    """Tell a caller; one whose report fails does not spoil it for the others."""
+    try:
+        report(step, item, total, done)
+    except Exception:  # noqa: BLE001  anyone's function
+        _log.exception("a report of progress failed")
 
 
 class Flights(Generic[F]):

@@ -5,8 +5,8 @@ Async. Commits wait for those below. Whatever happens, no active snapshot stays.
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from engine.content.image import Layer
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, DigestMismatch, EngineError, NotFound, Refused
+from engine.oci.digest import Digest
 from engine.oci.identity import ChainID
 from engine.progress import Step
 from engine.snapshots import Commit, Snapshotter, Usage
@@ -54,8 +55,8 @@ class Work:
     flush: bool
     """Whether its data is durable before it is committed."""
 
-    def commit(self, key: str) -> Commit:
-        """Return the step that makes an active snapshot this one."""
+    def commit(self, key: str, applied: Applied) -> Commit:
+        """Return the step that makes an active snapshot, of which that came, this one."""
         about = {
             labels.SNAPSHOT_REF: str(self.chain_id),
             labels.DIFF_ID: str(self.layer.diff_id),
@@ -69,8 +70,29 @@ class Work:
             parent=parent,
             lease=self.lease.id,
             diff_id=self.layer.diff_id,
+            blob=self.verified(applied),
             labels=about,
         )
+
+    def waits(self, flight: LayerFlight, step: Step) -> AbstractContextManager[None]:
+        """Tell that the layer waits for something, for the length of a block."""
+        about = self.layer.descriptor
+        return _shown(partial(flight.report, step, about.digest, about.size), about.size)
+
+    def verified(self, applied: Applied) -> str:
+        """Return the blob that was found to be the layer, "" if it was another, or none was unpacked."""
+        digest = self.layer.descriptor.digest
+        return "" if applied.is_reused or digest == self.layer.diff_id else digest
+
+
+@contextmanager
+def _shown(show: Callable[[int], None], size: int) -> Iterator[None]:
+    """Tell that something is waited for, and at the end of the block that it is not any more."""
+    show(0)
+    try:
+        yield
+    finally:
+        show(size)
 
 
 class Maker:
@@ -112,13 +134,10 @@ class Maker:
         """Wait until another process that makes the layer is done with it, and have the lock."""
         if work.below is not None:  # of a chain one look at a time is enough
             await work.below.done.wait()
-        show = partial(flight.report, Step.WAIT, f"layer {work.chain_id} is being unpacked", 1)
-        show(0)
-        try:
+        words = f"layer {work.chain_id} is being unpacked"
+        with work.waits(flight, Step.OTHER), _shown(partial(flight.report, Step.WAIT, words, 1), 1):
             while not await trio.to_thread.run_sync(take):  # noqa: ASYNC110  no event comes
                 await trio.sleep(_POLL_S)
-        finally:
-            show(1)
         return True
 
     async def _found(self, work: Work, flight: LayerFlight) -> None:
@@ -137,14 +156,20 @@ class Maker:
         try:
             applied = await self._filled(work, flight, key)
             if work.below is not None:
-                await work.below.is_ready.wait()
+                with work.waits(flight, Step.BELOW):
+                    await work.below.is_ready.wait()
                 if work.below.error is not None:
                     raise work.below.error
             _count(work, flight, applied.entries, applied.bytes_unpacked)
             flight.is_ready.set()
             committer = self._shop.committer(self._namespace, work.snapshotter)
-            if not await committer.commit(work.commit(key), flight.report, failures, flush=work.flush):
+            told = partial(flight.report, Step.FLUSH, work.layer.descriptor.digest)
+            step = work.commit(key, applied)
+            if not await committer.commit(step, told, failures, flush=work.flush):
                 await self._discard(work.snapshotter, key)
+                if step.blob:
+                    about = {labels.UNCOMPRESSED: step.diff_id}
+                    await trio.to_thread.run_sync(self._content.update, Digest(step.blob), about)
         except BaseException as error:
             await self._discard(work.snapshotter, key)
             if isinstance(error, EngineError) and work.below is not None:
@@ -156,7 +181,8 @@ class Maker:
         """Make an active snapshot of a layer, which is verified: from one that is here, or its bytes."""
         parent = ""
         if work.below is not None and not work.snapshotter.capabilities.rebase:
-            await work.below.result()
+            with work.waits(flight, Step.BELOW):
+                await work.below.result()
             parent = work.parent
         if flight.twin is not None:
             await flight.twin.done.wait()
@@ -183,6 +209,7 @@ class Maker:
         digest, size = work.layer.descriptor.digest, work.layer.descriptor.size
         show = partial(flight.report, Step.UNPACK, digest, size)
         async with self._shop.pool.slots.slot(work.order) as slot:
+            flight.report(Step.PLACE, digest, size, size)
             job = await trio.to_thread.run_sync(self._begin, work, key, parent)
             show(0)
             try:

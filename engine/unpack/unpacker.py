@@ -5,7 +5,7 @@ still be on their way (`engine.unpack.making`). Whoever needs a layer at the sam
 When layer k fails, those below are committed, k and above are not, and its error is raised.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +15,16 @@ from pathlib import Path
 import trio
 
 from engine import failpoints, labels
-from engine.content.image import Layer, ResolvedImage
+from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.oci.digest import Digest
 from engine.phases import Timings, since, total
-from engine.progress import Report
+from engine.progress import Report, Step
 from engine.snapshots import Durability, Snapshotter, Usage
 from engine.unpack.arrivals import Arrival
 from engine.unpack.committer import has
+from engine.unpack.flights import tell
 from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.lease import HeldLease
 from engine.unpack.making import Maker, Work
@@ -70,7 +71,7 @@ class Unpacker:
         self._maker = Maker(root, namespace, content, workshop)
         self._asked = count()
 
-    async def unpack(
+    def unpack(
         self,
         image: ResolvedImage,
         snapshotter: Snapshotter,
@@ -79,14 +80,30 @@ class Unpacker:
         *,
         strict: bool = False,
         arrivals: Mapping[Digest, Arrival] | None = None,
-    ) -> Unpacked:
+    ) -> Awaitable[Unpacked]:
         """Unpack what is missing of `image` and anchor it to the image's config.
 
         Everything made or found is pinned by `lease`. With `strict` a layer whose media type disagrees
         with its bytes is refused, unpacked already or not; else the bytes decide. `arrivals` are its
         layers on their way in; without, all are here. Raises Refused for a bad layer, NotFound where
         a blob is missing, ResourceExhausted and others, and what an arrival fails with.
+
+        What there is to do is told at once, before anyone can fetch some of it.
         """
+        for layer in image.layers:
+            tell(report, Step.PLACE, layer.descriptor.digest, layer.descriptor.size, 0)
+        return self._unpack(image, snapshotter, lease, report, arrivals, strict=strict)
+
+    async def _unpack(
+        self,
+        image: ResolvedImage,
+        snapshotter: Snapshotter,
+        lease: HeldLease,
+        report: Report,
+        arrivals: Mapping[Digest, Arrival] | None,
+        *,
+        strict: bool,
+    ) -> Unpacked:
         chain = image.chain
         snapshotter.capabilities.check_layers(snapshotter.name, len(chain))
         pinned = partial(has, snapshotter, lease.id)
@@ -101,16 +118,10 @@ class Unpacker:
             await trio.to_thread.run_sync(snapshotter.flush)
         odd = await self._odd(image, arrivals)
         reused = sum(1 for one in made if one is not None and one.is_reused)
-        fresh = [
-            (layer, one)
-            for layer, one in zip(image.layers[first:], made, strict=True)
-            if one is not None and not one.is_reused  # which may have been another blob's
-        ]
         top = chain[-1] if chain else ""
         if top:
-            verified = [layer for layer, _ in fresh]
-            await trio.to_thread.run_sync(self._anchor, image, verified, snapshotter, top)
-        applied = [one for _, one in fresh]
+            await trio.to_thread.run_sync(self._anchor, image, snapshotter, top)
+        applied = [one for one in made if one is not None and not one.is_reused]
         sealing = since(sealing_took, self._shop.pool.sealing_took)
         return Unpacked(
             chain_id=top,
@@ -150,6 +161,9 @@ class Unpacker:
         """Make the layers from position `first` on; return what came of each, None if made elsewhere."""
         chain, asked = image.chain, next(self._asked)
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
+        done = _Done(image, report)
+        for position in range(first):
+            done.tell(position)
         made: list[Applied | None] = []
         async with self._shop.flights.caller(report) as join:
             # Bottom first: whoever joins one has joined all below.
@@ -171,22 +185,15 @@ class Unpacker:
                 # By its blob, too: an image that lies about what is in it fails alone.
                 key = (self._namespace, snapshotter.name, work.chain_id, layer.descriptor.digest)
                 flights.append(join(key, partial(self._layer, work)))
-            for flight, name in zip(flights, chain[first:], strict=True):
+            for position, flight in enumerate(flights, first):
                 made.append(await flight.result())
                 if flight.lease is not lease:
-                    await trio.to_thread.run_sync(has, snapshotter, lease.id, name)
+                    await trio.to_thread.run_sync(has, snapshotter, lease.id, chain[position])
+                done.tell(position)
         return made
 
-    def _anchor(
-        self, image: ResolvedImage, verified: Sequence[Layer], snapshotter: Snapshotter, top: str
-    ) -> None:
-        changes: dict[Digest, labels.Labels] = {
-            layer.descriptor.key: {labels.UNCOMPRESSED: layer.diff_id}
-            for layer in verified
-            if layer.diff_id != layer.descriptor.key
-        }
-        changes[image.manifest.config.key] = {labels.snapshot_ref(snapshotter.name): top}
-        self._content.update_all(changes)
+    def _anchor(self, image: ResolvedImage, snapshotter: Snapshotter, top: str) -> None:
+        self._content.update(image.manifest.config.key, {labels.snapshot_ref(snapshotter.name): top})
         failpoints.hit("unpack.anchored")
 
     def _layer(self, work: Work, flight: LayerFlight) -> AbstractAsyncContextManager[Applied | None]:
@@ -194,7 +201,7 @@ class Unpacker:
 
         The lease is held from now on: whoever began it may have left before the block is entered.
         """
-        flight.lease = work.lease
+        flight.item, flight.lease = work.layer.descriptor.digest, work.lease
         if work.snapshotter.capabilities.shares:
             flight.twin = self._shop.twins.begin(self._layer_of(work), flight)
         return self._kept(work, flight, work.lease.hold())
@@ -214,6 +221,20 @@ class Unpacker:
         finally:
             flight.is_ready.set()
             self._shop.twins.end(self._layer_of(work), flight)
+
+
+class _Done:
+    """Tells of each blob of an image when the last layer that is made of it is done."""
+
+    def __init__(self, image: ResolvedImage, report: Report) -> None:
+        self._layers = [layer.descriptor for layer in image.layers]
+        self._last = {layer.digest: position for position, layer in enumerate(self._layers)}
+        self._report = report
+
+    def tell(self, position: int) -> None:
+        layer = self._layers[position]
+        if self._last[layer.digest] == position:
+            tell(self._report, Step.DONE, layer.digest, layer.size, layer.size)
 
 
 def _usage(snapshotter: Snapshotter, chain: Sequence[str]) -> Usage:

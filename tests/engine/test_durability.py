@@ -486,8 +486,8 @@ def test_a_layer_is_durable_before_its_record_in_every_backend(world: World, nam
     made = [step for step in recorder.steps if not step.startswith("files +folder")]
     if not backend.capabilities.shares:
         assert made.pop() == "files -outline"  # which only a layer that may be reused keeps
-    promised = written()["import, unpacked"].partition("+work` ")[2].partition(" `meta ~blob`")[0]
-    assert matches(made, f"`meta +pin +snapshot` {promised}"), "\n".join(recorder.steps)
+    promised = written()["import, unpacked"].partition("+work` ")[2].partition(" ~blob`")[0]
+    assert matches(made, f"`meta +pin +snapshot` {promised}`"), "\n".join(recorder.steps)
 
 
 # -- a flush that fails ------------------------------------------------------------------------

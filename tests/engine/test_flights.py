@@ -177,8 +177,9 @@ def test_every_caller_is_told_of_progress(callers: int) -> None:
     async def test(flights: Flights[Flight[int]], work: Work) -> None:
         told: list[int] = []
 
-        def report(_step: Step, _item: str, _total: int, done: int, /) -> None:
-            told.append(done)
+        def report(step: Step, _item: str, _total: int, done: int, /) -> None:
+            if step is Step.UNPACK:
+                told.append(done)
 
         async def one() -> None:
             async with flights.caller(report) as join:
@@ -237,5 +238,33 @@ def test_who_is_cancelled_waits_until_the_work_holds_nothing() -> None:
                 await trio.lowlevel.checkpoint()
         assert scope.cancelled_caught
         assert held.is_set()
+
+    flown(test)
+
+
+def test_who_joins_late_is_told_where_all_is() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        told: list[list[tuple[Step, str, int, int]]] = [[], []]
+
+        async def caller(into: list[tuple[Step, str, int, int]]) -> None:
+            async with flights.caller(lambda *one: into.append(one)) as join:
+                await join("key", work).result()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller, told[0])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(caller, told[1])
+            await trio.testing.wait_all_tasks_blocked()
+            work.go.set()
+        assert told[1][:3] == [
+            (Step.SHARE, "", 1, 1),
+            (Step.UNPACK, "x", 2, 1),
+            (Step.SHARE, "", 2, 2),
+        ]
+        assert told[0][:3] == [
+            (Step.SHARE, "", 1, 1),
+            (Step.UNPACK, "x", 2, 1),
+            (Step.SHARE, "", 2, 2),
+        ]
 
     flown(test)

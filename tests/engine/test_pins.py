@@ -24,13 +24,13 @@ from engine.mount import mounted
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
-from engine.progress import Step, silent
+from engine.progress import Report, Step, silent
 from engine.root import Root
 from engine.snapshots import Commit, Kind
 from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
-from engine.unpack.flights import Flights
+from engine.unpack.layer_flight import LayerFlight
 from engine.unpack.workshop import open_workshop
 from tests.conftest import AMD64
 from tests.engine.image_files import MANIFEST, docker_files, tar_of
@@ -291,21 +291,20 @@ def test_an_image_that_is_removed_while_it_is_unpacked(
 
 def shared(world: World) -> trio.Event:
     """Let no layer be applied before two callers wait for one; return what says that one does."""
-    begun = trio.Event()
-    flights: list[Flights[Any]] = []
-    make = Flights.__init__
+    begun, both = trio.Event(), trio.Event()
+    join = LayerFlight.join
 
-    def making(self: Flights[Any], *words: Any) -> None:
-        make(self, *words)
-        flights.append(self)
+    def joining(self: LayerFlight, report: Report) -> None:
+        join(self, report)
+        if len(self._reports) > 1:
+            both.set()
 
     async def gate() -> None:
         begun.set()
-        while not any(len(f._reports) > 1 for f in flights[-1]._flights.values()):  # noqa: ASYNC110
-            await trio.sleep(0.001)
+        await both.wait()
         world.gates.clear()
 
-    world.patch.setattr(Flights, "__init__", making)
+    world.patch.setattr(LayerFlight, "join", joining)
     world.gates.append(gate)
     return begun
 
@@ -580,7 +579,12 @@ def test_an_import_that_is_cancelled_leaves_others_what_they_share(world: World)
 
     async def second(engine: Engine) -> None:
         await begun.wait()
-        await engine.unpack(NAME, snapshotter="overlay", report=lambda *_: scope.cancel())
+
+        def told(at: Step, *_: object) -> None:
+            if at is Step.SHARE:
+                scope.cancel()
+
+        await engine.unpack(NAME, snapshotter="overlay", report=told)
 
     world.run(first, second)
     assert scope.cancelled_caught

@@ -92,8 +92,9 @@ def test_one_leaves_and_the_others_have_their_layers(tmp_path: Path, prepared: C
             if step is Step.UNPACK and both:
                 scope.cancel()
 
-        def stays(step: Step, _item: str, _total: int, _done: int, /) -> None:
-            both.append(step)
+        def stays(step: Step, _item: str, _total: int, done: int, /) -> None:
+            if step is Step.SHARE and done == 2:
+                both.append(step)
 
         async def leaves() -> None:
             with scope:

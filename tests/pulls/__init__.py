@@ -1,0 +1,1 @@
+"""Pull tests: killed at any moment, and gone on with."""
