@@ -273,7 +273,7 @@ class _Reader:
 
     def _lease(self, lease: Lease) -> None:
         expired = self._found.expiry(lease.labels)
-        if expired or not is_live(self._meta.owners, lease, self._found.at):
+        if (expired and not lease.outlasts) or not is_live(self._meta.owners, lease, self._found.at):
             return
         node = node_of(lease)
         self._found.root(node)

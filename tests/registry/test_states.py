@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
+from engine import labels
 from engine.errors import EngineError
 from engine.kv.schema import EXTENT
+from engine.metadata import ledger
 from engine.oci.platform import Platform
 from engine.registry.client import open_client
 from engine.registry.credentials import Credential, mark
@@ -162,3 +165,31 @@ def test_r_16_who_pulled_is_recorded(tmp_path: Path, registry: FakeRegistry, ser
     assert named(tmp_path, served).pulled_with == {"anyone", mark(mine, digest)}
     assert mark(Credential("u", "other"), digest) not in named(tmp_path, served).pulled_with
     assert b"s3cr3t" not in (tmp_path / "meta.lmdb" / "data.mdb").read_bytes()
+
+
+def test_what_a_pull_fetches_is_kept_while_it_is_at_work_and_a_day_longer(
+    tmp_path: Path, served: Served
+) -> None:
+    pulled(tmp_path, served)
+    with open_root(tmp_path) as opened:
+        stores = Stores(opened, "default", Platform(**AMD64))
+        lease = stores.pulls.begin(str(served.reference))
+        stores.content.pin([served.manifest.key], lease)
+        stores.images.remove(str(served.reference))
+        _expire(stores, lease)
+        stores.collect()
+        assert stores.content.info(served.manifest.key)
+        stores.pulls.leave(lease)
+        stores.collect()
+        assert stores.content.info(served.manifest.key)
+        _expire(stores, lease)
+        stores.collect()
+        assert not stores.pulls.walk()
+        assert not list(stores.content.walk())
+
+
+def _expire(stores: Stores, lease: str) -> None:
+    record = stores.leases.get(lease)
+    about = {**record.labels, labels.GC_EXPIRE: "2001-01-01T00:00:00Z"}
+    with stores.root.meta.write() as txn:
+        ledger.put(txn, stores.namespace, msgspec.structs.replace(record, labels=about))
