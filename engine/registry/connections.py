@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpcore
 import httpx
 import trio
 
@@ -29,6 +30,9 @@ __all__ = ["Answer", "Connections", "Peer"]
 
 _DRAIN_S = 1.0
 _PIECE = limits.PROGRESS_BYTES  # of what is sent, at once and in the time for so many
+
+# Bytes of one read: at 64 KiB, its own, receiving takes twice the time on a processor.
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
 
 for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
     # Else debugging another part of a program logs headers, and with them signed URLs.
