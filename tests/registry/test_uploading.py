@@ -245,7 +245,7 @@ def test_parts_that_came_out_wrong_go_once_more_in_one(registry: TakingRegistry)
 def test_a_host_that_says_nothing_is_given_up(registry: TakingRegistry, stage: str) -> None:
     registry.plan(f"^{stage} ", stall(), times=100)
     with pytest.raises(Unavailable, match="does not answer"):
-        upload(registry, access=Access(patience=replace(HURRIED, finish=0, attempts=2)))
+        upload(registry, access=Access(patience=replace(HURRIED, attempts=2)))
 
 
 @pytest.mark.parametrize("whole", [True, False])
