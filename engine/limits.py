@@ -86,6 +86,7 @@ REDIRECTS = 5
 ATTEMPTS = 5  # of one request, and of a blob without one more byte
 RETRY_AFTER_S = 60  # the longest that a host may have us wait; beyond that it is unavailable
 CONNECT_S = 30
+PINNED_S = 300  # that the addresses of a name are not asked for anew
 ANSWER_S = 30  # from the request to the header of an answer, as in containerd
 FINISH_S = 600  # more for the answer to the end of an upload: a host may hash or move all of it first
 PROGRESS_BYTES = 64 * 1024  # of a body that is on its way, in each
