@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from engine.gc.scheduler import Schedule
     from engine.listening import Missed
     from engine.metadata.events import Event, Topic
+    from engine.metering import Statistics
+    from engine.metrics import exposition
     from engine.mount import Mount, activate, deactivate, mounted
     from engine.watching import Watch
 
@@ -24,10 +26,12 @@ __all__ = [
     "Mount",
     "Policy",
     "Schedule",
+    "Statistics",
     "Topic",
     "Watch",
     "activate",
     "deactivate",
+    "exposition",
     "mounted",
     "open_engine",
 ]
@@ -38,8 +42,10 @@ _HOMES = {
     "Missed": "listening",
     "Policy": "gc.policy",
     "Schedule": "gc.scheduler",
+    "Statistics": "metering",
     "Topic": "metadata.events",
     "Watch": "watching",
+    "exposition": "metrics",
     "open_engine": "app",
 }
 

@@ -37,9 +37,12 @@ LAYERS = {
     "engine.oci": 0,
     # substrate: one owner for each foreign thing
     "engine.tally": 1,
+    "engine.metering": 1,
+    "engine.metrics": 1,
     "engine.waking": 1,
     "engine.watching": 1,
     "engine.listening": 5,
+    "engine.counting": 5,
     "engine.processes": 1,
     "engine.fs": 1,
     "engine.kv": 1,
@@ -69,8 +72,13 @@ LAYERS = {
     "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
+    "engine.admitting": 5,
+    "engine.occupied": 5,
     "engine.beside": 5,
     "engine.following": 5,
+    "engine.image_facts": 5,
+    "engine.image_service": 5,
+    "engine.coordinating": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
     "engine.pushing": 5,
@@ -84,18 +92,22 @@ LAYERS = {
 }
 
 ASYNC = {
+    "engine.admitting",
     "engine.app",
     "engine.beside",
     "engine.collecting",
+    "engine.coordinating",
     "engine.following",
     "engine.gc.scheduler",
+    "engine.image_service",
     "engine.importing",
     "engine.pulling",
-    "engine.pushing",
-    "engine.copying",
+    "engine.counting",
     "engine.listening",
     "engine.waking",
     "engine.watching",
+    "engine.pushing",
+    "engine.copying",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -125,6 +137,7 @@ ASYNC |= {
         "connections",
         "fetching",
         "lanes",
+        "network",
         "ranges",
         "sending",
         "tokens",
@@ -140,6 +153,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.fieldpaths",
     "engine.identifiers",
     "engine.limits",
+    "engine.metrics",
     "engine.mounts.options",
     "engine.progress",
     "engine.archive.choosing",
@@ -155,6 +169,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
+    "engine.registry.addresses",
     "engine.registry.challenge",
     "engine.registry.credentials",
     "engine.registry.hosts",
@@ -170,6 +185,7 @@ OWNERS = {
     "lmdb": "engine.kv",  # transactions and buffers have rules that one place can keep
     "isal": "engine.diff.decompress",  # hostile bytes go in: one place to bound and to sandbox
     "zstandard": "engine.diff.decompress",
+    "httpcore": "engine.registry",  # which httpx rests on
     "httpx": "engine.registry",  # one place for what is sent to whom
     "click": "engine.cli",
     "rich": "engine.cli",

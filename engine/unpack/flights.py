@@ -7,6 +7,7 @@ is never joined, nor taken away for another that has its key by now.
 """
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
+from engine.errors import Unavailable
 from engine.progress import Report, Step
 from engine.tally import Tally
 
@@ -64,6 +66,9 @@ class Flight(Generic[T]):
                         await self._left.wait()
                 except Exception as error:  # noqa: BLE001  it is raised again in every caller
                     self.error = error
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            self.error = Unavailable("interrupted")
+            _pass_on(error)
         finally:
             self.done.set()
             self._ended.set()
@@ -94,6 +99,17 @@ class Flight(Generic[T]):
         await self._ended.wait()
 
 
+def _pass_on(error: BaseException) -> None:
+    """Have an interrupt that trio raised in a task of the work raised in the main task, as it should be.
+
+    In this one it would end the loop with an internal error. Anything else is a bug.
+    """
+    rest = error.split(KeyboardInterrupt)[1] if isinstance(error, BaseExceptionGroup) else None
+    if rest is not None:
+        raise error
+    signal.raise_signal(signal.SIGINT)
+
+
 def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:
     """Tell a caller; one whose report fails does not spoil it for the others."""
     try:
@@ -105,8 +121,10 @@ def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> Non
 class Flights(Generic[F]):
     """The work under way, by key."""
 
-    def __init__(self, make: Callable[[], F]) -> None:
+    def __init__(self, make: Callable[[], F], shared: Callable[[], None] = lambda: None) -> None:
+        """`make` makes a flight; `shared` is called for each caller who joins one of another's."""
         self._make = make
+        self._shared = shared
         self._flights: dict[Hashable, F] = {}
 
     @asynccontextmanager
@@ -126,6 +144,8 @@ class Flights(Generic[F]):
                 flight = self._flights[key] = self._make()
                 # Of the whole run, not of this caller: any of them may be the first to leave.
                 trio.lowlevel.spawn_system_task(flight.run, work(flight))
+            else:
+                self._shared()
             flight.join(report)
             joined.append((key, flight))
             return flight

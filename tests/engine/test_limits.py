@@ -64,6 +64,7 @@ BOUNDS = {
     "ATTEMPTS": (5, "with backoff some seconds; then a person should look"),
     "RETRY_AFTER_S": (60, "beyond that nobody waits before a command"),
     "CONNECT_S": (30, "as in containerd"),
+    "PINNED_S": (300, "a pull takes minutes; a registry that moved is found by the next"),
     "ANSWER_S": (30, "as in containerd"),
     "PROGRESS_BYTES": (64 * 1024, "a kilobyte a second: below that a host holds us up"),
     "PROGRESS_S": (60, "a modem's pause; beyond it is a stall"),
