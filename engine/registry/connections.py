@@ -123,6 +123,8 @@ class Connections:
             with trio.fail_after(patience.connect + patience.answer + slow) as scope:
                 if isinstance(content, AsyncIterable):  # `headers` say how long it is
                     request.stream = _Paced(content, scope, patience, slow)
+                else:
+                    request.stream = _Whole(content or b"")
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
@@ -225,6 +227,21 @@ class Answer:
                     pass
             self._chunks = None
         await self._response.aclose()
+
+
+class _Whole(httpx.AsyncByteStream):
+    """What is sent at once; httpx's own is a generator, which is left to the collector if that fails."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left = [content] if content else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 class _Paced(httpx.AsyncByteStream):
