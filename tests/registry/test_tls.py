@@ -1,4 +1,4 @@
-"""Hosts that do not prove who they are, or whose TLS breaks: nothing is said to them, nothing is lost."""
+"""Hosts that do not prove who they are, or whose TLS breaks: nothing is said to them, or lost."""
 
 import os
 import socket
