@@ -205,7 +205,7 @@ class Client:
             path=path,
             what=what,
             scope=_scope(reference),
-            accept=descriptor.media_type if is_manifest else "*/*",
+            accept=f"{descriptor.media_type}, */*" if is_manifest else "*/*",
             whole=descriptor.size,
         )
 
