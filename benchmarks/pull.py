@@ -27,7 +27,7 @@ from benchmarks.group import Command, Group, Step, group
 from benchmarks.images import Image, made_or_found, packed_layers
 from benchmarks.machine import about
 from benchmarks.peers import containerd
-from benchmarks.pulled import BEGIN, END, PullCost, PullReport, figures, markdown
+from benchmarks.pulled import BEGIN, END, PullCost, PullReport, figures, markdown, merged
 from benchmarks.registry import Registry, serving
 from benchmarks.render import add_outputs, check_outputs
 from benchmarks.sharing import at_once, images_on
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     check_outputs(options)
     if options.read:
-        report = msgspec.json.decode(options.read.read_bytes(), type=PullReport)
+        report = merged([msgspec.json.decode(f.read_bytes(), type=PullReport) for f in options.read])
     else:
         report = _measured(options)
     found = figures(report)
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=Path, help="keep the image made in this folder, or use it there"
     )
-    parser.add_argument("--read", type=Path, help="show what --json wrote instead")
+    parser.add_argument("--read", nargs="+", type=Path, help="show what --json wrote instead")
     add_outputs(parser)
     return parser
 
@@ -145,7 +145,7 @@ def _timed(scene: Scene, work: Work, folder: Path) -> PullCost:
     ):
         cost = processes.timed(*steps)
     (by,) = served
-    return PullCost(**asdict(cost), serving=by.busy, requests=by.requests, times=by.times)
+    return PullCost(**asdict(cost), serving=by.busy, requests=by.requests, sent=by.sent)
 
 
 _Make = Callable[[Scene, Path], Step]
@@ -173,6 +173,11 @@ def _by_containerd(*, is_many: bool) -> Work:
                 processes.run([[*client, "snapshots", "info", chain]])
 
     return work
+
+
+@contextmanager
+def _receiver(scene: Scene, _: Group, __: Path) -> Iterator[Sequence[Step]]:
+    yield [[[sys.executable, "-m", "benchmarks.receiver", scene.far]]]
 
 
 def _lamina(folder: Path) -> Command:
@@ -217,6 +222,7 @@ _FIGURES: Mapping[str, Mapping[str, Work]] = {
     },
     "far": {
         "far": _ours(partial(_pull, is_far=True)),
+        "transfer": _receiver,
         "unpack": _ours(_unpack, before=_fetch),
     },
     "callers": {

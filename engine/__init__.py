@@ -10,36 +10,48 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.app import Engine, open_engine
+    from engine.coordinating import Coordinator
     from engine.gc.policy import Policy
     from engine.gc.scheduler import Schedule
+    from engine.image_service import ImageService
     from engine.listening import Missed
     from engine.metadata.events import Event, Topic
+    from engine.metering import Statistics
+    from engine.metrics import exposition
     from engine.mount import Mount, activate, deactivate, mounted
     from engine.watching import Watch
 
 __all__ = [
+    "Coordinator",
     "Engine",
     "Event",
+    "ImageService",
     "Missed",
     "Mount",
     "Policy",
     "Schedule",
+    "Statistics",
     "Topic",
     "Watch",
     "activate",
     "deactivate",
+    "exposition",
     "mounted",
     "open_engine",
 ]
 
 _HOMES = {
+    "Coordinator": "coordinating",
     "Engine": "app",
     "Event": "metadata.events",
+    "ImageService": "image_service",
     "Missed": "listening",
     "Policy": "gc.policy",
     "Schedule": "gc.scheduler",
+    "Statistics": "metering",
     "Topic": "metadata.events",
     "Watch": "watching",
+    "exposition": "metrics",
     "open_engine": "app",
 }
 

@@ -18,6 +18,7 @@ import trio
 from engine.archive.importer import Wanted
 from engine.beside import beside
 from engine.collecting import Collect, collecting, collector
+from engine.counting import counted
 from engine.diff.apply import Applied
 from engine.errors import EngineError
 from engine.fsck.findings import Checked, Finding
@@ -25,6 +26,7 @@ from engine.gc.collect import Collected
 from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
 from engine.listening import Listening
+from engine.metering import Statistics, Verb
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -86,6 +88,7 @@ class Engine:
         other._heir = lease
         return other
 
+    @counted(Verb.IMPORT)
     async def import_image(  # noqa: PLR0913  one for each option of the command
         self,
         source: Path | str | int,
@@ -142,6 +145,7 @@ class Engine:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._give_up, lease.id, heir)
 
+    @counted(Verb.PULL)
     async def pull(  # noqa: PLR0913  one for each option of the command
         self,
         reference: str,
@@ -210,6 +214,7 @@ class Engine:
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
             yield await pulling.run(lease), lease
 
+    @counted(Verb.PUSH)
     async def push(
         self,
         name: str,
@@ -260,6 +265,7 @@ class Engine:
         async with self._lease() as lease:
             return await self._unpack(name, platform, backend, lease, report, strict=strict)
 
+    @counted(Verb.UNPACK)
     async def _unpack(
         self,
         name: str,
@@ -360,6 +366,10 @@ class Engine:
         That is what this process does in this namespace, told once it is durable (`docs/progress.md`).
         """
         return Listening(self.stores.root.meta, self.stores.namespace)
+
+    def statistics(self) -> Statistics:
+        """Return what this process has done to the store since it opened it, in any namespace."""
+        return self.stores.root.meter.statistics(str(self.stores.root.path))
 
     async def _snapshotter(self, name: str | None) -> Snapshotter:
         return await trio.to_thread.run_sync(self.stores.snapshotter, name)

@@ -22,16 +22,19 @@ from engine.archive.importer import (
 from engine.archive.intake import Nobody
 from engine.beside import beside
 from engine.content.image import ResolvedImage
+from engine.counting import bringing_in
 from engine.errors import FailedPrecondition
 from engine.failpoints import hit
 from engine.following import Following
 from engine.kv.schema import Image
+from engine.metering import Moved
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.phases import Phase, Spent, Timings, measured
 from engine.progress import Report, Step
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
+from engine.tally import both
 from engine.unpack.arrivals import Arrival, Arrivals
 from engine.unpack.lease import HeldLease
 from engine.unpack.packing import mistyped
@@ -74,19 +77,22 @@ class Importing:
             unpack = partial(self._unpack, lease)
             following = Following(self.arrivals, self.stores.namespace, nursery, unpack)
             fetching: dict[Phase, Spent] = {}
-            brought = await trio.to_thread.run_sync(
-                partial(
-                    measured(Phase.FETCH, fetching)(import_images),
-                    origin,
-                    self.stores.content,
-                    self.wanted,
-                    spool=self.stores.root.trash,
-                    lease=lease.id,
-                    report=_cancellable(self.report),
-                    check=self._check,
-                    follower=following if self.backend else Nobody(),
+            meter = self.stores.root.meter
+            with bringing_in(meter, Moved.STORED) as tally:
+                brought = await trio.to_thread.run_sync(
+                    partial(
+                        measured(Phase.FETCH, fetching)(import_images),
+                        origin,
+                        self.stores.content,
+                        self.wanted,
+                        spool=self.stores.root.trash,
+                        lease=lease.id,
+                        report=_cancellable(both(tally, self.report)),
+                        check=self._check,
+                        follower=following if self.backend else Nobody(),
+                    )
                 )
-            )
+            meter.spent(fetching)
             unpacked: dict[str, Unpacked] = {}
             good: list[Imported] = []
             for one in brought.images:

@@ -12,14 +12,16 @@ import msgspec
 import trio
 
 from engine import labels, limits
+from engine.content.closure import closure
 from engine.content.image import ResolvedImage, resolve
-from engine.content.keeping import Part, kept_of_all
-from engine.content.listing import manifests
+from engine.content.keeping import kept_documents, kept_of_all
+from engine.counting import bringing_in
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
 from engine.fs.room import Room
 from engine.kv.schema import Image, now
 from engine.labels import Labels
+from engine.metering import Moved
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import INDEXES, MANIFESTS
@@ -32,6 +34,7 @@ from engine.registry.fetching import Fetcher, Sought
 from engine.registry.lanes import Lanes
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
+from engine.tally import Tally, both
 from engine.times import rfc3339
 from engine.unpack.arrivals import Arrival, Arrivals
 from engine.unpack.committer import has
@@ -94,6 +97,7 @@ class Pulling:
     report: Report
     _documents: dict[Digest, bytes] = field(init=False, default_factory=dict)
     _lease: str = field(init=False, default="")
+    _tally: Tally = field(init=False, default_factory=Tally)
     _fetcher: Fetcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,9 +111,12 @@ class Pulling:
         """
         pulls, name = self.stores.pulls, str(self.wanted.reference)
         self._lease = await trio.to_thread.run_sync(pulls.begin, name)
+        meter = self.stores.root.meter
         try:
-            return await self._run(lease)
+            with bringing_in(meter, Moved.FETCHED) as self._tally:
+                return await self._run(lease)
         finally:
+            meter.spent(self._fetcher.timings)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(pulls.leave, self._lease)
 
@@ -124,13 +131,11 @@ class Pulling:
         image = await trio.to_thread.run_sync(resolve, target, wanted.platform, self._read)
         if self.backend:
             self.backend.capabilities.check_layers(self.backend.name, len(image.layers))
-        parts = await trio.to_thread.run_sync(self._parts, target, image)
-        dropped = None if wanted.keep_blobs else image.manifest
-        documents = kept_of_all(parts, but_layers_of=dropped)
+        documents, others = await trio.to_thread.run_sync(self._to_keep, target, image)
         # What they keep is noted once it is here: until then they only tell how far the image is.
-        for document in (*(manifest.config for _, manifest in parts), *(one for one, _ in documents)):
+        for document in (image.manifest.config, *(one for one, _ in documents)):
             await self._store(document)
-        layers = await self._wanted_layers(image, parts, lease)
+        layers = {one.key: one for one in (*await self._own_layers(image, lease), *others)}
         unpacked = await self._layers(image, layers, lease)
         changes: dict[Digest, Labels] = {document.key: about for document, about in documents}
         pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
@@ -152,13 +157,19 @@ class Pulling:
 
     # -- documents ----------------------------------------------------------------------------
 
-    def _parts(self, target: Descriptor, image: ResolvedImage) -> list[Part]:
-        """Return what is to be stored of what the name means: this image, and perhaps all others."""
-        parts: list[Part] = [(image.path, image.manifest)]
-        if self.wanted.all_platforms:
-            others = manifests(target, self._read)
-            parts += [part for part in others if part[0][-1].digest != image.path[-1].digest]
-        return parts
+    def _to_keep(
+        self, target: Descriptor, image: ResolvedImage
+    ) -> tuple[list[tuple[Descriptor, dict[str, str]]], Sequence[Descriptor]]:
+        """Return the documents to store, with what they are to keep, and blobs of other platforms."""
+        keep = self.wanted.keep_blobs
+        if not self.wanted.all_platforms:
+            return list(kept_documents(image.path, image.manifest, layers=keep)), ()
+        found = closure([target], self._read)
+        for absent in found.missing:
+            raise NotFound(f"{self.wanted.reference} lists {absent}, which is not there")
+        mine = {one.digest for one in (image.manifest.config, *image.manifest.layers)}
+        others = [blob for blob in found.blobs.values() if blob.digest not in mine]
+        return kept_of_all(found, but_layers_of=None if keep else image.manifest), others
 
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return a document from the store, pinned, or from the registry; for a thread."""
@@ -188,17 +199,13 @@ class Pulling:
 
     # -- layers -------------------------------------------------------------------------------
 
-    async def _wanted_layers(
-        self, image: ResolvedImage, parts: Sequence[Part], lease: HeldLease
-    ) -> dict[Digest, Descriptor]:
+    async def _own_layers(self, image: ResolvedImage, lease: HeldLease) -> Sequence[Descriptor]:
         """Return the layers to have in the store, bottom first; what need not stay is not fetched."""
-        mine = [layer.descriptor for layer in image.layers]
+        first = 0
         if not self.wanted.keep_blobs and self.backend:
             pinned = partial(has, self.backend, lease.id)
             first = await trio.to_thread.run_sync(missing_from, image.chain, pinned)
-            mine = mine[first:]
-        others = [layer for _, manifest in parts[1:] for layer in manifest.layers]
-        return {layer.key: layer for layer in (*mine, *others)}
+        return image.manifest.layers[first:]
 
     async def _layers(
         self,
@@ -258,7 +265,7 @@ class Pulling:
                     descriptor=descriptor,
                     lease=self._lease,
                     arrival=coming[descriptor.key],
-                    report=self.report,
+                    report=both(self._tally, self.report),
                 )
             )
 

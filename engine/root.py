@@ -41,6 +41,7 @@ from engine.kv.environment import Environment
 from engine.kv.opening import is_there
 from engine.kv.schema import COUNTERS, FORMAT, TABLES
 from engine.metadata.upgrade import from_format_1
+from engine.metering import Meter
 from engine.processes import Owners
 
 __all__ = ["BLOBS_FILE", "Root", "open_blobs", "open_root"]
@@ -75,6 +76,7 @@ class Root:
         # Symlinks are resolved once, here: mountinfo shows real paths.
         self.path = Path(os.path.realpath(path))
         self.owners = Owners(self.path / "owners")
+        self.meter = Meter()
         self._format = FORMAT
         try:
             with os_errors(f"root {path}"):

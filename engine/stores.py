@@ -40,6 +40,7 @@ from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
 from engine.metadata.pulls import PullStore
 from engine.metadata.references import ReferenceStore
+from engine.metering import Verb
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
@@ -244,12 +245,20 @@ class Stores:
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
         self.root.owners.sweep()
-        with self._freeing_space():
+        with self._freeing_space(), self.root.meter.working(Verb.COLLECT):
             seen = _, table = self.mounting.claims.read()
             healed = [snapshot_node(*snapshot) for snapshot in self.mounting.claims.heal(seen)]
             collected = self._collect(dry_run=False, report=report)
             left = self.cleanup(table, report)
         snapshots = [*healed, *collected.snapshots]
+        self.root.meter.collected(
+            images=len(collected.images),
+            content=len(collected.blobs),
+            snapshots=len(snapshots),
+            ingests=len(collected.ingests),
+            leases=len(collected.leases),
+            bytes=collected.blob_bytes + collected.snapshot_bytes,
+        )
         return msgspec.structs.replace(
             collected,
             snapshots=snapshots,
@@ -298,7 +307,8 @@ class Stores:
 
     def _collect(self, *, dry_run: bool, report: Report) -> Collected:
         places = self.places(vanished=self.mounting.claims.stale() if dry_run else ())
-        collected = collect(self.root.meta, places, dry_run=dry_run, report=report)
+        paused = self.root.meter.paused
+        collected = collect(self.root.meta, places, dry_run=dry_run, report=report, paused=paused)
         reasons = [f"snapshots of {name} stay: {why}" for name, why in self.broken.items()]
         reasons += [f"mount {record.name}: {record.error}" for record in self.mounting.damaged()]
         return msgspec.structs.replace(collected, errors=[*collected.errors, *reasons])
@@ -360,7 +370,8 @@ class Stores:
         """Check the whole root, or the images of some names here; with `apply` repair it too."""
         images = [self.images.get(name) for name in names]
         scope = Scope(namespace=self.namespace, images=images) if names else None
-        with self._freeing_space() if apply else nullcontext():  # dropping a record takes some too
+        spending = self._freeing_space() if apply else nullcontext()  # dropping a record takes some too
+        with spending, self.root.meter.working(Verb.CHECK):
             return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from engine.progress import Amount, Headway, Part, Report, Stage, Step, Task
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "both"]
 
 _WINDOW_S = 5.0  # a rate is that of so long: steady enough to be read, and soon right after a change
 _GAP_S = 0.1
@@ -21,6 +21,16 @@ _BYTES = {*_INCOMING, Step.UNPACK}
 _PARTS = {*_BYTES, Step.FOUND, Step.KEEP, Step.SHARE, Step.FLUSH, Step.DONE}
 _WAITS = (Step.OTHER, Step.BELOW, Step.PLACE)
 """The first of those under way is what a part waits for."""
+
+
+def both(one: Report, other: Report) -> Report:
+    """Return a report that tells two."""
+
+    def told(step: Step, item: str, total: int, done: int, /) -> None:
+        one(step, item, total, done)
+        other(step, item, total, done)
+
+    return told
 
 
 class _Speed:

@@ -16,7 +16,9 @@ from engine.progress import Amount, Headway, Part, Stage, Step, Task
 __all__ = ["lines", "summary"]
 
 _COUNTED = {Step.FLUSH: "layers", Step.SWEEP: "records", Step.COUNT: "images"}
+_OF_BLOBS = {Step.VERIFY, Step.PUSH}  # by their digests
 _BAR = 8  # columns that a bar has at least
+_TASKS = 8
 _URGENT = {Stage.WAITING: 1, Stage.DONE: 2}  # all others move
 _WHY = {Step.OTHER: "another process", Step.BELOW: "layers below"}
 
@@ -28,7 +30,7 @@ def lines(headway: Headway, width: int, height: int, bar: str = "━─") -> Ite
     """
     width -= 1
     rows = [_row(*_waiting(words), width) for words in headway.waits[:3]]
-    rows += [_of_task(task, width, bar) for task in headway.tasks[-3:]]
+    rows += [_of_task(task, width, bar) for task in headway.tasks[-_TASKS:]]
     if headway.parts:
         room = max(1, height - len(rows) - 2)
         shown = _shown(headway.parts, room if len(headway.parts) <= room else room - 1)
@@ -86,7 +88,7 @@ def _of_part(part: Part, width: int, bar: str) -> str:
 
 
 def _of_task(task: Task, width: int, bar: str) -> str:
-    name = short(task.item) if task.step is Step.VERIFY else printable(task.item)
+    name = short(task.item) if task.step in _OF_BLOBS else printable(task.item)
     left = f"{task.step:<10} {name}"
     if task.step in _COUNTED:
         return _row(left, f"{task.done} of {task.total} {_COUNTED[task.step]}", width)

@@ -80,12 +80,18 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def collect(
-    meta: Environment, places: Places, *, dry_run: bool = False, report: Report = silent
+    meta: Environment,
+    places: Places,
+    *,
+    dry_run: bool = False,
+    report: Report = silent,
+    paused: Callable[[float], None] = lambda _seconds: None,
 ) -> Collected:
     """Drop the records of all garbage of a namespace and return what that was.
 
     With `dry_run` only return it. Several may be asked to at once, in any process: one collects at a
-    time, the others wait, for which `report` is told. Raises Unavailable if that one does not get on.
+    time, the others wait, for which `report` is told. `paused` is told how long each step kept others
+    from writing. Raises Unavailable if that one does not get on.
     """
     if dry_run:
         with meta.read() as txn:
@@ -104,7 +110,7 @@ def collect(
             found, garbage = survey(meta, txn, places, time_of(clock), beat)
         found.forget()
         hit("gc.marked")
-        tally = _sweep(meta, places.namespace, found, garbage, report, beat)
+        tally = _sweep(meta, places.namespace, found, garbage, report, beat, paused)
     return tally.result(found, clock)
 
 
@@ -164,6 +170,7 @@ def _sweep(
     garbage: list[Node],
     report: Report,
     beat: Callable[[], None],
+    paused: Callable[[float], None],
 ) -> "_Tally":
     left = dict.fromkeys(garbage)
     sparing = _Sparing(namespace, left, found.alone)
@@ -174,8 +181,10 @@ def _sweep(
         beat()
         report(Step.SWEEP, "records", total, total - len(left))
         with meta.write() as txn:
+            since = time.monotonic()
             if sparing.step(txn):
                 more = _drop_some(txn, namespace, order, left, tally)
+        paused(time.monotonic() - since)
         hit("gc.swept")
         if released - len(left) >= _RELEASE_EVERY:
             released = len(left)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpcore
 import httpx
 import trio
 
@@ -29,6 +30,9 @@ __all__ = ["Answer", "Connections", "Peer"]
 
 _DRAIN_S = 1.0
 _PIECE = limits.PROGRESS_BYTES  # of what is sent, at once and in the time for so many
+
+# Bytes of one read: at 64 KiB, its own, receiving takes twice the time on a processor.
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
 
 for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
     # Else debugging another part of a program logs headers, and with them signed URLs.
@@ -121,10 +125,8 @@ class Connections:
         request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
         try:
             with trio.fail_after(patience.connect + patience.answer + slow) as scope:
-                if isinstance(content, AsyncIterable):  # `headers` say how long it is
-                    request.stream = _Paced(content, scope, patience, slow)
-                else:
-                    request.stream = _Whole(content or b"")
+                # Of what has no known length `headers` say it.
+                request.stream = _Paced(content or b"", scope, patience, slow)
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
@@ -231,44 +233,36 @@ class Answer:
         await self._response.aclose()
 
 
-class _Whole(httpx.AsyncByteStream):
-    """What is sent at once; httpx's own is a generator, which is left to the collector if that fails."""
-
-    def __init__(self, content: bytes) -> None:
-        self._left = [content] if content else []
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
-
-
 class _Paced(httpx.AsyncByteStream):
-    """What is sent: the host has a time for each piece, and one to answer after the last."""
+    """What is sent: the host has a time for each piece, and one to answer after the last.
+
+    No generator, as httpx makes them: one that a connection broke off under is left unfinished.
+    """
 
     def __init__(
-        self, content: AsyncIterable[bytes], scope: trio.CancelScope, patience: Patience, slow: float
+        self,
+        content: bytes | AsyncIterable[bytes],
+        scope: trio.CancelScope,
+        patience: Patience,
+        slow: float,
     ) -> None:
-        self._content = aiter(content)
+        whole, more = (content, None) if isinstance(content, bytes) else (b"", aiter(content))
+        self._left = memoryview(whole)
+        self._more = more
         self._scope = scope
         self._piece_s = patience.progress
         self._answer_s = patience.answer + slow
-        self._left = memoryview(b"")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if not self._left:
+        if not self._left and self._more:
             self._scope.deadline = math.inf  # it is not the host that is waited for
-            try:
-                self._left = memoryview(await anext(self._content))
-            except StopAsyncIteration:
-                self._scope.deadline = trio.current_time() + self._answer_s
-                raise
+            self._left = memoryview(await anext(self._more, b""))
+        if not self._left:
+            self._scope.deadline = trio.current_time() + self._answer_s
+            raise StopAsyncIteration
         self._scope.deadline = trio.current_time() + self._piece_s
         piece, self._left = self._left[:_PIECE], self._left[_PIECE:]
         return bytes(piece)

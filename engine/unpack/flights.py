@@ -7,6 +7,7 @@ is never joined, nor taken away for another that has its key by now.
 """
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
+from engine.errors import FailedPrecondition, Unavailable
 from engine.progress import Report, Step
 from engine.tally import Tally
 
@@ -64,6 +66,9 @@ class Flight(Generic[T]):
                         await self._left.wait()
                 except Exception as error:  # noqa: BLE001  it is raised again in every caller
                     self.error = error
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            self.error = Unavailable("interrupted")
+            _pass_on(error)
         finally:
             self.done.set()
             self._ended.set()
@@ -89,9 +94,27 @@ class Flight(Generic[T]):
         callers = len(self._reports)
         self.report(Step.SHARE, self.item, callers, callers)
 
+    def close(self) -> None:
+        """Cancel the work, whoever waits for it."""
+        if not self.done.is_set():
+            self.error = FailedPrecondition("the engine was closed meanwhile; open it for longer")
+            self._scope.cancel()
+        self._left.set()
+
     async def ended(self) -> None:
         """Wait until the work, whose last caller left, holds nothing any more."""
         await self._ended.wait()
+
+
+def _pass_on(error: BaseException) -> None:
+    """Have an interrupt that trio raised in a task of the work raised in the main task, as it should be.
+
+    In this one it would end the loop with an internal error. Anything else is a bug.
+    """
+    rest = error.split(KeyboardInterrupt)[1] if isinstance(error, BaseExceptionGroup) else None
+    if rest is not None:
+        raise error
+    signal.raise_signal(signal.SIGINT)
 
 
 def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:
@@ -105,9 +128,26 @@ def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> Non
 class Flights(Generic[F]):
     """The work under way, by key."""
 
-    def __init__(self, make: Callable[[], F]) -> None:
+    def __init__(self, make: Callable[[], F], shared: Callable[[], None] = lambda: None) -> None:
+        """`make` makes a flight; `shared` is called for each caller who joins one of another's."""
         self._make = make
+        self._shared = shared
         self._flights: dict[Hashable, F] = {}
+        self._running: set[F] = set()
+
+    async def aclose(self) -> None:
+        """Cancel what is under way, and wait until it holds nothing."""
+        running = [*self._running]
+        for flight in running:
+            flight.close()
+        for flight in running:
+            await flight.ended()
+
+    async def _run(self, flight: F, work: AbstractAsyncContextManager[Any]) -> None:
+        try:
+            await flight.run(work)
+        finally:
+            self._running.discard(flight)
 
     @asynccontextmanager
     async def caller(
@@ -125,7 +165,10 @@ class Flights(Generic[F]):
             if flight is None or flight.error is not None:
                 flight = self._flights[key] = self._make()
                 # Of the whole run, not of this caller: any of them may be the first to leave.
-                trio.lowlevel.spawn_system_task(flight.run, work(flight))
+                self._running.add(flight)
+                trio.lowlevel.spawn_system_task(self._run, flight, work(flight))
+            else:
+                self._shared()
             flight.join(report)
             joined.append((key, flight))
             return flight

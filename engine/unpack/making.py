@@ -18,6 +18,7 @@ from engine.content.image import Layer
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, DigestMismatch, EngineError, NotFound, Refused
+from engine.metering import Layers
 from engine.oci.digest import Digest
 from engine.oci.identity import ChainID
 from engine.progress import Step
@@ -109,6 +110,7 @@ class Maker:
         async with self._alone(work, flight) as is_made:
             if is_made:
                 await self._found(work, flight)
+                self._shop.meter.had(Layers.FOUND)
                 return None
             return await self._made(work, flight)
 
@@ -188,6 +190,7 @@ class Maker:
             await flight.twin.done.wait()
         reused = await trio.to_thread.run_sync(_reuse, work, key)
         if reused is not None:
+            self._shop.meter.had(Layers.REUSED)
             return reused
         while True:
             await work.arrival.beyond(0)

@@ -12,6 +12,7 @@ import trio
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, Unavailable, os_errors
+from engine.metering import Layers, Meter, Moved
 from engine.phases import Timings, total
 from engine.unpack.jobs import (
     COMMAND,
@@ -140,8 +141,9 @@ class _Worker:
 class WorkerPool:
     """Applies at most `size` layers at once, each on a process of its own, and seals beside that."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, meter: Meter | None = None) -> None:
         self.slots = Slots(size)
+        self._meter = meter or Meter()
         self.sealing_took: Timings = {}
         self._sealing = trio.CapacityLimiter(1)  # all it does is system calls on one file system
         # By kind of job: what sealed a layer remembers what the next one stands on.
@@ -157,6 +159,9 @@ class WorkerPool:
         """
         reply = await self._run(job, progress, more)
         assert isinstance(reply, Done)
+        self._meter.had(Layers.APPLIED)
+        self._meter.moved(Moved.UNPACKED, reply.applied.bytes_unpacked)
+        self._meter.spent(reply.applied.timings)
         return reply.applied
 
     async def seal(self, job: SealJob) -> tuple[int, EngineError | None]:
@@ -165,6 +170,7 @@ class WorkerPool:
             reply = await self._run(job, _unheard, _no_more)
         assert isinstance(reply, Sealed)
         self.sealing_took = total(self.sealing_took, reply.timings)
+        self._meter.spent(reply.timings)
         return reply.count, reply.failed.error if reply.failed else None
 
     async def _run(self, job: Job, progress: Callable[[int], None], more: More) -> Done | Sealed:

@@ -18,6 +18,7 @@ from engine import failpoints, labels
 from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
+from engine.metering import Layers
 from engine.oci.digest import Digest
 from engine.phases import Timings, since, total
 from engine.progress import Report, Step
@@ -161,6 +162,7 @@ class Unpacker:
         """Make the layers from position `first` on; return what came of each, None if made elsewhere."""
         chain, asked = image.chain, next(self._asked)
         standing = await trio.to_thread.run_sync(_usage, snapshotter, chain[:first])
+        self._shop.meter.had(Layers.FOUND, first)
         done = _Done(image, report)
         for position in range(first):
             done.tell(position)

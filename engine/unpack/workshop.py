@@ -5,12 +5,14 @@ Async.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from engine.fs.room import writers
+from engine.metering import Layers, Meter
 from engine.registry.lanes import Lanes
 from engine.root import Root
 from engine.snapshots import Snapshotter
@@ -35,11 +37,13 @@ class Workshop:
         applies: int | None = None,
         fetches: int | None = None,
         bandwidth: float | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        self.pool = WorkerPool(applies or writers())
+        self.meter = meter or Meter()
+        self.pool = WorkerPool(applies or writers(), self.meter)
         self.flusher = Flusher(self.pool)
-        self.flights = Flights(LayerFlight)
-        self.pulls: Flights[Flight[Any]] = Flights(Flight)
+        self.flights = Flights(LayerFlight, partial(self.meter.had, Layers.SHARED))
+        self.pulls: Flights[Flight[Any]] = Flights(Flight, self.meter.shared_pull)
         self.twins = Twins()
         self.arrivals = Arrivals()
         self.lanes = Lanes(fetches, bandwidth)
@@ -53,8 +57,10 @@ class Workshop:
         return self._committers.setdefault((namespace, snapshotter.name), made)
 
     async def aclose(self) -> None:
-        """End all workers, after what is being written to the store is written."""
+        """End what is under way, and all workers after what is being written is written."""
         with trio.CancelScope(shield=True):
+            for flights in (self.pulls, self.flights):
+                await flights.aclose()
             for committer in self._committers.values():
                 await committer.idle()
             await self.flusher.aclose()
@@ -79,7 +85,7 @@ async def open_workshop(
     key = (id(root), trio.lowlevel.current_trio_token())
     workshop = _open.get(key)
     if workshop is None:
-        workshop = _open[key] = Workshop(root.path, applies, fetches, bandwidth)
+        workshop = _open[key] = Workshop(root.path, applies, fetches, bandwidth, root.meter)
     workshop.users += 1
     try:
         yield workshop

@@ -1,5 +1,6 @@
 """The same work once: callers share it, each can leave alone, the last one to leave ends it."""
 
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -7,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from engine.errors import Refused
+from engine.errors import FailedPrecondition, Refused
 from engine.progress import Step, silent
 from engine.unpack.flights import Flight, Flights
 
@@ -242,6 +243,28 @@ def test_who_is_cancelled_waits_until_the_work_holds_nothing() -> None:
     flown(test)
 
 
+def test_an_interrupt_within_the_work_is_the_main_tasks() -> None:
+    """trio raises Ctrl-C in whatever task runs, also in one that belongs to no caller."""
+
+    async def interrupted() -> None:
+        await trio.lowlevel.checkpoint()
+        signal.raise_signal(signal.SIGINT)
+
+    @asynccontextmanager
+    async def work(_flight: Flight[int]) -> AsyncIterator[int]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupted)
+            await trio.sleep_forever()
+        yield 7
+
+    async def test(flights: Flights[Flight[int]], _work: Work) -> None:
+        async with flights.caller(silent) as join:
+            await join("key", work).result()
+
+    with pytest.raises(KeyboardInterrupt):
+        flown(test)
+
+
 def test_who_joins_late_is_told_where_all_is() -> None:
     async def test(flights: Flights[Flight[int]], work: Work) -> None:
         told: list[list[tuple[Step, str, int, int]]] = [[], []]
@@ -266,5 +289,22 @@ def test_who_joins_late_is_told_where_all_is() -> None:
             (Step.UNPACK, "x", 2, 1),
             (Step.SHARE, "", 2, 2),
         ]
+
+    flown(test)
+
+
+def test_what_is_under_way_is_ended_and_its_callers_are_told() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        async def caller() -> None:
+            with pytest.raises(FailedPrecondition, match="closed"):
+                await call(flights, work, [])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller)
+            nursery.start_soon(caller)
+            await trio.testing.wait_all_tasks_blocked()
+            await flights.aclose()
+            assert work.log == ["started", "cancelled"]
+        await flights.aclose()
 
     flown(test)

@@ -15,7 +15,7 @@ from engine.failpoints import armed
 from engine.gc import collect as collecting
 from engine.gc import survey
 from engine.gc.collect import collect
-from engine.gc.mark import holders_first, reachable
+from engine.gc.mark import by_level, holders_first, reachable
 from engine.gc.survey import Places
 from engine.kv import keys
 from engine.kv.environment import Environment
@@ -553,6 +553,13 @@ def test_mark():
     assert reachable([], lambda _: [1]) == set()
     assert len(reachable([0], lambda n: [n + 1] if n < 50_000 else [])) == 50_001
     assert list(holders_first([4, 3, 1, 6], lambda node: edges.get(node, []))) == [1, 3, 4, 6]
+    assert by_level([5, 1, 3, 4, 2], lambda node: {5: [1], 1: [3, 2]}.get(node, []), str) == [
+        4,
+        5,
+        1,
+        2,
+        3,
+    ]
     assert sorted(holders_first([2, 5, 1], lambda node: edges.get(node, []))) == [1, 2, 5]
 
 
