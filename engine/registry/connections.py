@@ -155,6 +155,8 @@ class Answer:
     def __init__(self, response: httpx.Response, peer: Peer, patience: Patience) -> None:
         self.peer = peer
         self.status = response.status_code
+        self.data = b""
+        """The body, for who asked for it whole."""
         self._response = response
         self._patience = patience
         self._chunks = aiter(response.stream) if isinstance(response.stream, AsyncIterable) else None
