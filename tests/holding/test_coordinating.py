@@ -19,6 +19,7 @@ from engine.errors import (
     Unavailable,
     is_recoverable,
 )
+from engine.explaining import explain_store
 from engine.failpoints import armed
 from engine.gc.policy import Policy
 from engine.registry.client import Access, open_client
@@ -539,6 +540,15 @@ def test_a_tag_that_moves_leaves_each_owner_what_he_has(scene: Scene) -> None:
         assert await desk.coordinator.release(scene.name("one"), "a")
         await desk.later()
         assert_empty(desk.stores)
+
+    scene.run(work)
+
+
+def test_whoever_asks_is_told_for_whom(scene: Scene) -> None:
+    async def work(desk: Desk) -> None:
+        await desk.acquire("one", "task-7")
+        explained = explain_store(desk.stores)
+        assert [held.holder.why for held in explained.held] == ["for task-7"]
 
     scene.run(work)
 
