@@ -131,17 +131,22 @@ class _Backend(httpcore.TrioBackend):
             else:
                 nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                has_failed = trio.Event()
-                nursery.start_soon(connect, address, has_failed)
-                with trio.move_on_after(_NEXT_S):
-                    await has_failed.wait()
-        for late in there[1:]:
-            await late.aclose()
-        if not there:
+        best: list[httpcore.AsyncNetworkStream] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    has_failed = trio.Event()
+                    nursery.start_soon(connect, address, has_failed)
+                    with trio.move_on_after(_NEXT_S):
+                        await has_failed.wait()
+            best = there[:1]
+        finally:
+            with trio.CancelScope(shield=True):
+                for late in there[len(best) :]:
+                    await late.aclose()
+        if not best:
             raise failed[0]
-        return there[0]
+        return best[0]
 
 
 class Pool(httpx.AsyncHTTPTransport):

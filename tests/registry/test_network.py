@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import httpcore
 import pytest
 import trio
 
@@ -262,3 +263,25 @@ def test_a_name_is_asked_for_anew_where_nobody_answers_any_more(
     resolver = Resolver({"r.example": [["127.0.0.2"], ["127.0.0.1"]]})
     assert read(resolver, served)
     assert resolver.asked == ["r.example"] * 2
+
+
+def test_a_connection_that_nobody_wants_any_more_is_closed(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = trio.CancelScope()
+    there = []
+    connect = httpcore.TrioBackend.connect_tcp
+
+    async def late(self: Any, host: str, port: int, **more: Any) -> httpcore.AsyncNetworkStream:
+        there.append(await connect(self, host, port, **more))
+        scope.cancel()
+        return there[0]
+
+    monkeypatch.setattr(httpcore.TrioBackend, "connect_tcp", late)
+
+    async def run() -> None:
+        with scope:
+            await network._Backend(Names(is_open), "").connect_tcp("127.0.0.1", registry.port)
+        assert there[0].get_extra_info("socket").fileno() == -1
+
+    trio.run(run)

@@ -23,6 +23,7 @@ from engine.registry.client import Access, open_client
 from engine.registry.lanes import Lanes
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
+from engine.unpack.jobs import ApplyJob, Arrived
 from tests.command import dump, lamina, lamina_json
 from tests.engine.image_files import AMD64 as ON_AMD64
 from tests.engine.image_files import ARM64, DOCKER_LIST, INDEX
@@ -219,6 +220,38 @@ def test_pulls_at_once_share_layers(
     pull(work)
     for layer in served.layers:
         assert registry.count(layer.digest) == 1
+
+
+def test_an_apply_that_waits_for_bytes_is_cancelled(tmp_path: Path, umask_0: None) -> None:
+    # Of workers in this process too: else a test that has found a mistake hangs.
+    scope = trio.CancelScope()
+
+    async def more(_seen: int) -> Arrived:
+        scope.cancel()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def run() -> None:
+        async with open_engine(tmp_path / "root") as engine:
+            stores = engine.stores
+            lease = stores.leases.create().id
+            target = stores.snapshotter("overlay")
+            target.prepare("x", lease=lease)
+            with stores.content.ingest("x", lease=lease, total=4 * EXTENT) as writer:
+                writer.write(BIG[:EXTENT])
+                number, there = writer.durable
+                job = ApplyJob(
+                    root=str(stores.root.path),
+                    number=number,
+                    arrived=Arrived(there, False),
+                    diff_id=digest_of(b""),
+                    target=target.sink("x"),
+                )
+                with workers_inline(pytest.MonkeyPatch(), stores.root), scope:
+                    await engine._shop.pool.apply(job, lambda _read: None, more)
+                assert scope.cancelled_caught
+
+    trio.run(run)
 
 
 # -- the command ----------------------------------------------------------------------------------
