@@ -145,7 +145,7 @@ def _timed(scene: Scene, work: Work, folder: Path) -> PullCost:
     ):
         cost = processes.timed(*steps)
     (by,) = served
-    return PullCost(**asdict(cost), serving=by.busy, requests=by.requests, times=by.times)
+    return PullCost(**asdict(cost), serving=by.busy, requests=by.requests, sent=by.sent)
 
 
 _Make = Callable[[Scene, Path], Step]
@@ -173,6 +173,11 @@ def _by_containerd(*, is_many: bool) -> Work:
                 processes.run([[*client, "snapshots", "info", chain]])
 
     return work
+
+
+@contextmanager
+def _receiver(scene: Scene, _: Group, __: Path) -> Iterator[Sequence[Step]]:
+    yield [[[sys.executable, "-m", "benchmarks.receiver", scene.far]]]
 
 
 def _lamina(folder: Path) -> Command:
@@ -217,6 +222,7 @@ _FIGURES: Mapping[str, Mapping[str, Work]] = {
     },
     "far": {
         "far": _ours(partial(_pull, is_far=True)),
+        "transfer": _receiver,
         "unpack": _ours(_unpack, before=_fetch),
     },
     "callers": {

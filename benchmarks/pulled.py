@@ -15,12 +15,12 @@ BEGIN, END = "<!-- figures of pulls -->", "<!-- end of figures of pulls -->"
 class PullCost(Cost):
     """What pulls took, and what the registry and the line to it did for them.
 
-    `serving` is seconds on a processor, `times` how often the blob left that left most often.
+    `serving` is seconds on a processor, `sent` bytes of blobs.
     """
 
     serving: float = 0.0
     requests: int = 0
-    times: int = 0
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class _Medians:
     def requests(self, name: str) -> int:
         return max(cost.requests for cost in self._turns[name])
 
-    def times(self, name: str) -> int:
-        return max(cost.times for cost in self._turns[name])
+    def sent(self, name: str) -> int:
+        return max(cost.sent for cost in self._turns[name])
 
 
 def figures(report: PullReport) -> Sequence[Figure]:
@@ -103,7 +103,7 @@ _FLUSHED = {"full": "flushed", "lazy": "not flushed"}
 
 
 def _over_a_line(medians: _Medians, report: PullReport) -> Iterator[Figure]:
-    ours, unpack, transfer = medians.wall("far"), medians.wall("unpack"), report.packed / report.rate
+    ours, transfer, unpack = (medians.wall(name) for name in ("far", "transfer", "unpack"))
     yield Figure(
         f"a pull over {report.latency * 1000:g} ms and {report.rate / 1e6:g} MB/s, "
         "beside the longer of transfer and unpack",
@@ -114,24 +114,18 @@ def _over_a_line(medians: _Medians, report: PullReport) -> Iterator[Figure]:
 
 
 def _at_once(medians: _Medians, _: PullReport) -> Iterator[Figure]:
-    one, ten = medians.busy("one caller"), medians.busy("ten callers")
-    yield Figure(
-        "ten pulls of one image in a process, beside one",
-        ten / one,
-        1.05,
-        f"{ten:.2f} s, {one:.2f} s on a processor",
-    )
-    yield Figure("times that a blob left the registry for them", medians.times("ten callers"), 1, "most")
-    processes = medians.busy("ten processes")
-    yield Figure(
-        "ten pulls of one image, a process for each, beside one",
-        processes / one,
-        None,
-        f"{processes:.2f} s on a processor",
-    )
-    yield Figure(
-        "times that a blob left the registry for those", medians.times("ten processes"), None, "most"
-    )
+    for many, what, most in (
+        ("ten callers", "ten pulls of one image in a process", True),
+        ("ten processes", "ten pulls of one image, a process for each", False),
+    ):
+        one, ten = medians.busy("one caller"), medians.busy(many)
+        made_of = f"{ten:.2f} s, {one:.2f} s on a processor"
+        yield Figure(f"{what}, beside one", ten / one, 1.05 if most else None, made_of)
+        once, all_sent = medians.sent("one caller"), medians.sent(many)
+        made_of = f"{all_sent / 1e6:.1f} MB, {once / 1e6:.1f} MB"
+        yield Figure(
+            f"{what}: blobs that left the registry", all_sent / once, 1 if most else None, made_of
+        )
 
 
 def _again(medians: _Medians, _: PullReport) -> Iterator[Figure]:

@@ -14,8 +14,7 @@ import msgspec
 
 from engine.content.extents import stored_bytes
 from engine.errors import DataLoss
-from engine.fs.attributes import folder_descriptor
-from engine.fs.usage import BLOCK, measure
+from engine.fs.usage import own, taken
 from engine.gc.clock import look, time_of
 from engine.gc.holding import closure, holder
 from engine.kv.environment import Transaction
@@ -115,20 +114,26 @@ class Accounts:
 
     def image(self, image: Image) -> ImageUsage:
         """Return what a name keeps."""
-        alone, together, node = Share(), Share(), node_of(image)
-        counted: set[tuple[str, int]] = set()  # folders that several snapshots of the image have
-        known: dict[Node, Node | None] = {}
-        with self._root.meta.read() as txn:
-            for part in closure(txn, self._namespace, node):
-                share = self._share(txn, part, counted)
-                if share.total and self._stays(txn, part, but=(node,), known=known):
-                    together += share
-                else:
-                    alone += share
+        alone, together = self.kept_by([image])
         expires = expiry(image)
         if self._at is not None and expires is not None and expires <= self._at:
             alone = Share()  # which is garbage by now
         return ImageUsage(image.name, image.target.digest, alone, together)
+
+    def kept_by(self, images: Sequence[Image]) -> tuple[Share, Share]:
+        """Return what some names keep that nothing else does, and what of theirs others keep too."""
+        alone, together, own_nodes = Share(), Share(), list(map(node_of, images))
+        counted: set[tuple[str, int]] = set()  # folders that several snapshots of the image have
+        known: dict[Node, Node | None] = {}
+        with self._root.meta.read() as txn:
+            parts = {part: None for node in own_nodes for part in closure(txn, self._namespace, node)}
+            for part in parts:
+                share = self._share(txn, part, counted)
+                if share.total and self._stays(txn, part, but=own_nodes, known=known):
+                    together += share
+                else:
+                    alone += share
+        return alone, together
 
     def _stays(
         self, txn: Transaction, node: Node, *, but: Collection[Node], known: dict[Node, Node | None]
@@ -266,7 +271,7 @@ class Accounts:
 
     def _dropped(self) -> Share:
         """Return what was dropped and is not deleted yet."""
-        content, snapshots = 0, _taken(self._root.trash) - _own(self._root.trash)
+        content, snapshots = 0, _taken(self._root.trash) - own(self._root.trash)
         for trash in TRASH.walk(self._root.meta):
             if isinstance(trash, Trash) and trash.backend:
                 snapshots += self._measured(self._root.snapshots / trash.backend / str(trash.number))
@@ -283,37 +288,25 @@ class Accounts:
         return Overhead(
             records=max(0, sum(map(_taken, lmdb)) - content - free),
             free=free,
-            files=_own(root.path) + _own(root.trash) + sum(map(_taken, others)) + self._folders(),
+            files=own(root.path) + own(root.trash) + sum(map(_taken, others)) + self._folders(),
         )
 
     def _folders(self) -> int:
         """Return what the folders that snapshots are in take up, and what lies beside their trees."""
-        size = _own(self._root.snapshots)
+        size = own(self._root.snapshots)
         for backend in self._root.snapshots.iterdir():
-            size += _own(backend)
+            size += own(backend)
             if not backend.is_dir():
                 continue
             with os.scandir(backend) as entries:
                 for entry in entries:
                     place = backend / entry.name
                     if place not in self._counted:
-                        size += _own(place)
+                        size += own(place)
                         with suppress(FileNotFoundError, NotADirectoryError):  # it went, or is a file
-                            size += sum(map(_own, place.iterdir()))
+                            size += sum(map(own, place.iterdir()))
         return size
 
 
-def _own(path: Path) -> int:
-    """Return what a file takes up, or a folder without what is in it; 0 if it is gone."""
-    try:
-        return path.lstat().st_blocks * BLOCK
-    except FileNotFoundError:
-        return 0
-
-
 def _taken(path: Path) -> int:
-    """Return what a file takes up, or a folder with all that is in it; 0 if it is gone."""
-    inside = 0
-    with suppress(FileNotFoundError, NotADirectoryError), folder_descriptor(path) as folder:
-        inside, _ = measure(folder)
-    return _own(path) + inside
+    return taken(path)[0]

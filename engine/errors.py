@@ -38,6 +38,7 @@ __all__ = [
     "Unavailable",
     "by_name",
     "from_os_error",
+    "is_recoverable",
     "os_errors",
     "printable",
 ]
@@ -97,6 +98,11 @@ class DigestMismatch(Refused):
         )
         self.expected = expected
         self.actual = actual
+
+
+def is_recoverable(error: BaseException) -> bool:
+    """Say whether the same call may succeed later, though nobody changes it or what it is about."""
+    return isinstance(error, Unavailable | ResourceExhausted)
 
 
 _KINDS: dict[int, tuple[type[EngineError], str]] = {

@@ -16,10 +16,10 @@ import msgspec
 from engine.errors import EngineError
 from engine.phases import Phase, Spent, Timings, total
 
-__all__ = ["Calls", "Histogram", "Layers", "Meter", "Moved", "Pauses", "Statistics", "Work"]
+__all__ = ["Calls", "Histogram", "Layers", "Meter", "Moved", "Operation", "Pauses", "Statistics"]
 
 
-class Work(StrEnum):
+class Operation(StrEnum):
     """What callers ask for."""
 
     PULL = "pull"
@@ -88,7 +88,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """What this process has done to a store since it began."""
 
     root: str
-    calls: Mapping[Work, Calls]
+    calls: Mapping[Operation, Calls]
     phases: Timings
     moved: Mapping[Moved, int]
     """Bytes."""
@@ -110,9 +110,9 @@ class Meter:
     def __init__(self) -> None:
         """Begin at nothing."""
         self._lock = threading.Lock()
-        self._in_flight: Counter[Work] = Counter()
-        self._results: dict[Work, Counter[str]] = {work: Counter() for work in Work}
-        self._seconds: dict[Work, float] = dict.fromkeys(Work, 0.0)
+        self._in_flight: Counter[Operation] = Counter()
+        self._results: dict[Operation, Counter[str]] = {work: Counter() for work in Operation}
+        self._seconds: dict[Operation, float] = dict.fromkeys(Operation, 0.0)
         self._phases: Timings = {}
         self._moved: Counter[Moved] = Counter()
         self._layers: Counter[Layers] = Counter()
@@ -123,7 +123,7 @@ class Meter:
         self._pauses = Pauses()
 
     @contextmanager
-    def working(self, work: Work) -> Iterator[None]:
+    def working(self, work: Operation) -> Iterator[None]:
         """Count a call, for the length of a block, and how it ends."""
         with self._lock:
             self._in_flight[work] += 1
@@ -186,7 +186,7 @@ class Meter:
                 root=root,
                 calls={
                     work: Calls(self._in_flight[work], dict(self._results[work]), self._seconds[work])
-                    for work in Work
+                    for work in Operation
                 },
                 phases={phase: self._phases.get(phase, Spent()) for phase in Phase},
                 moved={kind: self._moved[kind] for kind in Moved},

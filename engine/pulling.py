@@ -12,9 +12,9 @@ import msgspec
 import trio
 
 from engine import labels, limits
+from engine.content.closure import closure
 from engine.content.image import ResolvedImage, resolve
-from engine.content.keeping import Part, kept_of_all
-from engine.content.listing import manifests
+from engine.content.keeping import kept_documents, kept_of_all
 from engine.counting import bringing_in
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
@@ -131,13 +131,11 @@ class Pulling:
         image = await trio.to_thread.run_sync(resolve, target, wanted.platform, self._read)
         if self.backend:
             self.backend.capabilities.check_layers(self.backend.name, len(image.layers))
-        parts = await trio.to_thread.run_sync(self._parts, target, image)
-        dropped = None if wanted.keep_blobs else image.manifest
-        documents = kept_of_all(parts, but_layers_of=dropped)
+        documents, others = await trio.to_thread.run_sync(self._to_keep, target, image)
         # What they keep is noted once it is here: until then they only tell how far the image is.
-        for document in (*(manifest.config for _, manifest in parts), *(one for one, _ in documents)):
+        for document in (image.manifest.config, *(one for one, _ in documents)):
             await self._store(document)
-        layers = await self._wanted_layers(image, parts, lease)
+        layers = {one.key: one for one in (*await self._own_layers(image, lease), *others)}
         unpacked = await self._layers(image, layers, lease)
         changes: dict[Digest, Labels] = {document.key: about for document, about in documents}
         pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
@@ -159,13 +157,19 @@ class Pulling:
 
     # -- documents ----------------------------------------------------------------------------
 
-    def _parts(self, target: Descriptor, image: ResolvedImage) -> list[Part]:
-        """Return what is to be stored of what the name means: this image, and perhaps all others."""
-        parts: list[Part] = [(image.path, image.manifest)]
-        if self.wanted.all_platforms:
-            others = manifests(target, self._read)
-            parts += [part for part in others if part[0][-1].digest != image.path[-1].digest]
-        return parts
+    def _to_keep(
+        self, target: Descriptor, image: ResolvedImage
+    ) -> tuple[list[tuple[Descriptor, dict[str, str]]], Sequence[Descriptor]]:
+        """Return the documents to store, with what they are to keep, and blobs of other platforms."""
+        keep = self.wanted.keep_blobs
+        if not self.wanted.all_platforms:
+            return list(kept_documents(image.path, image.manifest, layers=keep)), ()
+        found = closure([target], self._read)
+        for absent in found.missing:
+            raise NotFound(f"{self.wanted.reference} lists {absent}, which is not there")
+        mine = {one.digest for one in (image.manifest.config, *image.manifest.layers)}
+        others = [blob for blob in found.blobs.values() if blob.digest not in mine]
+        return kept_of_all(found, but_layers_of=None if keep else image.manifest), others
 
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return a document from the store, pinned, or from the registry; for a thread."""
@@ -195,17 +199,13 @@ class Pulling:
 
     # -- layers -------------------------------------------------------------------------------
 
-    async def _wanted_layers(
-        self, image: ResolvedImage, parts: Sequence[Part], lease: HeldLease
-    ) -> dict[Digest, Descriptor]:
+    async def _own_layers(self, image: ResolvedImage, lease: HeldLease) -> Sequence[Descriptor]:
         """Return the layers to have in the store, bottom first; what need not stay is not fetched."""
-        mine = [layer.descriptor for layer in image.layers]
+        first = 0
         if not self.wanted.keep_blobs and self.backend:
             pinned = partial(has, self.backend, lease.id)
             first = await trio.to_thread.run_sync(missing_from, image.chain, pinned)
-            mine = mine[first:]
-        others = [layer for _, manifest in parts[1:] for layer in manifest.layers]
-        return {layer.key: layer for layer in (*mine, *others)}
+        return image.manifest.layers[first:]
 
     async def _layers(
         self,

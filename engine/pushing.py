@@ -61,6 +61,7 @@ class Pushing:
         )
         pushed = await sending.run(root, found)
         await trio.to_thread.run_sync(self._note, reference, pushed, blobs)
+        await trio.to_thread.run_sync(self.stores.images.note_use, image)
         return pushed
 
     def _found(self) -> tuple[Image, Descriptor, Closure]:

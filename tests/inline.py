@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import pytest
 import trio
 
+from engine.beside import beside
+from engine.errors import EngineError
 from engine.root import Root
 from engine.unpack.jobs import ApplyJob, Job, Reply
 from engine.unpack.pool import More, WorkerPool
@@ -38,14 +40,30 @@ def workers_inline(monkeypatch: pytest.MonkeyPatch, root: Root) -> Iterator[list
             await gate()
 
         token = trio.lowlevel.current_trio_token()
+        orders, asked = trio.open_memory_channel[int](1)
+        failed: list[EngineError] = []
 
         def ask(seen: int) -> None:
-            supply.tell(trio.from_thread.run(more, seen, trio_token=token))
+            trio.from_thread.run_sync(orders.send_nowait, seen, trio_token=token)
+
+        async def answer() -> None:
+            try:
+                async for seen in asked:
+                    supply.tell(await more(seen))
+            except EngineError as error:
+                failed.append(error)
+            finally:
+                supply.stop()  # as a worker is told to where the caller leaves
 
         supply = _Supply(ask)
         if isinstance(job, ApplyJob):
             supply.tell(job.arrived)
-        return await trio.to_thread.run_sync(working.run, job, supply)
+        async with beside() as nursery:
+            nursery.start_soon(answer)
+            reply = await trio.to_thread.run_sync(working.run, job, supply)
+        if failed:
+            raise failed[0]
+        return reply
 
     monkeypatch.setattr(WorkerPool, "_run_once", at_home)
     try:

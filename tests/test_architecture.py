@@ -72,8 +72,13 @@ LAYERS = {
     "engine.states": 5,
     "engine.stores": 5,
     "engine.accounting": 5,
+    "engine.admitting": 5,
+    "engine.occupied": 5,
     "engine.beside": 5,
     "engine.following": 5,
+    "engine.image_facts": 5,
+    "engine.image_service": 5,
+    "engine.coordinating": 5,
     "engine.importing": 5,
     "engine.pulling": 5,
     "engine.pushing": 5,
@@ -87,11 +92,14 @@ LAYERS = {
 }
 
 ASYNC = {
+    "engine.admitting",
     "engine.app",
     "engine.beside",
     "engine.collecting",
+    "engine.coordinating",
     "engine.following",
     "engine.gc.scheduler",
+    "engine.image_service",
     "engine.importing",
     "engine.pulling",
     "engine.counting",
@@ -129,6 +137,7 @@ ASYNC |= {
         "connections",
         "fetching",
         "lanes",
+        "network",
         "ranges",
         "sending",
         "tokens",
@@ -160,6 +169,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
+    "engine.registry.addresses",
     "engine.registry.challenge",
     "engine.registry.credentials",
     "engine.registry.hosts",
@@ -175,6 +185,7 @@ OWNERS = {
     "lmdb": "engine.kv",  # transactions and buffers have rules that one place can keep
     "isal": "engine.diff.decompress",  # hostile bytes go in: one place to bound and to sandbox
     "zstandard": "engine.diff.decompress",
+    "httpcore": "engine.registry",  # which httpx rests on
     "httpx": "engine.registry",  # one place for what is sent to whom
     "click": "engine.cli",
     "rich": "engine.cli",

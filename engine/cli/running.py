@@ -10,7 +10,7 @@ import trio
 
 from engine.app import Engine, open_engine
 from engine.cli.context import Context
-from engine.cli.signals import Stopped, handled, interrupted_once
+from engine.cli.signals import Stopped, handled
 
 __all__ = ["run", "run_loop"]
 
@@ -64,7 +64,6 @@ def run_loop(work: Callable[[], Awaitable[T]]) -> T:
             pass
 
     async def within() -> list[T]:
-        interrupted_once()
         token = trio.lowlevel.current_trio_token()
         wake.append(lambda: token.run_sync_soon(scope.cancel))
         with scope:

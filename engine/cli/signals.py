@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stopped", "handled", "interrupted_once", "leave_at_once", "raising", "restore"]
+__all__ = ["Stopped", "handled", "leave_at_once", "raising", "restore"]
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 _ALL = (signal.SIGINT, *_STOPS)
@@ -62,29 +62,21 @@ def restore() -> None:
 
 @contextmanager
 def handled(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` with a signal's number in the block, where an exception could break an event loop."""
+    """Call `stop` with a signal's number in the block, where an exception could break an event loop.
+
+    Ctrl-C too: trio would raise it in whatever task runs, and one that serves several callers ends the
+    loop with that.
+    """
     before = {number: signal.getsignal(number) for number in _ALL}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         _set(_ALL, signal.SIG_IGN)
         stop(number)
 
-    _set(_STOPS, handle)
+    _set(_ALL, handle)
     try:
         yield
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
-
-
-def interrupted_once() -> None:
-    """Let what handles Ctrl-C now, as an event loop's own handler, do so once."""
-    handler = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        _set(_ALL, signal.SIG_IGN)
-        if callable(handler):
-            handler(number, frame)
-
-    _set((signal.SIGINT,), handle)

@@ -6,13 +6,11 @@ Pure.
 from collections.abc import Iterator, Sequence
 
 from engine import labels
+from engine.content.closure import Closure
 from engine.content.image import ResolvedImage
 from engine.oci.documents import Descriptor, Manifest
 
-__all__ = ["Part", "is_kept", "kept_documents", "kept_of_all", "manifest_labels", "required"]
-
-Part = tuple[Sequence[Descriptor], Manifest]
-"""The way to a manifest, from the topmost index on, and what it says."""
+__all__ = ["is_kept", "kept_documents", "kept_of_all", "manifest_labels", "required"]
 
 
 def manifest_labels(manifest: Manifest, *, layers: bool = True) -> dict[str, str]:
@@ -33,23 +31,27 @@ def kept_documents(
     """
     yield path[-1], manifest_labels(manifest, layers=layers)
     for above, below in zip(path[-2::-1], path[:0:-1], strict=True):
-        # By digest, not by position: another platform, later, adds to these labels.
-        yield above, {f"{labels.GC_REF_CONTENT}.m.{below.digest[-12:]}": below.digest}
+        yield above, dict([_listed(below)])
 
 
 def kept_of_all(
-    parts: Sequence[Part], *, but_layers_of: Manifest | None
+    found: Closure, *, but_layers_of: Manifest | None
 ) -> list[tuple[Descriptor, dict[str, str]]]:
-    """Return the documents of several manifests, each once, as `kept_documents` does those of one."""
-    found: dict[str, tuple[Descriptor, dict[str, str]]] = {}
-    height: dict[str, int] = {}
-    for path, manifest in parts:
-        layers = manifest is not but_layers_of
-        for above, (document, about) in enumerate(kept_documents(path, manifest, layers=layers)):
-            digest = document.digest
-            found.setdefault(digest, (document, {}))[1].update(about)
-            height[digest] = max(above, height.get(digest, 0))
-    return sorted(found.values(), key=lambda one: height[one[0].digest])
+    """Return the documents of a closure as `kept_documents` does, but the layers of one are let go."""
+    kept = []
+    for document in found.documents.values():
+        match document.content:
+            case Manifest() as manifest:
+                about = manifest_labels(manifest, layers=manifest != but_layers_of)
+            case index:
+                about = dict(_listed(one) for one in index.manifests)
+        kept.append((document.descriptor, about))
+    return kept
+
+
+def _listed(entry: Descriptor) -> tuple[str, str]:
+    # By digest, not by position: another platform, later, adds to these labels.
+    return f"{labels.GC_REF_CONTENT}.m.{entry.digest[-12:]}", entry.digest
 
 
 def is_kept(about: labels.Labels) -> bool:

@@ -1,11 +1,14 @@
-"""What a tree takes up on disk, each inode counted once. Sync."""
+"""What files and trees take up on disk, each inode counted once. Sync."""
 
 import errno
 import os
+from contextlib import suppress
+from pathlib import Path
 
+from engine.fs.attributes import folder_descriptor
 from engine.fs.kernel import open_beneath
 
-__all__ = ["BLOCK", "measure"]
+__all__ = ["BLOCK", "measure", "own", "taken"]
 
 BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 
@@ -46,3 +49,19 @@ def measure(root: int) -> tuple[int, int]:
         finally:
             os.close(folder)
     return size, inodes
+
+
+def own(path: Path) -> int:
+    """Return the bytes of a file, or of a folder without what is in it; 0 if it is gone."""
+    try:
+        return path.lstat().st_blocks * BLOCK
+    except FileNotFoundError:
+        return 0
+
+
+def taken(path: Path) -> tuple[int, int]:
+    """Return (bytes, inodes) of a file, or of a folder with all that is in it; none if it is gone."""
+    size = inodes = 0
+    with suppress(FileNotFoundError, NotADirectoryError), folder_descriptor(path) as folder:
+        size, inodes = measure(folder)
+    return own(path) + size, inodes + os.path.lexists(path)

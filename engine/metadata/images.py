@@ -245,6 +245,17 @@ class ImageStore:
             ledger.note_deletion(txn, self._namespace)
             return found
 
+    def drop_all(self, meant: Mapping[str, str]) -> list[str]:
+        """Take those away of some names, in full, that mean these digests still; return which."""
+        with self._meta.write() as txn:
+            now_mean = ((name, IMAGES.get(txn, self._namespace, name)) for name in meant)
+            found = [name for name, one in now_mean if one and one.target.digest == meant[name]]
+            for name in found:
+                ledger.drop(txn, self._namespace, Node(IMAGE, "", name))
+            if found:
+                ledger.note_deletion(txn, self._namespace)
+            return found
+
     def _check_means(self, txn: Transaction, full: str, target: Descriptor) -> None:
         image = IMAGES.get(txn, self._namespace, full)
         if image is None or image.target.digest != target.digest:

@@ -27,7 +27,7 @@ from engine.metadata.leases import expiry
 from engine.metadata.nodes import CONTENT, LEASE, Node, blob_node
 from engine.oci.reference import familiar
 
-__all__ = ["HeldImage", "ReferenceStore"]
+__all__ = ["HeldImage", "ReferenceStore", "check_owner"]
 
 _PREFIX = "held."
 _HASH = 16  # bytes of each of the two hashes in a reference's ID
@@ -68,7 +68,7 @@ class ReferenceStore:
 
         NotFound if it went meanwhile, InvalidArgument for what is no owner.
         """
-        _check_owner(owner)
+        check_owner(owner)
         about = {labels.HELD_OWNER: owner, labels.HELD_IMAGE: image, labels.HELD_NAME: name}
         key = _of_owner(owner) + _hash(name, target)
         with self._meta.write() as txn:
@@ -80,14 +80,16 @@ class ReferenceStore:
             ledger.pin(txn, self._namespace, key, blob_node(target))
             return self._told(txn, lease)
 
-    def release(self, owner: str, image: str, *, delay_s: float) -> list[HeldImage]:
-        """Release an image that an owner holds, by its ID, name or target; return what he held of it.
+    def release(self, owner: str, images: Collection[str], *, delay_s: float) -> list[HeldImage]:
+        """Release images that an owner holds, by ID, name or target; return what he held of them.
 
         It is removed once that has passed, if nobody else holds it. Released again, it is no later.
         """
-        _check_owner(owner)
+        check_owner(owner)
         keys = self._keys(_of_owner(owner))
-        return self._release(keys, lambda one: image in {one.image, one.name, one.target}, delay_s)
+        return self._release(
+            keys, lambda one: not {one.image, one.name, one.target}.isdisjoint(images), delay_s
+        )
 
     def retain(self, owners: Collection[str], *, delay_s: float) -> list[HeldImage]:
         """Release what all other owners hold, and return that.
@@ -158,7 +160,8 @@ class ReferenceStore:
         )
 
 
-def _check_owner(owner: str) -> None:
+def check_owner(owner: str) -> None:
+    """Raise InvalidArgument for what no owner is called."""
     if not owner or not owner.isprintable():
         raise InvalidArgument(f"{printable(owner)!r} is no owner of a reference; name it in plain text")
 

@@ -28,6 +28,7 @@ from engine.oci.digest import Digest, digest_of
 from engine.oci.documents import Descriptor, parse_index
 from engine.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
 from engine.oci.reference import Reference
+from engine.registry.addresses import Policy, is_open
 from engine.registry.asking import Admit, Asking
 from engine.registry.connections import Answer, Connections
 from engine.registry.credentials import Credential, Credentials, nobody
@@ -69,6 +70,8 @@ class Access:
     proxy: str | None = None
     """The URL of an HTTP proxy; none is taken from the environment."""
     patience: Patience = field(default_factory=Patience)
+    may_lead_to: Policy = is_open
+    """To which addresses the names may lead that others give: in redirects, as servers of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +396,7 @@ def _scope(reference: Reference) -> str:
 @asynccontextmanager
 async def open_client(access: Access) -> AsyncIterator[Client]:
     """Give a client whose connections last as long as the block."""
-    connections = Connections(access.patience, access.proxy)
+    connections = Connections(access.patience, access.proxy, access.may_lead_to)
     try:
         yield Client(access, connections)
     finally:

@@ -4,7 +4,6 @@ Async. Nothing is taken from the environment, nothing is followed or answered he
 configuration name a host, it may not be one that only this machine's surroundings can reach.
 """
 
-import ipaddress
 import logging
 import math
 import re
@@ -14,22 +13,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpcore
 import httpx
 import trio
 
 from engine import limits
 from engine.errors import EngineError, PermissionDenied, Unavailable, printable
+from engine.registry.addresses import Policy, is_open, is_open_with_secrets, parse_address
 from engine.registry.hosts import Origin, Tls, is_loopback
 from engine.registry.hosts_folder import trust
+from engine.registry.network import POOL, Names, Pool
 from engine.registry.protocol import BadAnswer
 from engine.registry.retrying import Patience
 
 __all__ = ["Answer", "Connections", "Peer"]
 
-_KEPT_S = 30.0  # idle connections, as in containerd
-_KEPT = 10
 _DRAIN_S = 1.0
 _PIECE = limits.PROGRESS_BYTES  # of what is sent, at once and in the time for so many
+
+# Bytes of one read: at 64 KiB, its own, receiving takes twice the time on a processor.
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
 
 for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
     # Else debugging another part of a program logs headers, and with them signed URLs.
@@ -38,11 +41,11 @@ for _name in ("httpcore.http11", "httpcore.connection", "httpcore.proxy"):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Whom to talk to, and how; `is_foreign` if an answer named it, not the configuration."""
+    """Whom to talk to, and how; a host whose answer named it is `named_by`, not the configuration."""
 
     origin: Origin
     tls: Tls = field(default_factory=Tls)
-    is_foreign: bool = False
+    named_by: str = ""
 
     def named(self, origin: Origin, *, with_secrets: bool = False) -> "Peer":
         """Return a host that this one names: another trusts whom this one does, but never blindly.
@@ -54,16 +57,22 @@ class Peer:
             return self
         is_same = origin.host == self.origin.host
         both_here = is_loopback(origin.host) and is_loopback(self.origin.host)
-        if not is_same and not both_here and _is_inside(origin.host, with_private=with_secrets):
+        if not (is_same or both_here or _is_open(origin.host, with_secrets=with_secrets)):
             raise BadAnswer(f"it leads to {printable(origin.name)}, where nobody outside may lead")
-        return Peer(origin, self.tls if is_same else Tls(self.tls.ca), is_foreign=not is_same)
+        return Peer(
+            origin, self.tls if is_same else Tls(self.tls.ca), "" if is_same else self.origin.host
+        )
 
 
 class Connections:
     """The pools of one client."""
 
-    def __init__(self, patience: Patience, proxy: str | None = None) -> None:
+    def __init__(
+        self, patience: Patience, proxy: str | None = None, may_lead_to: Policy = is_open
+    ) -> None:
+        """With a `proxy` it is that which resolves names."""
         self._patience = patience
+        self._names = Names(may_lead_to)
         self._proxy = proxy
         self._pools: dict[Peer, httpx.AsyncHTTPTransport] = {}
         self._making = trio.Lock()
@@ -112,14 +121,12 @@ class Connections:
         patience = self._patience
         timeout = {"connect": patience.connect, "write": patience.progress}
         extensions: dict[str, Any] = {"timeout": timeout}
-        if peer.is_foreign and not self._proxy:
-            extensions["trace"] = _refuse_inside
         known = content if isinstance(content, bytes) else None
         request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
         try:
             with trio.fail_after(patience.connect + patience.answer + slow) as scope:
-                if isinstance(content, AsyncIterable):  # `headers` say how long it is
-                    request.stream = _Paced(content, scope, patience, slow)
+                # Of what has no known length `headers` say it.
+                request.stream = _Paced(content or b"", scope, patience, slow)
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
@@ -132,13 +139,12 @@ class Connections:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # that trusts nobody
                 if peer.origin.scheme == "https":
                     context = await trio.to_thread.run_sync(trust, peer.tls)
-                self._pools[peer] = httpx.AsyncHTTPTransport(
-                    verify=context,
-                    trust_env=False,
-                    limits=httpx.Limits(
-                        max_connections=None, max_keepalive_connections=_KEPT, keepalive_expiry=_KEPT_S
-                    ),
-                    proxy=self._proxy,
+                self._pools[peer] = (
+                    httpx.AsyncHTTPTransport(
+                        verify=context, trust_env=False, limits=POOL, proxy=self._proxy
+                    )
+                    if self._proxy
+                    else Pool(self._names, peer.named_by, context)
                 )
             return self._pools[peer]
 
@@ -226,52 +232,46 @@ class Answer:
 
 
 class _Paced(httpx.AsyncByteStream):
-    """What is sent: the host has a time for each piece, and one to answer after the last."""
+    """What is sent: the host has a time for each piece, and one to answer after the last.
+
+    No generator, as httpx makes them: one that a connection broke off under is left unfinished.
+    """
 
     def __init__(
-        self, content: AsyncIterable[bytes], scope: trio.CancelScope, patience: Patience, slow: float
+        self,
+        content: bytes | AsyncIterable[bytes],
+        scope: trio.CancelScope,
+        patience: Patience,
+        slow: float,
     ) -> None:
-        self._content = aiter(content)
+        whole, more = (content, None) if isinstance(content, bytes) else (b"", aiter(content))
+        self._left = memoryview(whole)
+        self._more = more
         self._scope = scope
         self._piece_s = patience.progress
         self._answer_s = patience.answer + slow
-        self._left = memoryview(b"")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if not self._left:
+        if not self._left and self._more:
             self._scope.deadline = math.inf  # it is not the host that is waited for
-            try:
-                self._left = memoryview(await anext(self._content))
-            except StopAsyncIteration:
-                self._scope.deadline = trio.current_time() + self._answer_s
-                raise
+            self._left = memoryview(await anext(self._more, b""))
+        if not self._left:
+            self._scope.deadline = trio.current_time() + self._answer_s
+            raise StopAsyncIteration
         self._scope.deadline = trio.current_time() + self._piece_s
         piece, self._left = self._left[:_PIECE], self._left[_PIECE:]
         return bytes(piece)
 
 
-async def _refuse_inside(event: str, about: Mapping[str, Any]) -> None:
-    """Before anything is sent: end a connection that a name led to an address that none may lead to."""
-    if event != "connection.connect_tcp.complete":
-        return
-    stream = about["return_value"]
-    address = stream.get_extra_info("server_addr")
-    if address and ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
-        await stream.aclose()
-        raise BadAnswer("it leads to a host with a link-local address")
-
-
-def _is_inside(host: str, *, with_private: bool) -> bool:
-    """Say whether a host is named by an address that means another machine wherever it is used."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return is_loopback(host)
-    near = address.is_loopback or address.is_link_local or address.is_unspecified
-    return near or address.is_multicast or (with_private and not address.is_global)
+def _is_open(host: str, *, with_secrets: bool) -> bool:
+    """Say whether a host may be named by others, as far as that can be told from its name."""
+    address = parse_address(host)
+    if address is None:
+        return not is_loopback(host)
+    return is_open_with_secrets(address) if with_secrets else is_open(address)
 
 
 def _mapped(host: str, error: Exception) -> EngineError:

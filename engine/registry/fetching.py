@@ -5,6 +5,7 @@ A blob that breaks off goes on where it stopped, from any host; what has another
 asked of another host, or once more if it came in parts.
 """
 
+import math
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -46,7 +47,7 @@ if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed t
 
 __all__ = ["Fetcher", "Sought"]
 
-_HAND_OVER_S = 1.0  # of a slow host whole extents are written so often, so that they are not lost
+_HAND_OVER_S = 0.25  # of a slow host whole extents are written so often, so that they are not lost
 
 
 class _WrongBytes(BadAnswer):
@@ -257,7 +258,7 @@ class _Transfer:
         received = self._writer.offset
         lead = received % EXTENT
         batch = bytearray()
-        since = trio.current_time()
+        since = -math.inf  # the first extent goes on at once: who applies it has nothing to do yet
         while True:
             broken, asked = None, trio.current_time()
             try:

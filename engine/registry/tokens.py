@@ -99,7 +99,7 @@ class Authority:
         if origin.scheme != "https" and self._peer.origin.scheme == "https":
             raise BadAnswer(f"it names a token server without TLS, {printable(origin.name)}")
         peer = self._peer.named(origin, with_secrets=True)
-        if peer.is_foreign:
+        if peer.named_by:
             _log.info("%s has tokens given out by %s", self._name, origin.name)
         asked = {"service": challenge.parameters.get("service", ""), "scope": scope}
         asked = {key: value for key, value in asked.items() if value}  # scopes with spaces between

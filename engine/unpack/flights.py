@@ -7,6 +7,7 @@ is never joined, nor taken away for another that has its key by now.
 """
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
+from engine.errors import Unavailable
 from engine.progress import Report, Step
 from engine.tally import Tally
 
@@ -64,6 +66,9 @@ class Flight(Generic[T]):
                         await self._left.wait()
                 except Exception as error:  # noqa: BLE001  it is raised again in every caller
                     self.error = error
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            self.error = Unavailable("interrupted")
+            _pass_on(error)
         finally:
             self.done.set()
             self._ended.set()
@@ -92,6 +97,17 @@ class Flight(Generic[T]):
     async def ended(self) -> None:
         """Wait until the work, whose last caller left, holds nothing any more."""
         await self._ended.wait()
+
+
+def _pass_on(error: BaseException) -> None:
+    """Have an interrupt that trio raised in a task of the work raised in the main task, as it should be.
+
+    In this one it would end the loop with an internal error. Anything else is a bug.
+    """
+    rest = error.split(KeyboardInterrupt)[1] if isinstance(error, BaseExceptionGroup) else None
+    if rest is not None:
+        raise error
+    signal.raise_signal(signal.SIGINT)
 
 
 def tell(report: Report, step: Step, item: str, total: int, done: int, /) -> None:

@@ -169,6 +169,7 @@ def test_figures_of_pulls_are_told_as_far_as_there_are_measurements():
         lazy=[pull_cost(4.0)],
         ctr=[pull_cost(16.0)],
         far=[pull_cost(4.4)],
+        transfer=[pull_cost(4.0)],
         unpack=[pull_cost(3.0)],
         again=[pull_cost(0.25, requests=2)],
         one_caller=[pull_cost(4.0)],
@@ -188,24 +189,27 @@ def test_figures_of_pulls_are_told_as_far_as_there_are_measurements():
     assert again == report
 
 
-def test_a_blob_that_left_the_registry_twice_is_counted_and_marked():
-    (work, times, processes, others) = pulled.figures(
+def test_what_left_the_registry_more_than_once_is_marked_however_little_it_is():
+    found = pulled.figures(
         pulls(
-            one_caller=[pull_cost(4.0)],
-            ten_callers=[pull_cost(4.4, times=1), pull_cost(4.0, times=2)],
-            ten_processes=[pull_cost(8.0, times=2)],
+            one_caller=[pull_cost(4.0, sent=10**9)],
+            ten_callers=[pull_cost(4.4, sent=10**9), pull_cost(4.0, sent=10**9 + 1)],
+            ten_processes=[pull_cost(8.0, sent=2 * 10**9)],
         )
     )
-    assert (times.value, times.misses) == (2, True)
-    assert (others.value, others.misses) == (2, False)
-    assert [work.most, processes.most] == [1.05, None]
+    assert [(figure.most, figure.misses) for figure in found] == [
+        (1.05, False),
+        (1, True),
+        (None, False),
+        (None, False),
+    ]
 
 
 def test_an_access_log_tells_what_a_registry_gave():
     line = '127.0.0.1 - - [now] "{} /v2/a/{} HTTP/1.1" {} {} "" "x"\n'.format
     said = line("HEAD", "manifests/1", 200, 9) + line("GET", "blobs/sha256:a", 200, 7)
     said += line("GET", "blobs/sha256:b", 206, 5) + line("GET", "blobs/sha256:b", 206, 4)
-    assert tally(said, 0.5) == Served(4, 1, 0.5)
-    said += line("GET", "blobs/sha256:b", 206, 5) + line("GET", "blobs/sha256:a", 404, 7)
-    assert tally(said, 0.5) == Served(6, 2, 0.5)
+    assert tally(said, 0.5) == Served(4, 16, 0.5)
+    said += line("HEAD", "blobs/sha256:b", 200, 5) + line("GET", "blobs/sha256:a", 404, 7)
+    assert tally(said, 0.5) == Served(6, 16, 0.5)
     assert tally("", 0.0) == Served(0, 0, 0.0)

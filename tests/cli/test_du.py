@@ -133,7 +133,7 @@ def test_a_folder_that_goes_meanwhile_takes_up_nothing(stocked: Path, monkeypatc
     """A collection beside it removes the folder between the listing and the look."""
     gone = stocked / "snapshots/overlay/999"
     gone.mkdir(parents=True)
-    own = accounting._own
+    own = accounting.own
 
     def late(path: Path) -> int:
         size = own(path)
@@ -141,7 +141,7 @@ def test_a_folder_that_goes_meanwhile_takes_up_nothing(stocked: Path, monkeypatc
             gone.rmdir()
         return size
 
-    monkeypatch.setattr(accounting, "_own", late)
+    monkeypatch.setattr(accounting, "own", late)
     assert lamina_json(stocked, "du")["images"]
     assert not gone.exists()
 

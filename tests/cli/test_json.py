@@ -15,7 +15,7 @@ from engine.metadata.leases import leased
 from engine.metadata.pulls import PullStore
 from engine.root import Root, open_root
 from engine.testing.archives import archive, layout, member
-from engine.testing.fake_registry import FakeRegistry
+from engine.testing.taking_registry import TakingRegistry
 from tests.cli.test_importing import mixed
 from tests.command import commands, lamina
 from tests.registry.asking import Served
@@ -195,10 +195,12 @@ def seen(
 
 
 def _pull(root: Path, run: Any) -> None:
-    """Pull an image, and another not to its end while someone is at work on it."""
-    with FakeRegistry().running() as registry:
+    """Pull an image, push it elsewhere, and pull one not to its end while someone is at work on it."""
+    with TakingRegistry().running() as registry:
         served = Served(registry)
         run("pull", "--platform", "linux/amd64", served.reference)
+        run("push", served.reference, f"{registry.name}/b:1")
+        run("copy", served.reference, f"{registry.name}/c:1")
     with open_root(root) as opened:
         pulls = PullStore(opened.meta, "default", ImageStore(opened.meta, "default"))
         lease = pulls.begin(f"{served.reference}-next")

@@ -138,6 +138,7 @@ _WORKING = (
     ("content", "rm", "sha256:" + "0" * 64),
     ("snapshots", "rm", "key"),
     ("unpack", "app:1"),
+    ("push", "app:1"),
     ("mount", "app:1", "/mnt"),
     ("umount", "/mnt"),
     ("image", "pin", "app:1"),
@@ -151,7 +152,7 @@ _WORKING = (
     ("namespaces", "label", "other", "a=b"),
     ("namespaces", "rm", "other"),
 )
-_MAKING = (("import",), ("pull",), ("demo",), ("completion",), ("image", "ls"))
+_MAKING = (("import",), ("pull",), ("copy",), ("demo",), ("completion",), ("image", "ls"))
 
 
 @pytest.mark.parametrize("words", _WORKING)

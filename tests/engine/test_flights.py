@@ -1,5 +1,6 @@
 """The same work once: callers share it, each can leave alone, the last one to leave ends it."""
 
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -240,6 +241,28 @@ def test_who_is_cancelled_waits_until_the_work_holds_nothing() -> None:
         assert held.is_set()
 
     flown(test)
+
+
+def test_an_interrupt_within_the_work_is_the_main_tasks() -> None:
+    """trio raises Ctrl-C in whatever task runs, also in one that belongs to no caller."""
+
+    async def interrupted() -> None:
+        await trio.lowlevel.checkpoint()
+        signal.raise_signal(signal.SIGINT)
+
+    @asynccontextmanager
+    async def work(_flight: Flight[int]) -> AsyncIterator[int]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupted)
+            await trio.sleep_forever()
+        yield 7
+
+    async def test(flights: Flights[Flight[int]], _work: Work) -> None:
+        async with flights.caller(silent) as join:
+            await join("key", work).result()
+
+    with pytest.raises(KeyboardInterrupt):
+        flown(test)
 
 
 def test_who_joins_late_is_told_where_all_is() -> None:

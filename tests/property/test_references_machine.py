@@ -177,7 +177,7 @@ class References(RuleBasedStateMachine):
         mine = sorted(key for key in self.model.refs if key[0] == owner)
         known = {digest_of(part(key[2], "config")) for key in mine} | {key[1] for key in mine}
         what = data.draw(st.sampled_from([*sorted(known), "sha256:unknown"]))
-        released = self.stores.references.release(owner, what, delay_s=hours * 3600)
+        released = self.stores.references.release(owner, {what}, delay_s=hours * 3600)
         meant = [key for key in mine if what in {digest_of(part(key[2], "config")), key[1]}]
         assert sorted(one.name for one in released) == sorted(key[1] for key in meant)
         self.released(meant, hours)

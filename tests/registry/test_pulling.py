@@ -1,11 +1,13 @@
 """Pulls: whole, unpacked and named, or not at all; and gone on with by the next."""
 
 import json
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from engine.pulling import Pulled
 from engine.registry.client import Access, open_client
 from engine.registry.lanes import Lanes
 from engine.testing.archives import archive, member
-from engine.testing.fake_registry import FakeRegistry, Fault, cut, reset, respond, response
+from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
+from engine.unpack.jobs import ApplyJob, Arrived
 from tests.command import dump, lamina, lamina_json
 from tests.engine.image_files import AMD64 as ON_AMD64
 from tests.engine.image_files import ARM64, DOCKER_LIST, INDEX
@@ -219,6 +222,38 @@ def test_pulls_at_once_share_layers(
         assert registry.count(layer.digest) == 1
 
 
+def test_an_apply_that_waits_for_bytes_is_cancelled(tmp_path: Path, umask_0: None) -> None:
+    # Of workers in this process too: else a test that has found a mistake hangs.
+    scope = trio.CancelScope()
+
+    async def more(_seen: int) -> Arrived:
+        scope.cancel()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def run() -> None:
+        async with open_engine(tmp_path / "root") as engine:
+            stores = engine.stores
+            lease = stores.leases.create().id
+            target = stores.snapshotter("overlay")
+            target.prepare("x", lease=lease)
+            with stores.content.ingest("x", lease=lease, total=4 * EXTENT) as writer:
+                writer.write(BIG[:EXTENT])
+                number, there = writer.durable
+                job = ApplyJob(
+                    root=str(stores.root.path),
+                    number=number,
+                    arrived=Arrived(there, False),
+                    diff_id=digest_of(b""),
+                    target=target.sink("x"),
+                )
+                with workers_inline(pytest.MonkeyPatch(), stores.root), scope:
+                    await engine._shop.pool.apply(job, lambda _read: None, more)
+                assert scope.cancelled_caught
+
+    trio.run(run)
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 
@@ -267,6 +302,26 @@ def test_bytes_a_second_of_a_command(
     for text in ("1", "500K", "2.5m", "1G"):
         lamina(tmp_path / "root", *words, "--limit-rate", text)
     assert rates == [1, 500 << 10, 2.5 * (1 << 20), 1 << 30]
+
+
+def test_an_interrupted_pull_ends_in_one_line_and_is_gone_on_with(
+    tmp_path: Path, registry: FakeRegistry, served: Served
+) -> None:
+    root, words = tmp_path / "root", ("pull", "--platform", "linux/amd64", str(served.reference))
+
+    def interrupt(connection: socket, _asked: Asked, good: bytes) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        for start in range(0, len(good), 1000):  # whatever runs when it comes
+            connection.sendall(good[start : start + 1000])
+        return True
+
+    for stage in STAGES.values():
+        registry.plan(stage, interrupt)
+        done = lamina(root, *words, code=130)
+        assert done.stderr == "lamina: interrupted\n"
+        registry._planned.clear()
+    lamina(root, *words)
+    assert lamina_json(root, "gc")["blobs"] == []
 
 
 def test_credentials_and_mirrors_come_from_files(

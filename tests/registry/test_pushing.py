@@ -2,7 +2,9 @@
 
 import json
 import random
+import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Step
 from engine.registry.client import Access, open_client
+from engine.registry.hosts import Capability, Host, Origin
 from engine.registry.sending import Pushed
 from engine.registry.uploading import Way
 from engine.testing.archives import archive, member
-from engine.testing.fake_registry import Asked, FakeRegistry, cut, reset, respond, response
+from engine.testing.fake_registry import Asked, FakeRegistry, cut, reset, respond, response, stall
 from engine.testing.taking_registry import TakingRegistry
-from tests.command import lamina, lamina_json
+from tests.command import LAMINA, lamina, lamina_json
 from tests.engine.image_files import AMD64, ARM64, LAYER, MANIFEST, Document, Files
 from tests.registry.asking import QUICK, with_client
 
@@ -213,7 +216,7 @@ def index(source: FakeRegistry) -> Document:
     files = Files()
     one, other = files.image((HELLO,)), files.image((BIG,), config={**ARM64, "rootfs": _rootfs(BIG)})
     entries = [{**one, "platform": AMD64}, {**other, "platform": ARM64}]
-    root = files.index(*entries)
+    root = files.index(*entries, files.attestation(one))
     publish(source, files, root)
     return root
 
@@ -238,7 +241,7 @@ def test_of_an_index_that_is_here_in_part_one_platform_goes(
     index: Document, pull: Callable[..., str], push: Callable[..., Pushed], registry: TakingRegistry
 ) -> None:
     name = pull()
-    with pytest.raises(FailedPrecondition, match=r"not here, linux/arm64; push one .*--platform"):
+    with pytest.raises(FailedPrecondition, match=r"not here, linux/arm64, unknown/unknown; push one"):
         push(name)
     with pytest.raises(NotFound):
         push(name, platform=Platform(**ARM64))
@@ -442,6 +445,71 @@ def test_a_copy_of_an_index_with_holes(
         copy(source, registry)
     assert not registry.asked
     copy(source, registry, platform=Platform(**AMD64))
+
+
+def test_what_is_no_image_is_copied_too(source: FakeRegistry, registry: TakingRegistry) -> None:
+    files = Files()
+    chart = files.chart()
+    publish(source, files, chart)
+    assert copy(source, registry).target.digest == chart["digest"]
+
+
+def test_the_host_that_takes_pushes(source: FakeRegistry, registry: TakingRegistry) -> None:
+    files = Files()
+    publish(source, files, files.image((HELLO,)))
+    mirror, own = (Origin("http", "127.0.0.1", port) for port in (source.port, registry.port))
+    reads = frozenset({Capability.PULL, Capability.RESOLVE})
+    hosts = [Host(origin=mirror, capabilities=reads), Host(origin=own)]
+
+    def pushed(hosts: list[Host]) -> None:
+        access = Access(hosts=lambda _domain: hosts, patience=QUICK)
+        words = ("example.org/source/app:1", "example.org/team/app:1")
+        with_client(lambda client: copy_image(client, *words), access)
+
+    pushed(hosts)
+    assert {one.method for one in source.asked} == {"HEAD", "GET"}
+    assert "manifests/1" in taken(registry, "team/app")
+    with pytest.raises(FailedPrecondition, match=r"no host of example.org may be asked to push"):
+        pushed(hosts[:1])
+
+
+def test_a_push_that_is_cancelled_leaves_nothing_held(
+    image: str, registry: TakingRegistry, tmp_path: Path
+) -> None:
+    async def work(engine: Engine, client: Any) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def cancel(connection: socket.socket, asked: Asked, good: bytes) -> bool:
+            token.run_sync_soon(scope.cancel)
+            return stall()(connection, asked, good)
+
+        registry.plan("PATCH", cancel)
+        with trio.CancelScope() as scope:
+            await engine.push(image, client, f"{registry.name}/team/app:1")
+        assert scope.cancelled_caught
+        assert not engine.stores.leases.walk()
+
+    in_store(tmp_path / "root", work)
+    assert "manifests/1" not in taken(registry, "team/app")
+
+
+def test_a_push_that_is_killed_leaves_nothing_held(
+    image: str, registry: TakingRegistry, tmp_path: Path
+) -> None:
+    root, there = tmp_path / "root", f"{registry.name}/team/app:1"
+    children: list[subprocess.Popen[bytes]] = []
+
+    def kill(_connection: socket.socket, _asked: Asked, _good: bytes) -> bool:
+        children[0].kill()
+        return False
+
+    registry.plan("PATCH", kill)
+    command = [*LAMINA, "--root", root, "push", image, there]
+    children.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+    assert children[0].wait() == -signal.SIGKILL
+    lamina(root, "image", "rm", "--gc", image)
+    assert lamina_json(root, "content", "ls") == []
+    assert "manifests/1" not in taken(registry, "team/app")
 
 
 # -- the commands -----------------------------------------------------------------------------

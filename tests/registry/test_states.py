@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import trio
 
+from engine import labels
 from engine.errors import EngineError
 from engine.kv.schema import EXTENT
 from engine.metadata import ledger

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,7 +20,7 @@ from engine.oci.reference import parse_reference
 from engine.registry.client import Access, Client
 from engine.registry.credentials import Credential
 from engine.registry.hosts import Origin
-from engine.registry.lanes import Lanes
+from engine.registry.lanes import ImageLanes, Lanes
 from engine.registry.protocol import BadAnswer, received, upload_place
 from engine.registry.uploading import Outgoing, Uploader, Way
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, reset, respond, response, stall
@@ -43,11 +44,10 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class _Bytes:
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._data = BytesIO(data)
 
     async def read(self) -> bytes:
-        piece, self._data = self._data[:7000], self._data[7000:]
-        return piece
+        return self._data.read(70_000)
 
 
 def reading(data: bytes) -> Callable[[int], Any]:
@@ -59,7 +59,11 @@ def reading(data: bytes) -> Callable[[int], Any]:
 
 
 def upload(
-    registry: FakeRegistry, data: bytes = DATA, elsewhere: str = "", access: Access | None = None
+    registry: FakeRegistry,
+    data: bytes = DATA,
+    elsewhere: str = "",
+    access: Access | None = None,
+    lanes: ImageLanes | None = None,
 ) -> Way:
     """Push one blob to the repository `a`."""
     reference = parse_reference(f"{registry.name}/a:1")
@@ -67,7 +71,7 @@ def upload(
 
     async def work(client: Client) -> Way:
         host = await client.destination(reference.domain)
-        uploader = Uploader(client, host, reference, Lanes().of_image())
+        uploader = Uploader(client, host, reference, lanes or Lanes().of_image())
         return await uploader.blob(Outgoing(descriptor=blob, read=reading(data), elsewhere=elsewhere))
 
     way = with_client(work, access)
@@ -90,6 +94,19 @@ def test_a_blob_goes_once_in_one_part(registry: TakingRegistry) -> None:
     registry.asked.clear()
     assert upload(registry) is Way.THERE
     assert methods(registry) == "HEAD"
+
+
+@pytest.mark.parametrize("size", [500, len(DATA)])
+def test_all_that_goes_is_counted(registry: TakingRegistry, size: int) -> None:
+    went: list[int] = []
+
+    async def passed(count: int) -> None:
+        went.append(count)
+
+    lanes = Lanes().of_image()
+    lanes.passed = passed  # type: ignore[method-assign]
+    upload(registry, DATA[:size], lanes=lanes)
+    assert sum(went) == size
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000])
@@ -231,7 +248,10 @@ def test_a_host_that_says_nothing_is_given_up(registry: TakingRegistry, stage: s
         upload(registry, access=Access(patience=replace(HURRIED, finish=0, attempts=2)))
 
 
-def test_a_host_that_takes_nothing_is_given_up() -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_host_that_takes_nothing_is_given_up(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(32 << 20)
+    monkeypatch.setattr(limits, "PUSH_WHOLE", len(data) if whole else 0)
     answers = {
         b"HEAD": response(404),
         b"POST": response(202, headers={"Location": "/v2/a/blobs/uploads/1"}),
@@ -253,7 +273,7 @@ def test_a_host_that_takes_nothing_is_given_up() -> None:
         try:
             to = FakeRegistry(port=listener.getsockname()[1])
             with pytest.raises(Unavailable, match="does not answer"):
-                upload(to, bytes(32 << 20), access=Access(patience=replace(HURRIED, attempts=1)))
+                upload(to, data, access=Access(patience=replace(HURRIED, attempts=1)))
         finally:
             is_over.set()
             thread.join()
