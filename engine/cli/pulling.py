@@ -23,7 +23,7 @@ from engine.cli.reaching import access_options
 from engine.cli.running import run
 from engine.cli.timings import tell_timings, timings_option
 from engine.oci.platform import Platform
-from engine.oci.reference import familiar
+from engine.oci.reference import familiar, parse_reference
 from engine.pulling import Pulled
 from engine.registry.client import Access, open_client
 
@@ -71,6 +71,8 @@ def pull(
     REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
     that it names. What an attempt that failed has fetched is there for the next, for a day.
     """
+
+    parse_reference(reference)  # before there is a store
 
     async def work(engine: Engine) -> tuple[Pulled, dict[str, Any]]:
         backend = None if no_unpack else snapshotter or default_backend(engine.stores)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
-from engine.errors import Unavailable
+from engine.errors import FailedPrecondition, Unavailable
 from engine.progress import Report, Step
 from engine.tally import Tally
 
@@ -94,6 +94,13 @@ class Flight(Generic[T]):
         callers = len(self._reports)
         self.report(Step.SHARE, self.item, callers, callers)
 
+    def close(self) -> None:
+        """Cancel the work, whoever waits for it."""
+        if not self.done.is_set():
+            self.error = FailedPrecondition("the engine was closed meanwhile; open it for longer")
+            self._scope.cancel()
+        self._left.set()
+
     async def ended(self) -> None:
         """Wait until the work, whose last caller left, holds nothing any more."""
         await self._ended.wait()
@@ -126,6 +133,21 @@ class Flights(Generic[F]):
         self._make = make
         self._shared = shared
         self._flights: dict[Hashable, F] = {}
+        self._running: set[F] = set()
+
+    async def aclose(self) -> None:
+        """Cancel what is under way, and wait until it holds nothing."""
+        running = [*self._running]
+        for flight in running:
+            flight.close()
+        for flight in running:
+            await flight.ended()
+
+    async def _run(self, flight: F, work: AbstractAsyncContextManager[Any]) -> None:
+        try:
+            await flight.run(work)
+        finally:
+            self._running.discard(flight)
 
     @asynccontextmanager
     async def caller(
@@ -143,7 +165,8 @@ class Flights(Generic[F]):
             if flight is None or flight.error is not None:
                 flight = self._flights[key] = self._make()
                 # Of the whole run, not of this caller: any of them may be the first to leave.
-                trio.lowlevel.spawn_system_task(flight.run, work(flight))
+                self._running.add(flight)
+                trio.lowlevel.spawn_system_task(self._run, flight, work(flight))
             else:
                 self._shared()
             flight.join(report)

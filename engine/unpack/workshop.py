@@ -57,8 +57,10 @@ class Workshop:
         return self._committers.setdefault((namespace, snapshotter.name), made)
 
     async def aclose(self) -> None:
-        """End all workers, after what is being written to the store is written."""
+        """End what is under way, and all workers after what is being written is written."""
         with trio.CancelScope(shield=True):
+            for flights in (self.pulls, self.flights):
+                await flights.aclose()
             for committer in self._committers.values():
                 await committer.idle()
             await self.flusher.aclose()

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from engine.errors import Refused
+from engine.errors import FailedPrecondition, Refused
 from engine.progress import Step, silent
 from engine.unpack.flights import Flight, Flights
 
@@ -289,5 +289,22 @@ def test_who_joins_late_is_told_where_all_is() -> None:
             (Step.UNPACK, "x", 2, 1),
             (Step.SHARE, "", 2, 2),
         ]
+
+    flown(test)
+
+
+def test_what_is_under_way_is_ended_and_its_callers_are_told() -> None:
+    async def test(flights: Flights[Flight[int]], work: Work) -> None:
+        async def caller() -> None:
+            with pytest.raises(FailedPrecondition, match="closed"):
+                await call(flights, work, [])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller)
+            nursery.start_soon(caller)
+            await trio.testing.wait_all_tasks_blocked()
+            await flights.aclose()
+            assert work.log == ["started", "cancelled"]
+        await flights.aclose()
 
     flown(test)

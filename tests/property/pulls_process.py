@@ -28,6 +28,7 @@ from engine.errors import NotFound
 from engine.oci.platform import Platform, parse_platform
 from engine.registry.client import Access, Client, open_client
 from engine.registry.hosts import Host, Origin
+from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, member, pack
 from engine.testing.fake_registry import Asked, FakeRegistry
@@ -267,7 +268,7 @@ def _told(stores: Stores, target: Any) -> dict[str, Any]:
             image = resolve(target, parse_platform(platform), read)
             for part in (*image.path, image.manifest.config, *image.manifest.layers):
                 stores.content.verify(part.key)
-            whole[platform] = sorted(stores.unpacked_into(image))
+            whole[platform] = sorted(parts_of(stores, image).unpacked)
     return {"target": target.digest, "whole": whole}
 
 

@@ -20,6 +20,7 @@ from engine import labels
 from engine.errors import NotFound
 from engine.kv.schema import EXTENT
 from engine.labels import Labels
+from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry
@@ -211,7 +212,7 @@ def _left(root: Path, *, collects: bool) -> dict[str, int]:
             resolved = stores.resolve(named.target)
             for part in (*resolved.path, resolved.manifest.config, *resolved.manifest.layers):
                 stores.content.verify(part.key)
-            assert "overlay" in stores.unpacked_into(resolved), "named before it was unpacked"
+            assert "overlay" in parts_of(stores, resolved).unpacked, "named before it was unpacked"
     return had
 
 
