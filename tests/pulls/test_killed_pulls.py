@@ -32,7 +32,9 @@ def image(place: Path) -> Iterator[Pullable]:
 
 
 @pytest.mark.parametrize("moment", moments("ci", 12, _BYTES), ids=str)
-def test_cri_13_a_killed_pull_is_gone_on_with(moment: Moment, image: Pullable, place: Path) -> None:
+def test_ms_15_cri_13_a_killed_pull_is_gone_on_with(
+    moment: Moment, image: Pullable, place: Path
+) -> None:
     root = place / str(moment) / "root"
     root.parent.mkdir()
     killed(image, root, moment)
