@@ -27,7 +27,7 @@ from benchmarks.group import Command, Group, Step, group
 from benchmarks.images import Image, made_or_found, packed_layers
 from benchmarks.machine import about
 from benchmarks.peers import containerd
-from benchmarks.pulled import BEGIN, END, PullCost, PullReport, figures, markdown
+from benchmarks.pulled import BEGIN, END, PullCost, PullReport, figures, markdown, merged
 from benchmarks.registry import Registry, serving
 from benchmarks.render import add_outputs, check_outputs
 from benchmarks.sharing import at_once, images_on
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     check_outputs(options)
     if options.read:
-        report = msgspec.json.decode(options.read.read_bytes(), type=PullReport)
+        report = merged([msgspec.json.decode(f.read_bytes(), type=PullReport) for f in options.read])
     else:
         report = _measured(options)
     found = figures(report)
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=Path, help="keep the image made in this folder, or use it there"
     )
-    parser.add_argument("--read", type=Path, help="show what --json wrote instead")
+    parser.add_argument("--read", nargs="+", type=Path, help="show what --json wrote instead")
     add_outputs(parser)
     return parser
 

@@ -1,12 +1,12 @@
 """What pulls cost, as values, and the figures that follow from them. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from benchmarks.costs import Cost, spread_of
 
-__all__ = ["BEGIN", "END", "Figure", "PullCost", "PullReport", "figures", "markdown"]
+__all__ = ["BEGIN", "END", "Figure", "PullCost", "PullReport", "figures", "markdown", "merged"]
 
 BEGIN, END = "<!-- figures of pulls -->", "<!-- end of figures of pulls -->"
 
@@ -34,6 +34,14 @@ class PullReport:
     rate: float
     turns: dict[str, list[PullCost]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+
+def merged(reports: Sequence[PullReport]) -> PullReport:
+    """Return several runs on one image as one, of a pull that is in several the last."""
+    last = reports[-1]
+    turns = {name: costs for report in reports for name, costs in report.turns.items()}
+    left_out = {name: why for report in reports for name, why in report.left_out.items()}
+    return replace(last, turns=turns, left_out=left_out)
 
 
 @dataclass(frozen=True)

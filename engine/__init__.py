@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.app import Engine, open_engine
+    from engine.coordinating import Coordinator
     from engine.gc.policy import Policy
     from engine.gc.scheduler import Schedule
+    from engine.image_service import ImageService
     from engine.listening import Missed
     from engine.metadata.events import Event, Topic
     from engine.metering import Statistics
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
     from engine.watching import Watch
 
 __all__ = [
+    "Coordinator",
     "Engine",
     "Event",
+    "ImageService",
     "Missed",
     "Mount",
     "Policy",
@@ -37,8 +41,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Coordinator": "coordinating",
     "Engine": "app",
     "Event": "metadata.events",
+    "ImageService": "image_service",
     "Missed": "listening",
     "Policy": "gc.policy",
     "Schedule": "gc.scheduler",

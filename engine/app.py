@@ -26,7 +26,7 @@ from engine.gc.collect import Collected
 from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
 from engine.listening import Listening
-from engine.metering import Operation, Statistics
+from engine.metering import Statistics, Verb
 from engine.mount import Mount
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -88,7 +88,7 @@ class Engine:
         other._heir = lease
         return other
 
-    @counted(Operation.IMPORT)
+    @counted(Verb.IMPORT)
     async def import_image(  # noqa: PLR0913  one for each option of the command
         self,
         source: Path | str | int,
@@ -145,7 +145,7 @@ class Engine:
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(self._give_up, lease.id, heir)
 
-    @counted(Operation.PULL)
+    @counted(Verb.PULL)
     async def pull(  # noqa: PLR0913  one for each option of the command
         self,
         reference: str,
@@ -214,7 +214,7 @@ class Engine:
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
             yield await pulling.run(lease), lease
 
-    @counted(Operation.PUSH)
+    @counted(Verb.PUSH)
     async def push(
         self,
         name: str,
@@ -265,7 +265,7 @@ class Engine:
         async with self._lease() as lease:
             return await self._unpack(name, platform, backend, lease, report, strict=strict)
 
-    @counted(Operation.UNPACK)
+    @counted(Verb.UNPACK)
     async def _unpack(
         self,
         name: str,

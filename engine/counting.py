@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
-from engine.metering import Meter, Moved, Operation
+from engine.metering import Meter, Moved, Verb
 from engine.stores import Stores
 from engine.tally import Tally
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 Method = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
 
 
-def counted(work: Operation) -> Callable[[Method[S, P, T]], Method[S, P, T]]:
+def counted(work: Verb) -> Callable[[Method[S, P, T]], Method[S, P, T]]:
     """Have each call of a method counted, and how it ends."""
 
     def decorated(method: Method[S, P, T]) -> Method[S, P, T]:

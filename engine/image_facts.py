@@ -262,13 +262,19 @@ class ImageFacts:
         )
 
     def _backends(self, txn: Transaction, said: _Said) -> tuple[str, ...]:
-        """Return the backends that have an image."""
-        names = list(SNAPSHOTS.branches(txn)) if said.top else []
-        return tuple(name for name in names if self._stands(txn, name, said.top))
-
-    def _stands(self, txn: Transaction, backend: str, top: str) -> bool:
+        """Return the backends that have an image, and keep it with its config."""
         try:
-            record = SNAPSHOTS.get(txn, backend, self._namespace, top)
+            config = BLOBS.get(txn, self._namespace, said.id)
+        except DataLoss:
+            return ()
+        kept = labels.snapshot_refs(config.labels) if config else ()
+        return tuple(
+            sorted(name for name, key in kept if key == said.top and self._stands(txn, name, key))
+        )
+
+    def _stands(self, txn: Transaction, backend: str, key: str) -> bool:
+        try:
+            record = SNAPSHOTS.get(txn, backend, self._namespace, key)
             if record is not None:
                 unflushed.check(txn, backend, record)
         except DataLoss:

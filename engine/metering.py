@@ -16,10 +16,10 @@ import msgspec
 from engine.errors import EngineError
 from engine.phases import Phase, Spent, Timings, total
 
-__all__ = ["Calls", "Histogram", "Layers", "Meter", "Moved", "Operation", "Pauses", "Statistics"]
+__all__ = ["Calls", "Histogram", "Layers", "Meter", "Moved", "Pauses", "Statistics", "Verb"]
 
 
-class Operation(StrEnum):
+class Verb(StrEnum):
     """What callers ask for."""
 
     PULL = "pull"
@@ -88,7 +88,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """What this process has done to a store since it began."""
 
     root: str
-    calls: Mapping[Operation, Calls]
+    calls: Mapping[Verb, Calls]
     phases: Timings
     moved: Mapping[Moved, int]
     """Bytes."""
@@ -110,9 +110,9 @@ class Meter:
     def __init__(self) -> None:
         """Begin at nothing."""
         self._lock = threading.Lock()
-        self._in_flight: Counter[Operation] = Counter()
-        self._results: dict[Operation, Counter[str]] = {work: Counter() for work in Operation}
-        self._seconds: dict[Operation, float] = dict.fromkeys(Operation, 0.0)
+        self._in_flight: Counter[Verb] = Counter()
+        self._results: dict[Verb, Counter[str]] = {work: Counter() for work in Verb}
+        self._seconds: dict[Verb, float] = dict.fromkeys(Verb, 0.0)
         self._phases: Timings = {}
         self._moved: Counter[Moved] = Counter()
         self._layers: Counter[Layers] = Counter()
@@ -123,7 +123,7 @@ class Meter:
         self._pauses = Pauses()
 
     @contextmanager
-    def working(self, work: Operation) -> Iterator[None]:
+    def working(self, work: Verb) -> Iterator[None]:
         """Count a call, for the length of a block, and how it ends."""
         with self._lock:
             self._in_flight[work] += 1
@@ -186,7 +186,7 @@ class Meter:
                 root=root,
                 calls={
                     work: Calls(self._in_flight[work], dict(self._results[work]), self._seconds[work])
-                    for work in Operation
+                    for work in Verb
                 },
                 phases={phase: self._phases.get(phase, Spent()) for phase in Phase},
                 moved={kind: self._moved[kind] for kind in Moved},

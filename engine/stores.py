@@ -40,7 +40,7 @@ from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
 from engine.metadata.pulls import PullStore
 from engine.metadata.references import ReferenceStore
-from engine.metering import Operation
+from engine.metering import Verb
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
 from engine.oci.digest import Digest
@@ -245,7 +245,7 @@ class Stores:
         for environment in (self.root.meta, self.root.blobs):
             environment.check_readers()
         self.root.owners.sweep()
-        with self._freeing_space(), self.root.meter.working(Operation.COLLECT):
+        with self._freeing_space(), self.root.meter.working(Verb.COLLECT):
             seen = _, table = self.mounting.claims.read()
             healed = [snapshot_node(*snapshot) for snapshot in self.mounting.claims.heal(seen)]
             collected = self._collect(dry_run=False, report=report)
@@ -371,7 +371,7 @@ class Stores:
         images = [self.images.get(name) for name in names]
         scope = Scope(namespace=self.namespace, images=images) if names else None
         spending = self._freeing_space() if apply else nullcontext()  # dropping a record takes some too
-        with spending, self.root.meter.working(Operation.CHECK):
+        with spending, self.root.meter.working(Verb.CHECK):
             return check(self.root, self.platform, scope=scope, apply=apply, tell=tell, report=report)
 
     def close(self) -> None:

@@ -7,13 +7,10 @@ each ten seconds, as podman and ctr users know it from logs; short work says not
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
-from engine.cli.drawing import lines, summary
+from engine.cli.drawing import summary
 from engine.cli.output import View, say
 from engine.progress import Report, Step, silent
 from engine.tally import Tally
@@ -21,7 +18,6 @@ from engine.tally import Tally
 __all__ = ["progress"]
 
 _EVERY_S = 10.0
-_A_SECOND = 8  # pictures; a terminal far away takes those
 
 
 @contextmanager
@@ -30,31 +26,17 @@ def progress(view: View) -> Iterator[Report]:
     if view.quiet:
         yield silent
         return
-    screen = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    is_drawn = sys.stderr.isatty() and not screen.is_dumb_terminal  # whatever FORCE_COLOR says
-    with _drawn(screen) if is_drawn else _logged(view) as report:
+    with _drawn() or _logged(view) as report:
         yield report
 
 
-@contextmanager
-def _drawn(screen: Console) -> Iterator[Report]:
-    tally = Tally()
-    bar = "#-" if screen.options.ascii_only else "━─"
-
-    def picture() -> Text:
-        width, height = screen.size
-        text = "\n".join(lines(tally.headway(), width, height, bar))
-        return Text(text, no_wrap=True, overflow="crop")
-
-    # What others write to stdout is not ours to touch: it may be a document.
-    with Live(
-        get_renderable=picture,
-        console=screen,
-        refresh_per_second=_A_SECOND,
-        transient=True,
-        redirect_stdout=False,
-    ):
-        yield tally
+def _drawn() -> AbstractContextManager[Report] | None:
+    """Give what draws, None where nobody could see it."""
+    if not sys.stderr.isatty():  # whatever FORCE_COLOR says
+        return None
+    # It loads rich, which takes as long as many a command.
+    drawn: AbstractContextManager[Report] | None = import_module("engine.cli.screen").drawn()
+    return drawn
 
 
 @contextmanager

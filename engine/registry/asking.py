@@ -164,7 +164,8 @@ async def _error(host: Host, request: Request, answer: Answer) -> Exception:
     via = f" by way of {answer.peer.origin.name}" if answer.peer.origin != host.origin else ""
     match answer.status:
         case 404 | 410:
-            return NotFound(f"{name} has no {request.what}{more}")
+            doing = "takes no" if request.is_write else "has no"
+            return NotFound(f"{name} {doing} {request.what}{more}")
         case 401 | 403:
             doing = "write" if request.is_write else "read"
             return PermissionDenied(

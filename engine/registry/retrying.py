@@ -33,7 +33,7 @@ class Patience:
     answer: float = limits.ANSWER_S
     progress_bytes: int = limits.PROGRESS_BYTES
     progress: float = limits.PROGRESS_S
-    finish: float = limits.FINISH_S
+    finish: float = limits.FINISH
     attempts: int = limits.ATTEMPTS
     first_wait: float = 0.2
     longest_wait: float = 10.0

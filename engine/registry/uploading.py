@@ -323,7 +323,7 @@ class _Upload:
         """Say that this was all, and of what digest; a small blob goes with that."""
         join = "&" if "?" in self._place else "?"
         request = self._request("PUT", place=f"{self._place}{join}digest={self._digest}")
-        request = msgspec.structs.replace(request, slow=self._to.patience.finish)
+        request = msgspec.structs.replace(request, slow=self._size / self._to.patience.finish)
         self._is_doubtful = True
         if whole:
             async with self._outgoing.read(0) as source:

@@ -187,6 +187,12 @@ def test_figures_of_pulls_are_told_as_far_as_there_are_measurements():
     assert "| full | 5.00 s | 4.00-9.00 | 5.0 s | 1 | 0.0 s |" in page
     again = msgspec.json.decode(msgspec.json.encode(report), type=pulled.PullReport)
     assert again == report
+    later = pulls(full=[pull_cost(2.0)], ten_callers=[pull_cost(4.0)])
+    both = pulled.merged([again, later]).turns
+    assert {name: both[name] for name in ("lazy", "full", "ten callers")} == {
+        "lazy": report.turns["lazy"],
+        **later.turns,
+    }
 
 
 def test_what_left_the_registry_more_than_once_is_marked_however_little_it_is():

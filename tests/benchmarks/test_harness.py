@@ -70,7 +70,7 @@ def test_one_run_of_all_of_it(tmp_path: Path):
 
 
 def test_one_run_of_pulls(tmp_path: Path):
-    for program in ("docker-registry", "skopeo"):
+    for program in ("docker-registry", "skopeo", "ctr"):
         peer(program)
     out = tmp_path / "out.json"
     words = ["pull", tiny("one-file", tmp_path), "--figure", "far", "--repeat", "1", "--json", out]

@@ -319,6 +319,21 @@ def prepared(world: World) -> list[str]:
     return recorder.steps
 
 
+def taken(world: World) -> list[str]:
+    blob = put(world.stores.content, b"x")
+    with world.record() as recorder:
+        world.stores.references.take("owner", "image", blob.digest)
+    return recorder.steps
+
+
+def released(world: World) -> list[str]:
+    blob = put(world.stores.content, b"x")
+    world.stores.references.take("owner", "image", blob.digest)
+    with world.record() as recorder:
+        world.stores.references.release("owner", {"image"}, delay_s=60)
+    return recorder.steps
+
+
 def prepared_copy(world: World) -> list[str]:
     backend = based(world, "copy")
     with world.record() as recorder:
@@ -444,6 +459,8 @@ OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "the same, damaged": lambda world: doubted(world, is_right=False),
     "prepare": prepared,
     "prepare, a copy": prepared_copy,
+    "an image, held for an owner": taken,
+    "an image, released": released,
     "commit of what was written through a mount": committed,
     "removing a blob": blob_removed,
     "removing a snapshot": snapshot_removed,

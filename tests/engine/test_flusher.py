@@ -10,7 +10,6 @@ from engine import limits
 from engine.callables import named
 from engine.errors import EngineError, Unavailable
 from engine.fs import kernel
-from engine.progress import silent
 from engine.snapshots import Kind
 from engine.stores import Stores
 from engine.testing.archives import archive, member
@@ -18,6 +17,11 @@ from engine.unpack.committer import Committer
 from engine.unpack.flusher import Flusher
 from engine.unpack.jobs import SealJob
 from tests.support import applied
+
+
+def unheard(_layers: int, _done: int) -> None:
+    """Take note of nothing."""
+
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
@@ -126,7 +130,7 @@ def test_who_began_before_a_flush_that_failed_is_not_committed(stores: Stores) -
         committer = Committer(backend, flusher)
         for step, failures in ((before, 0), (after, 1)):
             try:
-                told[step.name] = await committer.commit(step, silent, failures)
+                told[step.name] = await committer.commit(step, unheard, failures)
             except EngineError as error:
                 told[step.name] = str(error)
 
@@ -148,7 +152,7 @@ def test_a_seal_that_cannot_be_flushed_fails_all_that_had_begun(stores: Stores) 
         for step in (first, other):
             disk.fails = step is first
             try:
-                await committer.commit(step, silent, 0)
+                await committer.commit(step, unheard, 0)
             except EngineError as error:
                 told.append(str(error))
 

@@ -227,3 +227,24 @@ def test_events_of_threads_are_in_the_order_of_commits(stores: Stores) -> None:
         trio.run(work)
     assert len(order) >= 8
     assert order == sorted(set(order))
+
+
+def test_gc_23_one_event_for_each_object_that_is_gone(stores: Stores) -> None:
+    lease = stores.leases.create().id
+    backend = stores.snapshotter("copy")
+    for number in range(3):
+        put(stores.content, lease, bytes([number]))
+        backend.prepare(f"key {number}", lease=lease)
+        backend.commit(Commit(name=f"name {number}", key=f"key {number}", lease=lease))
+    stores.leases.delete(lease)
+    events, told = heard(stores)
+    with events:
+        collected = stores.collect()
+    gone = [(event.topic, event.key) for event in told()]
+    assert len(collected.blobs) == len(collected.snapshots) == 3
+    assert sorted(gone) == sorted(
+        [
+            *((Topic.CONTENT_DELETE, digest) for digest in collected.blobs),
+            *((Topic.SNAPSHOT_REMOVE, node.key) for node in collected.snapshots),
+        ]
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.app import Engine, open_engine
 from engine.errors import NotFound, Unavailable
-from engine.metering import Histogram, Layers, Meter, Moved, Operation, Statistics
+from engine.metering import Histogram, Layers, Meter, Moved, Statistics, Verb
 from engine.metrics import CONTENT_TYPE, exposition
 from engine.phases import Phase, Spent
 from engine.registry.client import Client, open_client
@@ -81,13 +81,13 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 def test_calls_are_counted_by_how_they_end() -> None:
     meter = Meter()
-    with meter.working(Operation.PULL), meter.working(Operation.PULL), meter.working(Operation.CHECK):
+    with meter.working(Verb.PULL), meter.working(Verb.PULL), meter.working(Verb.CHECK):
         calls = meter.statistics("/r").calls
-        assert (calls[Operation.PULL].in_flight, calls[Operation.CHECK].in_flight) == (2, 1)
+        assert (calls[Verb.PULL].in_flight, calls[Verb.CHECK].in_flight) == (2, 1)
     for error in (NotFound("x"), NotFound("y"), ZeroDivisionError(), KeyboardInterrupt()):
-        with pytest.raises(type(error)), meter.working(Operation.PULL):
+        with pytest.raises(type(error)), meter.working(Verb.PULL):
             raise error
-    found = meter.statistics("/r").calls[Operation.PULL]
+    found = meter.statistics("/r").calls[Verb.PULL]
     assert found.results == {"ok": 2, "NotFound": 2, "bug": 1, "cancelled": 1}
     assert found.in_flight == 0
     assert found.seconds >= 0
@@ -125,7 +125,7 @@ def test_all_of_it_can_be_read() -> None:
     meter.collected(content=2, bytes=70)
     meter.paused(0.25)
     meter.paused(0.125)
-    with meter.working(Operation.PULL):
+    with meter.working(Verb.PULL):
         text = exposition(meter.statistics("/a"), Meter().statistics("/b"))
     samples = parsed(text)
     assert value(samples, "calls_in_flight", call="pull", root="/a") == 1
@@ -171,7 +171,7 @@ def test_pulls_are_counted_once_however_many_share_them(tmp_path: Path, umask_0:
             for _ in range(3):
                 nursery.start_soon(all_at_once)
         first = engine.statistics()
-        assert first.calls[Operation.PULL].results == {"ok": 3}
+        assert first.calls[Verb.PULL].results == {"ok": 3}
         assert first.pulls_shared == 2
         assert (first.moved[Moved.FETCHED], first.moved[Moved.FOUND]) == (whole, 0)
         assert first.layers == {
@@ -194,7 +194,7 @@ def test_pulls_are_counted_once_however_many_share_them(tmp_path: Path, umask_0:
         with trio.CancelScope() as scope:
             scope.cancel()
             await pull(str(served.reference), client)
-        results = engine.statistics().calls[Operation.PULL].results
+        results = engine.statistics().calls[Verb.PULL].results
         assert results == {"ok": 4, "Unavailable": 1, "cancelled": 1}
         parsed(exposition(engine.statistics()))
 
@@ -231,12 +231,12 @@ def test_imports_and_collections_are_counted(tmp_path: Path, umask_0: None) -> N
     assert (found.layers[Layers.APPLIED], found.layers[Layers.FOUND]) == (2, 4)
     calls = {work: calls.results.get("ok", 0) for work, calls in found.calls.items()}
     assert calls == {
-        Operation.PULL: 0,
-        Operation.PUSH: 0,
-        Operation.IMPORT: 2,
-        Operation.UNPACK: 1,
-        Operation.COLLECT: 1,
-        Operation.CHECK: 1,
+        Verb.PULL: 0,
+        Verb.PUSH: 0,
+        Verb.IMPORT: 2,
+        Verb.UNPACK: 1,
+        Verb.COLLECT: 1,
+        Verb.CHECK: 1,
     }
     assert (found.collected["content"], found.collected["snapshots"]) == (4, 2)
     assert found.collected["bytes"] > whole

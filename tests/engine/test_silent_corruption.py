@@ -23,10 +23,11 @@ from engine.kv.schema import EXTENT, INGESTS, LEASE_ITEMS
 from engine.metadata.leases import leased
 from engine.oci.digest import digest_of
 from engine.processes import Owner
-from engine.progress import silent
+from engine.progress import Amount
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
+from engine.tally import Tally
 from engine.testing.archives import archive, layout, member, tar_layout
 from engine.testing.trees import TreeEntry, differences
 from engine.unpack import committer as committing
@@ -45,6 +46,11 @@ from tests.engine.image_files import (
 from tests.engine.image_files import extents as stored_extents
 from tests.filesystems import in_memory
 from tests.support import BACKENDS, applied, apply_stack, tree_of
+
+
+def unheard(_layers: int, _done: int) -> None:
+    """Take note of nothing."""
+
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
@@ -283,11 +289,12 @@ def test_an_import_goes_on_where_one_stopped(
             f"import-{digest}", lease=lease, expected=digest, total=size
         ) as writer:
             writer.write(layer[: EXTENT + 7])
-        shown: list[tuple[str, int]] = []
-        import_image(stores, source, report=lambda _s, item, _t, done: shown.append((item, done)))
+        tally = Tally()
+        import_image(stores, source, report=tally)
     assert stored_layers(stores) == [layer]
     # It did not begin anew.
-    assert min(done for item, done in shown if item == digest) == min(size, EXTENT + 7)
+    (part,) = tally.headway().parts
+    assert part.fetch == Amount(size, size, found=min(size, EXTENT + 7), rate=part.fetch.rate)
 
 
 def test_a_resumed_ingest_is_its_new_writers(stores: Stores) -> None:
@@ -506,7 +513,7 @@ def commit_all(backend: Snapshotter, steps: list[Commit]) -> list[bool | EngineE
 
     async def one(committer: committing.Committer, number: int) -> None:
         try:
-            told[number] = await committer.commit(steps[number], silent, 0)
+            told[number] = await committer.commit(steps[number], unheard, 0)
         except EngineError as error:
             told[number] = error
 
@@ -634,7 +641,7 @@ def test_a_layer_that_is_given_up_while_it_waits_is_not_committed_and_the_others
 
         async def one(number: int) -> None:
             with scope if number == 2 else trio.CancelScope():
-                told[number] = await committer.commit(steps[number], silent, 0)
+                told[number] = await committer.commit(steps[number], unheard, 0)
 
         async def until(batches: int) -> None:
             while len(pool.batches) < batches:
@@ -688,7 +695,7 @@ def test_a_store_is_not_closed_while_a_commit_is_under_way(
         async with trio.open_nursery() as outside:
             async with open_workshop(stores.root) as workshop, trio.open_nursery() as inside:
                 committer = workshop.committer("default", backend)
-                inside.start_soon(committer.commit, Commit(name="b", key="a"), silent, 0)
+                inside.start_soon(committer.commit, Commit(name="b", key="a"), unheard, 0)
                 await trio.to_thread.run_sync(begun.wait)
                 inside.cancel_scope.cancel()
                 outside.start_soon(let_end)

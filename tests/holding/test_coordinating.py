@@ -20,6 +20,7 @@ from engine.errors import (
     is_recoverable,
 )
 from engine.failpoints import armed
+from engine.gc.policy import Policy
 from engine.registry.client import Access, open_client
 from engine.registry.credentials import Credential
 from engine.testing.fake_registry import reset, respond, response, stall
@@ -538,6 +539,21 @@ def test_a_tag_that_moves_leaves_each_owner_what_he_has(scene: Scene) -> None:
         assert await desk.coordinator.release(scene.name("one"), "a")
         await desk.later()
         assert_empty(desk.stores)
+
+    scene.run(work)
+
+
+def test_a_policy_leaves_what_is_held(scene: Scene) -> None:
+    async def work(desk: Desk) -> None:
+        held = await desk.acquire("one", "a")
+        await desk.engine.pull(scene.name("two"), desk.client)
+        scene.clock.at += 10**15
+        policy = Policy(high=0, low=0, min_age=0, max_age=1)
+        enforced = await trio.to_thread.run_sync(desk.stores.enforce, policy)
+        assert [one.names for one in enforced.chosen] == [[scene.name("two")]]
+        assert_complete(desk.stores, held.image)
+        assert desk.stores.images.named(held.name)
+        assert not (await desk.engine.check()).findings
 
     scene.run(work)
 

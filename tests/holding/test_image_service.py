@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from engine import labels
 from engine.errors import InvalidArgument, NotFound, Refused
@@ -14,7 +15,9 @@ from engine.image_service import ImageService
 from engine.occupied import CONTENT
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
+from engine.progress import Step
 from engine.stores import Stores
+from engine.testing.fake_registry import respond, response, stall
 from tests.engine.image_files import ARM64, INDEX, MANIFEST
 from tests.holding.scene import Desk, Scene, assert_complete, assert_empty
 from tests.meddling import meddled
@@ -210,6 +213,50 @@ def test_cri_17_pinned_images(scene: Scene) -> None:
         (known,) = await desk.service.walk()
         assert known.pinned
         assert await desk.service.remove(known.id)  # only policies leave it alone
+
+    scene.run(work)
+
+
+def test_cri_09_a_layer_that_is_not_there_fails_the_pull_at_once(scene: Scene) -> None:
+    async def work(desk: Desk) -> None:
+        layers = json.loads(_manifest(scene, "one"))["layers"]
+        scene.registry.plan(layers[1]["digest"], respond(response(404)), times=100)
+        with pytest.raises(NotFound):
+            await pull(desk, "one")
+        assert scene.registry.count(layers[1]["digest"]) == 1
+        assert await desk.service.walk() == []
+
+    scene.run(work)
+
+
+def test_cri_10_13_a_pull_that_is_cancelled_leaves_nothing_to_see(scene: Scene) -> None:
+    async def work(desk: Desk) -> None:
+        layers = json.loads(_manifest(scene, "one"))["layers"]
+        scene.registry.plan(layers[0]["digest"], stall(10))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pull, desk, "one")
+            await scene.asked(layers[0]["digest"])
+            nursery.cancel_scope.cancel()
+        assert await desk.service.walk() == []
+        assert not desk.stores.images.walk()
+        assert await pull(desk, "one") == scene.ids["one"]
+
+    scene.run(work)
+
+
+def test_cri_11_progress_is_told_for_each_part(scene: Scene) -> None:
+    async def work(desk: Desk) -> None:
+        told: dict[str, tuple[int, int]] = {}
+
+        def report(step: Step, item: str, total: int, done: int) -> None:
+            if step is Step.FETCH:
+                assert told.get(item, (0, 0))[1] <= done <= total
+                told[item] = (total, done)
+
+        await desk.service.pull(scene.name("one"), desk.client, report=report)
+        layers = json.loads(_manifest(scene, "one"))["layers"]
+        sizes = {layer["digest"]: (layer["size"], layer["size"]) for layer in layers}
+        assert {item: told[item] for item in sizes} == sizes
 
     scene.run(work)
 

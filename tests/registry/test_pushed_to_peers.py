@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from engine.kv.schema import EXTENT
+from engine.oci.digest import digest_of
+from engine.oci.reference import parse_reference
 from engine.testing.archives import archive, layout, member
+from engine.testing.fake_registry import FakeRegistry
 from tests.command import lamina, lamina_json
 from tests.compat.containerd import Containerd
 from tests.compat.images import run
 from tests.conftest import peer
 from tests.engine.image_files import AMD64, ARM64, Files, config_of, docker_files, tar_of
+from tests.registry.asking import with_client
 from tests.registry.servers import PASSWORD, USER, Server, serving
 from tests.registry.token_server import TokenServer, token_server
 
@@ -108,6 +112,34 @@ def test_an_index(tmp_path: Path, plain: Server) -> None:
         there = f"{plain.name}/ours/both-{words[0]}:1"
         assert lamina_json(root, *words, there)["digest"] == index["digest"]
         run(peer("skopeo"), *SKOPEO, f"docker://{there}", f"oci:{tmp_path / words[0]}:latest")
+
+
+def test_what_refers_to_an_image(plain: Server, tmp_path: Path) -> None:
+    """This registry has no list of it: a tag stands for that."""
+    files = Files()
+    app = files.image([LOWER], compression="gzip")
+    signature = files.image(
+        config={},
+        layers=[files.blob(b"signature", "example/payload")],
+        subject=app,
+        artifactType="example/signature",
+    )
+    listed = files.index({**signature, "artifactType": "example/signature"})
+    with FakeRegistry().running() as source:
+        for name, data in files.files.items():
+            entry = {one["digest"]: one for one in (app, signature, listed)}.get(digest_of(data))
+            if entry:
+                tag = {app["digest"]: "1", listed["digest"]: app["digest"].replace(":", "-")}
+                source.put("a", "manifests", data, entry["mediaType"], tag.get(entry["digest"], ""))
+            elif name.startswith("blobs/"):
+                source.put("a", "blobs", data, "application/octet-stream")
+        words = ("copy", "--referrers", f"{source.name}/a:1", f"{plain.name}/signed/copy:1")
+        ways = [{part["way"] for part in lamina_json(tmp_path, *words)["parts"]} for _ in range(2)]
+    assert ways == [{"sent"}, {"there"}]
+    there = parse_reference(f"{plain.name}/signed/copy:1")
+    (found,) = with_client(lambda client: client.referrers(there, app["digest"]))
+    assert (found.digest, found.artifact_type) == (signature["digest"], "example/signature")
+    meant(f"{plain.name}/signed/copy@{signature['digest']}")
 
 
 def test_only_what_is_missing_goes(store: Path, tmp_path: Path, plain: Server) -> None:

@@ -213,6 +213,34 @@ def test_what_goes_on_is_not_given_up(registry: TakingRegistry) -> None:
     assert registry.count("^POST ") == 1
 
 
+PASSING_FAULTS = [
+    reset(),
+    answer(429),
+    answer(500),
+    answer(404),
+    answer(416),
+    answer(202, Range="0-49999"),
+    answer(202, Range="0-999999"),
+]
+OF_STATE = [answer(204), answer(204, Range="0-0"), answer(204, Range="0-99999")]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_comes_a_blob_is_right_or_not_there(registry: TakingRegistry, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(chance.randrange(1, 9)):
+        stage = chance.choice(["HEAD", "POST", "PATCH", "PATCH", "PATCH", "GET", "PUT"])
+        registry.plan(f"^{stage} ", chance.choice(OF_STATE if stage == "GET" else PASSING_FAULTS))
+    registry.kept = chance.choice([None, 0, 1, 50_000, 100_000, len(DATA)])
+    try:
+        upload(registry)
+    except EngineError:
+        assert registry.content.get(f"/a/blobs/{BLOB.digest}", ("", DATA))[1] == DATA
+    else:
+        assert registry.content[f"/a/blobs/{BLOB.digest}"][1] == DATA
+    assert len(registry.asked) < 60
+
+
 @pytest.mark.parametrize("stage", ["HEAD", "POST", "PATCH", "PUT"])
 def test_what_does_not_go_on_is_given_up(registry: TakingRegistry, stage: str) -> None:
     registry.plan(f"^{stage} ", answer(503), times=100)
@@ -245,7 +273,7 @@ def test_parts_that_came_out_wrong_go_once_more_in_one(registry: TakingRegistry)
 def test_a_host_that_says_nothing_is_given_up(registry: TakingRegistry, stage: str) -> None:
     registry.plan(f"^{stage} ", stall(), times=100)
     with pytest.raises(Unavailable, match="does not answer"):
-        upload(registry, access=Access(patience=replace(HURRIED, finish=0, attempts=2)))
+        upload(registry, access=Access(patience=replace(HURRIED, attempts=2)))
 
 
 @pytest.mark.parametrize("whole", [True, False])
