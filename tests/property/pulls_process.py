@@ -99,7 +99,7 @@ def _made() -> tuple[FakeRegistry, dict[str, str], dict[tuple[str, str], list[st
 
     one = index(INDEX, amd64=(0, 1), arm64=(0, 2))
     two = index(DOCKER_LIST, amd64=(0, 2), arm64=(0, 3))
-    # One config in two images, and a layer twice.
+    # No index, and a layer twice.
     alone = image("linux/amd64", (1, 0, 1))["digest"]
     return registry, {"one": one, "two": two, "alone": alone}, parts
 
