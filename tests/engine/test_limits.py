@@ -85,7 +85,6 @@ BOUNDS = {
     "REMOVE_DELAY_S": (180, "as in Nomad"),
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
     "PULL_STALL_S": (300, "as in containerd's CRI"),
-    "KNOWN_IMAGES": (20_000, "twice the largest store that is measured; 20 MiB"),
     "EVENTS": (10_000, "some MiB; a store of that many images, removed at once"),
     "REFERRERS": (1000, "signatures and SBOMs of one image are tens"),
     "REFERRER_PAGES": (100, "a page has tens"),
