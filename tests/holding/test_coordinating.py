@@ -8,8 +8,6 @@ import pytest
 import trio
 
 from engine import errors, labels
-from engine.admitting import Admission
-from engine.coordinating import Coordinator
 from engine.errors import (
     EngineError,
     InvalidArgument,
@@ -22,6 +20,8 @@ from engine.errors import (
 from engine.explaining import explain_store
 from engine.failpoints import armed
 from engine.gc.policy import Policy
+from engine.images.admitting import Admission
+from engine.images.coordinating import Coordinator
 from engine.registry.client import Access, open_client
 from engine.registry.credentials import Credential
 from engine.testing.fake_registry import reset, respond, response, stall
