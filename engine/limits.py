@@ -64,6 +64,7 @@ RECOVERY_S = 5.0  # seconds that whoever opens a store after a crash puts it in 
 VERIFIED_PAGES = 1 << 24  # of an LMDB file, 64 GiB: two bytes of memory for each
 INGEST_LIFE_S = 24 * 3600  # of an ingest that nobody writes, as in containerd
 FILTER = 10_000  # characters of one filter, a regular expression in it among them; from a caller
+PULLERS = 100  # credentials of which it is noted that they got an image: those that did so last
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
 KNOWN_IMAGES = 20_000  # of which it is remembered what their documents say, 1 KiB each
 REMOVE_DELAY_S = 180.0  # from an image's last release to its removal, as in Nomad
