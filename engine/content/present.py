@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from engine import limits
 from engine.content.image import Read, ResolvedImage, may_be_image, resolve
-from engine.oci.documents import Descriptor, parse_index
+from engine.oci.documents import Descriptor, NotAnImage, parse_index
 from engine.oci.mediatypes import INDEXES
 from engine.oci.platform import Platform, choose
 
@@ -22,12 +22,16 @@ def present(
 ) -> list[ResolvedImage]:
     """Return the images of `target` whose manifests are here, the best for `platform` first.
 
-    Raises Refused for documents that break a rule, NotFound for a config that is not here.
+    What an index lists beside images is none of them. Raises Refused for documents that break a rule,
+    NotFound for a config that is not here.
     """
-    found = [
-        replace(resolve(path[-1], platform, read), path=path)
-        for path in _paths((target,), read, is_here, set())
-    ]
+    found: list[ResolvedImage] = []
+    for path in _paths((target,), read, is_here, set()):
+        try:
+            found.append(replace(resolve(path[-1], platform, read), path=path))
+        except NotAnImage:
+            if len(path) == 1:
+                raise
     best = choose(platform, [image.config.platform for image in found])
     if best:
         found.insert(0, found.pop(best))

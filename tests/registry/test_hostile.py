@@ -73,6 +73,35 @@ def test_a_layer_that_one_platform_let_go_of_is_fetched_for_another(
     lamina(tmp_path, "unpack", name, "--platform", "linux/arm64", "--snapshotter", "overlay")
 
 
+def with_another(registry: FakeRegistry, config: Any, media_type: str) -> str:
+    """Serve an index of an image and of a manifest with some config, and return its name."""
+    one = Served(registry)
+    manifest = json.loads(one.data) | {"config": _put(registry, "blobs", config, media_type)}
+    mine = {"mediaType": MANIFEST, "digest": one.manifest.digest, "size": one.manifest.size}
+    listed = [mine | {"platform": AMD64}, _put(registry, "manifests", manifest, MANIFEST)]
+    _put(registry, "manifests", {"schemaVersion": 2, "manifests": listed}, INDEX, "two")
+    return f"{registry.name}/a:two"
+
+
+ALL = ("--all-platforms", "--no-unpack", "--platform", "linux/amd64")
+
+
+def test_what_an_index_lists_beside_images_is_no_damage(tmp_path: Path, registry: FakeRegistry) -> None:
+    name = with_another(registry, {}, "application/vnd.cncf.helm.config.v1+json")
+    lamina(tmp_path, "pull", name, *ALL)
+    (image,) = lamina_json(tmp_path, "images")
+    assert (image["platforms"], "error" in image) == (["linux/amd64"], False)
+    lamina(tmp_path, "fsck")
+
+
+def test_all_platforms_are_images_or_none_is_pulled(tmp_path: Path, registry: FakeRegistry) -> None:
+    config = {**ARM64, "rootfs": {"type": "layers", "diff_ids": list[str]()}}
+    name = with_another(registry, config, CONFIG)
+    assert "names 0 diff IDs" in lamina(tmp_path, "pull", name, *ALL, code=5).stderr
+    assert lamina_json(tmp_path, "images") == []
+    lamina(tmp_path, "fsck")
+
+
 def refer(registry: FakeRegistry, subject: str, *referring: dict[str, Any]) -> None:
     """List what refers to a manifest."""
     data = json.dumps({"schemaVersion": 2, "manifests": referring}).encode()
