@@ -102,6 +102,27 @@ def test_all_platforms_are_images_or_none_is_pulled(tmp_path: Path, registry: Fa
     lamina(tmp_path, "fsck")
 
 
+def test_one_config_of_many_manifests_is_not_parsed_for_hours(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PUSH_DOCUMENTS", 200_000)
+    layers = json.loads(Served(registry).data)["layers"]
+    config = json.loads(next(data for kind, data in registry.content.values() if kind == CONFIG))
+    shared = _put(registry, "blobs", config | {"history": ["x"] * 5000}, CONFIG)
+    manifests = [
+        _put(registry, "manifests", _manifest(shared, layers) | {"x": number}, MANIFEST)
+        | {"platform": AMD64}
+        for number in range(20)
+    ]
+    _put(registry, "manifests", {"schemaVersion": 2, "manifests": manifests}, INDEX, "many")
+    done = lamina(tmp_path, "pull", f"{registry.name}/a:many", *ALL, code=5)
+    assert "leads to over 200000 bytes of documents" in done.stderr
+
+
+def _manifest(config: dict[str, Any], layers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
+
+
 def refer(registry: FakeRegistry, subject: str, *referring: dict[str, Any]) -> None:
     """List what refers to a manifest."""
     data = json.dumps({"schemaVersion": 2, "manifests": referring}).encode()
