@@ -5,6 +5,7 @@ Sync. Of an index only what is for a platform that was brought in has to be here
 
 from collections.abc import Collection, Iterator
 
+from engine import labels
 from engine.content.image import ResolvedImage
 from engine.content.keeping import is_kept, required
 from engine.content.present import present
@@ -12,7 +13,7 @@ from engine.content.store import ContentStore
 from engine.errors import DataLoss, EngineError, NotFound, Refused
 from engine.fsck.findings import Counts, Finding, Trouble, What
 from engine.fsck.records import Read
-from engine.kv.schema import IMAGES, Image
+from engine.kv.schema import IMAGES, SNAPSHOTS, Image
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
@@ -40,7 +41,7 @@ def check_images(
                 found = _present(content, image, platform)
                 for one in found:
                     _note_layers(one, namespace, read)
-                    _check_complete(content, one)
+                    _check_complete(root, namespace, content, one)
                 if not found:
                     raise NotFound(f"nothing of {image.target.digest} is here")
             except EngineError as error:
@@ -69,9 +70,20 @@ def _present(content: ContentStore, image: Image, platform: Platform) -> list[Re
     return present(image.target, platform, read, is_here)
 
 
-def _check_complete(content: ContentStore, image: ResolvedImage) -> None:
+def _check_complete(root: Root, namespace: str, content: ContentStore, image: ResolvedImage) -> None:
     manifest = content.info(image.path[-1].key)
-    content.check_all(part.key for part in required(image, manifest.labels))
+    needed = required(image, manifest.labels)
+    content.check_all(part.key for part in needed)
+    dropped = [layer.key for layer in image.manifest.layers if layer not in needed]
+    if dropped and not _is_unpacked(root, namespace, content, image):
+        content.check_all(dropped)
+
+
+def _is_unpacked(root: Root, namespace: str, content: ContentStore, image: ResolvedImage) -> bool:
+    kept = labels.snapshot_refs(content.info(image.manifest.config.key).labels)
+    tops = [(backend, key) for backend, key in kept if key in image.chain[-1:]]
+    with root.meta.read() as txn:
+        return any(SNAPSHOTS.any(txn, backend, namespace, key) for backend, key in tops)
 
 
 def _note_layers(image: ResolvedImage, namespace: str, read: Read) -> None:

@@ -56,7 +56,8 @@ class Parts:
     missing: tuple[Digest, ...] = ()
     """What of its blobs is not here,"""
     lost: tuple[Digest, ...] = ()
-    """and of these what it is meant to keep: the others were dropped after it was unpacked."""
+    """and of these what it is meant to keep: the others were dropped after it was unpacked, and are not
+    needed while it is."""
     unpacked: Mapping[str, str] = field(default_factory=dict)
     """The chain ID by backend."""
     is_empty: bool = False
@@ -163,7 +164,7 @@ def parts_of(stores: Stores, image: ResolvedImage, backends: Collection[str] | N
         there=sum(size if here[digest] else coming.get(digest, 0) for digest, size in sizes.items()),
         size=sum(sizes.values()),
         missing=missing,
-        lost=tuple(digest for digest in missing if digest in kept),
+        lost=tuple(digest for digest in missing if digest in kept or not unpacked),
         unpacked=unpacked,
         is_empty=not image.chain,
     )

@@ -156,6 +156,24 @@ def test_dropped_blobs_are_no_damage(tmp_path: Path, served: Served, umask_0: No
     assert named(tmp_path, served) == state
 
 
+def test_dropped_blobs_are_missed_once_what_was_unpacked_is_gone(
+    tmp_path: Path, served: Served, umask_0: None
+) -> None:
+    pulled(tmp_path, served, snapshotter="overlay", keep_blobs=False)
+    lamina(tmp_path, "gc")
+    with open_root(tmp_path) as opened:
+        stores = Stores(opened, "default", Platform(**AMD64))
+        top = state_of(stores, str(served.reference)).parts.unpacked["overlay"]
+        stores.snapshotter("overlay").remove(top)
+    state = named(tmp_path, served)
+    assert (state.state, state.parts.uses) == (State.INCOMPLETE, frozenset())
+    assert lamina_json(tmp_path, "images")[0]["error"]
+    assert "pull it again" in lamina(tmp_path, "fsck", code=5).stdout
+    pulled(tmp_path, served, snapshotter="overlay", keep_blobs=False)
+    lamina(tmp_path, "fsck")
+    assert named(tmp_path, served).state == State.UNPACKED
+
+
 def test_an_image_of_no_layers_can_be_run(tmp_path: Path, registry: FakeRegistry) -> None:
     served = Served(registry, ())
     pulled(tmp_path, served)
