@@ -96,6 +96,7 @@ FETCHES_OF_HOST = 8
 FETCHES_OF_IMAGE = 6
 RANGES_FROM = 32 * MIB  # bytes of a blob that are missing; fewer are asked for at once
 RANGE = 4 * MIB  # of a blob that is asked for in several ranges; of each so much is in memory
+RANGE_RATE = 200 * MIB  # bytes a second of one connection from which on others are no gain
 RANGE_ALONE = 64 * MIB
 PUSH_WHOLE = 1 * MIB  # sent in one request with the end of its upload; one that breaks off begins anew
 PUSH_PART = 32 * MIB  # sent at once to a host, or a proxy before it, that does not take more
