@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-__all__ = ["children_first", "holders_first", "reachable"]
+__all__ = ["by_level", "children_first", "holders_first", "reachable"]
 
 N = TypeVar("N", bound=Hashable)
 
@@ -27,6 +27,23 @@ def holders_first(nodes: Sequence[N], references: Callable[[N], Iterable[N]]) ->
     refers to stay in their order.
     """
     return _depth_first(nodes[::-1], references)[::-1]
+
+
+def by_level(
+    order: Sequence[N], references: Callable[[N], Iterable[N]], key: Callable[[N], str]
+) -> list[N]:
+    """Return what `holders_first` did by how many holders are above each, those of a level by `key`.
+
+    What lies together is then dropped together: a page is written once for all in it.
+    """
+    level = dict.fromkeys(order, 0)
+    done: set[N] = set()
+    for node in order:
+        done.add(node)
+        for one in references(node):
+            if one in level and one not in done:
+                level[one] = max(level[one], level[node] + 1)
+    return sorted(order, key=lambda node: (level[node], key(node)))
 
 
 def children_first(nodes: Sequence[N], children: Callable[[N], Iterable[N]]) -> list[N]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from engine import labels, times
-from engine.gc.mark import children_first, holders_first, reachable
+from engine.gc.mark import by_level, children_first, holders_first, reachable
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
@@ -124,6 +124,7 @@ class Survey:
             if isinstance(name, Node) and name.kind == SNAPSHOT and name in self._made_of:
                 children[self._made_of[name]].append(name)
         order = holders_first(garbage, self._references)
+        order = by_level(order, self._references, lambda name: name if isinstance(name, str) else "")
         return list(map(_node, children_first(order, lambda name: children.get(name, ()))))
 
     def forget(self) -> None:

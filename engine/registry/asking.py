@@ -88,6 +88,8 @@ class Asking:
                 await attempt.enter_async_context(admit(host.origin.name))
                 try:
                     answer = await self._known(attempt, host, request, known)
+                    if request.whole is not None and answer.status in _GOOD:
+                        answer.data = await answer.whole(request.whole, request.what)
                 except Unavailable as error:
                     failed += 1
                     wait = self._patience.wait(failed, error, random.random())

@@ -153,6 +153,7 @@ class Client:
             what=str(reference),
             scope=_scope(reference),
             accept=ACCEPT,
+            whole=limits.MANIFEST,
         )
 
         async def at(host: Host, is_last: bool) -> Found:
@@ -181,7 +182,7 @@ class Client:
 
     async def _read(self, host: Host, request: Request, digest: Digest | None, is_last: bool) -> Found:
         async with self.asking.ask(host, request, is_last=is_last) as answer:
-            data = await answer.whole(limits.MANIFEST, request.what)
+            data = answer.data
             stated = digest or stated_digest(answer.header("Docker-Content-Digest"))
             content_type = answer.header("Content-Type") or ""
         if stated:
@@ -204,12 +205,13 @@ class Client:
             path=path,
             what=what,
             scope=_scope(reference),
-            accept=descriptor.media_type if is_manifest else "*/*",
+            accept=f"{descriptor.media_type}, */*" if is_manifest else "*/*",
+            whole=descriptor.size,
         )
 
         async def at(host: Host, is_last: bool) -> bytes:
             async with self.asking.ask(host, request, is_last=is_last) as answer:
-                data = await answer.whole(descriptor.size, what)
+                data = answer.data
             if len(data) < descriptor.size:
                 raise BadAnswer(f"it sent {len(data)} bytes of {what}, which has {descriptor.size}")
             check_digest(data, digest, f"{what}, as {host.origin.name} sent it,")
@@ -303,6 +305,7 @@ class Client:
             what=what,
             scope=_scope(reference),
             accept=OCI_INDEX,
+            whole=limits.MANIFEST,
         )
         found: list[Descriptor] = []
         seen = {request}
@@ -310,7 +313,7 @@ class Client:
             async with self.asking.ask(host, request, known=_NOT_THERE, is_last=is_last) as answer:
                 if answer.status in _NOT_THERE:
                     return await self._tagged(host, reference, digest, is_last)
-                data = await answer.whole(limits.MANIFEST, what)
+                data = answer.data
                 link = answer.header("Link") or ""
             found += parse_index(data, OCI_INDEX, what).manifests
             if len(found) > limits.REFERRERS:
@@ -333,10 +336,11 @@ class Client:
             what=f"what refers to {digest} of {reference}",
             scope=_scope(reference),
             accept=OCI_INDEX,
+            whole=limits.MANIFEST,
         )
         try:
             async with self.asking.ask(host, request, is_last=is_last) as answer:
-                data = await answer.whole(limits.MANIFEST, request.what)
+                data = answer.data
         except NotFound:
             return []
         return parse_index(data, OCI_INDEX, request.what).manifests[: limits.REFERRERS]

@@ -119,7 +119,7 @@ class Connections:
     ) -> httpx.Response:
         pool = await self._pool(peer)
         patience = self._patience
-        timeout = {"connect": patience.connect, "write": patience.progress}
+        timeout = {"connect": patience.connect}
         extensions: dict[str, Any] = {"timeout": timeout}
         known = content if isinstance(content, bytes) else None
         request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
@@ -155,6 +155,8 @@ class Answer:
     def __init__(self, response: httpx.Response, peer: Peer, patience: Patience) -> None:
         self.peer = peer
         self.status = response.status_code
+        self.data = b""
+        """The body, for who asked for it whole."""
         self._response = response
         self._patience = patience
         self._chunks = aiter(response.stream) if isinstance(response.stream, AsyncIterable) else None

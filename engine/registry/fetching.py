@@ -7,7 +7,7 @@ asked of another host, or once more if it came in parts.
 
 import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -136,7 +136,7 @@ class Fetcher:
                         commit = partial(writer.commit, {**sought.labels, **_source(sought, {})})
                         return await trio.to_thread.run_sync(commit)
                     except (DigestMismatch, _WrongBytes) as error:
-                        failure = error
+                        failure = _blaming(sought, transfer.hosts, error)
                         await trio.to_thread.run_sync(_drop, writer)
             except AlreadyExists:
                 return await trio.to_thread.run_sync(self._found, sought)
@@ -321,6 +321,15 @@ def _drop(writer: Writer) -> None:
     """Drop what a writer wrote, unless it did that itself."""
     with suppress(FailedPrecondition):
         writer.abort()
+
+
+def _blaming(sought: Sought, hosts: Iterable[str], error: Refused) -> Refused:
+    """Say of bytes that are wrong who sent them."""
+    if not isinstance(error, DigestMismatch):
+        return error
+    sent = " and ".join(sorted(hosts)) or "someone"
+    what = f"{sought.descriptor.digest} of {sought.reference}, as {sent} sent it,"
+    return DigestMismatch(what, error.expected, error.actual)
 
 
 def _explained(descriptor: Descriptor, error: NotFound) -> NotFound:

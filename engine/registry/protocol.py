@@ -64,6 +64,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     accept: str = "*/*"
     offset: int = 0
     end: int | None = None
+    whole: int | None = None
+    """Of a document: it is read at once, so many bytes at most, and asked for again if it breaks off."""
     place: str = ""
     """The rest of the URL where the host itself named it: in place of path and query."""
     body: bytes | AsyncIterable[bytes] | None = None

@@ -15,7 +15,7 @@ from engine.failpoints import armed
 from engine.gc import collect as collecting
 from engine.gc import survey
 from engine.gc.collect import collect
-from engine.gc.mark import holders_first, reachable
+from engine.gc.mark import by_level, holders_first, reachable
 from engine.gc.survey import Places
 from engine.kv import keys
 from engine.kv.environment import Environment
@@ -306,6 +306,8 @@ def test_snapshots_of_a_backend_that_cannot_be_loaded_stay(stores, monkeypatch):
 
     broken = plugins._plugins() | {"copy": Plugin("copy", create, lambda _: Probe(True, True))}
     monkeypatch.setattr(plugins, "_plugins", lambda: broken)
+    one = plugins._plugin
+    monkeypatch.setattr(plugins, "_plugin", lambda name: broken.get(name) or one(name))
     opened = Stores(stores.root, "default", stores.platform)
     assert "no module named zfs" in opened.broken["copy"]
     assert "no snapshotter 'gone'" in opened.broken["gone"]
@@ -553,6 +555,13 @@ def test_mark():
     assert reachable([], lambda _: [1]) == set()
     assert len(reachable([0], lambda n: [n + 1] if n < 50_000 else [])) == 50_001
     assert list(holders_first([4, 3, 1, 6], lambda node: edges.get(node, []))) == [1, 3, 4, 6]
+    assert by_level([5, 1, 3, 4, 2], lambda node: {5: [1], 1: [3, 2]}.get(node, []), str) == [
+        4,
+        5,
+        1,
+        2,
+        3,
+    ]
     assert sorted(holders_first([2, 5, 1], lambda node: edges.get(node, []))) == [1, 2, 5]
 
 

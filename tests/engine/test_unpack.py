@@ -22,12 +22,12 @@ from engine.errors import (
     Refused,
     ResourceExhausted,
 )
+from engine.images.states import parts_of
 from engine.kv.schema import INGESTS, LEASE_ITEMS, LEASES, SMALL, SNAPSHOTS, TRASH
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
 from engine.progress import Step
 from engine.snapshots import Kind
-from engine.states import parts_of
 from engine.testing.archives import archive, layout, member, pack
 from engine.unpack.plan import missing_from
 from engine.unpack.unpacker import Unpacked

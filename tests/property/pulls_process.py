@@ -25,10 +25,10 @@ import trio.lowlevel
 from engine.app import Engine, open_engine
 from engine.content.image import resolve
 from engine.errors import NotFound
+from engine.images.states import parts_of
 from engine.oci.platform import Platform, parse_platform
 from engine.registry.client import Access, Client, open_client
 from engine.registry.hosts import Host, Origin
-from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, member, pack
 from engine.testing.fake_registry import Asked, FakeRegistry

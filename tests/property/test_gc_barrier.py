@@ -24,7 +24,7 @@ from engine.errors import EngineError
 from engine.gc import collect as collecting
 from engine.gc.collect import collect
 from engine.gc.holding import give_up, remove_blob
-from engine.gc.mark import holders_first, reachable
+from engine.gc.mark import by_level, holders_first, reachable
 from engine.gc.survey import Places
 from engine.kv.environment import Transaction
 from engine.kv.schema import COUNTERS, INLINE, LEASES, Blob, Image, Ingest, Lease, Snapshot, now
@@ -633,11 +633,12 @@ def test_holders_come_first_but_where_they_go_round(edges):
     def following(node: int) -> set[int]:
         return edges.get(node, set())
 
-    order = holders_first(range(6), following)
-    assert sorted(order) == list(range(6))
-    for holder, held in product(order, repeat=2):
-        if held in following(holder) and holder not in reachable([held], following):
-            assert order.index(holder) < order.index(held)
+    first = holders_first(range(6), following)
+    for order in (first, by_level(first, following, str)):
+        assert sorted(order) == list(range(6))
+        for holder, held in product(order, repeat=2):
+            if held in following(holder) and holder not in reachable([held], following):
+                assert order.index(holder) < order.index(held)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -18,9 +18,9 @@ from socket import create_connection, socket
 
 from engine import labels
 from engine.errors import NotFound
+from engine.images.states import parts_of
 from engine.kv.schema import EXTENT
 from engine.labels import Labels
-from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry

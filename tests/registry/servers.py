@@ -37,12 +37,12 @@ class Certified:
     def ca(self) -> Path:
         return self.folder / "ca.pem"
 
-    def signed(self, name: str, *options: object) -> Path:
-        """Have the CA say that a new key, beside what is returned, is that of `name`."""
+    def signed(self, name: str, *options: object, days: int = 2) -> Path:
+        """Have the CA say for some days that a new key, beside what is returned, is that of `name`."""
         openssl, certificate = peer("openssl"), self.folder / f"{name}.pem"
         request = ("-out", self.folder / f"{name}.csr", "-subj", f"/CN={name}", *options)
         run(openssl, "req", *_NEW, "-keyout", certificate.with_suffix(".key"), *request)
-        signing = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-CAcreateserial", "-days", 2)
+        signing = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-CAcreateserial", "-days", days)
         given = ("-in", self.folder / f"{name}.csr", "-out", certificate, "-copy_extensions", "copy")
         run(openssl, "x509", "-req", *given, *signing)
         return certificate

@@ -110,6 +110,16 @@ NEVER: Sequence[tuple[str, Fault, type[EngineError], int]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("stage", ["manifest", "config"])
+@pytest.mark.parametrize("fault", [cut(-3), reset(-3), cut(0)], ids=["cut", "reset", "no byte"])
+def test_a_document_that_breaks_off_is_asked_for_again(
+    stage: str, fault: Fault, served: Served, registry: FakeRegistry
+) -> None:
+    registry.plan(STAGES[stage], fault, times=2)
+    with_client(lambda client: pulled(client, served))
+    assert len(registry.asked) == 6
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("what", "fault"), AGAIN, ids=[row[0] for row in AGAIN])
 def test_what_passes_is_asked_again(

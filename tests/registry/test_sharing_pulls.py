@@ -13,12 +13,12 @@ import trio
 
 from engine.app import Engine, open_engine
 from engine.errors import EngineError, NotFound, PermissionDenied, Unavailable
+from engine.images.states import parts_of
 from engine.kv.schema import EXTENT
 from engine.oci.digest import Digest
 from engine.oci.platform import Platform
 from engine.registry.client import Access, open_client
 from engine.registry.credentials import Credential
-from engine.states import parts_of
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
 from tests.command import dump, lamina_json

@@ -14,13 +14,13 @@ import trio
 
 from engine import labels
 from engine.errors import EngineError
+from engine.images.states import ImageState, State, Use, pulls, state_of
 from engine.kv.schema import EXTENT
 from engine.metadata import ledger
 from engine.oci.platform import Platform
 from engine.registry.client import open_client
 from engine.registry.credentials import Credential, mark
 from engine.root import open_root
-from engine.states import ImageState, State, Use, pulls, state_of
 from engine.stores import Stores
 from engine.testing.fake_registry import FakeRegistry, cut, reset, respond, response
 from tests.command import lamina, lamina_json
