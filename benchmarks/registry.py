@@ -1,5 +1,6 @@
 """Debian's docker-registry on loopback, with images in memory; accounted apart from who pulls of it."""
 
+import http.client
 import json
 import re
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from benchmarks.group import Failed, Group, group
@@ -16,6 +18,8 @@ from benchmarks.group import Failed, Group, group
 __all__ = ["Registry", "Served", "serving", "tally"]
 
 _STARTING_S = 20.0
+_LOGGING_S = 10.0
+_ASKED = count()
 _ANSWERED = re.compile(r'"(\S+) (/v2/\S*) HTTP/1\.1" (\d+) (\d+)')
 _GIVEN = frozenset({"200", "206"})
 
@@ -62,17 +66,29 @@ class Registry:
     def watched(self) -> Iterator[list[Served]]:
         """Give a list that has at the end of the block what was served in it."""
         found: list[Served] = []
-        start, busy = self.log.stat().st_size, sum(self.group.busy())
+        start, busy = len(self._said()), sum(self.group.busy())
         yield found
-        with self.log.open("rb") as log:
-            log.seek(start)
-            said = log.read().decode()
-        found.append(tally(said, sum(self.group.busy()) - busy))
+        busy = sum(self.group.busy()) - busy
+        found.append(tally(self._said()[start:], busy))
+
+    def _said(self) -> str:
+        """Return its log, once that tells of a request made now: of those before it does as well."""
+        host, path = self.name, f"/v2/?{next(_ASKED)}"
+        connection = http.client.HTTPConnection(host)
+        connection.request("GET", path)
+        connection.getresponse().read()
+        connection.close()
+        deadline = time.monotonic() + _LOGGING_S
+        while f"GET {path} " not in (said := self.log.read_text()):
+            if time.monotonic() > deadline:
+                raise Failed("docker-registry does not log what it is asked")
+            time.sleep(0.01)
+        return said
 
 
 def tally(log: str, busy: float) -> Served:
     """Return what the lines of an access log come to."""
-    answered = _ANSWERED.findall(log)
+    answered = [one for one in _ANSWERED.findall(log) if not one[1].startswith("/v2/?")]  # not our own
     sent = [
         int(size)
         for method, path, status, size in answered

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.app import Engine, open_engine
-    from engine.coordinating import Coordinator
     from engine.gc.policy import Policy
     from engine.gc.scheduler import Schedule
-    from engine.image_service import ImageService
-    from engine.listening import Missed
+    from engine.images.coordinating import Coordinator
+    from engine.images.service import ImageService
     from engine.metadata.events import Event, Topic
-    from engine.metering import Statistics
-    from engine.metrics import exposition
     from engine.mount import Mount, activate, deactivate, mounted
-    from engine.watching import Watch
+    from engine.observing.listening import Missed
+    from engine.observing.metering import Statistics
+    from engine.observing.metrics import exposition
+    from engine.observing.watching import Watch
 
 __all__ = [
     "Coordinator",
@@ -41,17 +41,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Coordinator": "coordinating",
+    "Coordinator": "images.coordinating",
     "Engine": "app",
     "Event": "metadata.events",
-    "ImageService": "image_service",
-    "Missed": "listening",
+    "ImageService": "images.service",
+    "Missed": "observing.listening",
     "Policy": "gc.policy",
     "Schedule": "gc.scheduler",
-    "Statistics": "metering",
+    "Statistics": "observing.metering",
     "Topic": "metadata.events",
-    "Watch": "watching",
-    "exposition": "metrics",
+    "Watch": "observing.watching",
+    "exposition": "observing.metrics",
     "open_engine": "app",
 }
 

@@ -18,16 +18,16 @@ import trio
 from engine.archive.importer import Wanted
 from engine.beside import beside
 from engine.collecting import Collect, collecting, collector
-from engine.counting import counted
 from engine.diff.apply import Applied
 from engine.errors import EngineError
 from engine.fsck.findings import Checked, Finding
 from engine.gc.collect import Collected
 from engine.gc.scheduler import Schedule
 from engine.importing import Importing, ImportResult
-from engine.listening import Listening
-from engine.metering import Statistics, Verb
 from engine.mount import Mount
+from engine.observing.counting import counted
+from engine.observing.listening import Listening
+from engine.observing.metering import Statistics, Verb
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference

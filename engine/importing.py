@@ -22,19 +22,19 @@ from engine.archive.importer import (
 from engine.archive.intake import Nobody
 from engine.beside import beside
 from engine.content.image import ResolvedImage
-from engine.counting import bringing_in
 from engine.errors import FailedPrecondition
 from engine.failpoints import hit
 from engine.following import Following
 from engine.kv.schema import Image
-from engine.metering import Moved
+from engine.observing.counting import bringing_in
+from engine.observing.metering import Moved
+from engine.observing.tally import both
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.phases import Phase, Spent, Timings, measured
 from engine.progress import Report, Step
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
-from engine.tally import both
 from engine.unpack.arrivals import Arrival, Arrivals
 from engine.unpack.lease import HeldLease
 from engine.unpack.packing import mistyped

@@ -15,13 +15,14 @@ from engine import labels, limits
 from engine.content.closure import closure
 from engine.content.image import ResolvedImage, resolve
 from engine.content.keeping import kept_documents, kept_of_all
-from engine.counting import bringing_in
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
 from engine.fs.room import Room
 from engine.kv.schema import Image, now
 from engine.labels import Labels
-from engine.metering import Moved
+from engine.observing.counting import bringing_in
+from engine.observing.metering import Moved
+from engine.observing.tally import Tally, both
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.mediatypes import INDEXES, MANIFESTS
@@ -34,7 +35,6 @@ from engine.registry.fetching import Fetcher, Sought
 from engine.registry.lanes import Lanes
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
-from engine.tally import Tally, both
 from engine.times import rfc3339
 from engine.unpack.arrivals import Arrival, Arrivals
 from engine.unpack.committer import has

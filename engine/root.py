@@ -41,7 +41,7 @@ from engine.kv.environment import Environment
 from engine.kv.opening import is_there
 from engine.kv.schema import COUNTERS, FORMAT, TABLES
 from engine.metadata.upgrade import from_format_1
-from engine.metering import Meter
+from engine.observing.metering import Meter
 from engine.processes import Owners
 
 __all__ = ["BLOBS_FILE", "Root", "open_blobs", "open_root"]

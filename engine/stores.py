@@ -40,9 +40,9 @@ from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
 from engine.metadata.pulls import PullStore
 from engine.metadata.references import ReferenceStore
-from engine.metering import Verb
 from engine.mounts.mounting import Mounting
 from engine.mounts.table import MountTable
+from engine.observing.metering import Verb
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform, normalise

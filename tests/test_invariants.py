@@ -9,11 +9,14 @@ _TOP = Path(__file__).parents[1]
 _INVARIANTS = [
     *(f"GC-{number:02}" for number in range(1, 25)),
     *(f"P{number}" for number in range(1, 13)),
+    *(f"MS-{number:02}" for number in (*range(4, 16), 18, 24, 26, 27, 28)),
+    *(f"CRI-{number:02}" for number in range(4, 18)),
+    *(f"UP-{number:02}" for number in range(1, 22)),
 ]
 _ROWS = {
     found[1]: found[2]
     for found in re.finditer(
-        r"^\| (GC-\d\d|P\d+) \|[^|]+\| ([^|]+) \|$",
+        r"^\| ([A-Z]+-\d\d|P\d+) \|[^|]+\| ([^|]+) \|$",
         (_TOP / "docs" / "testing.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
@@ -28,9 +31,10 @@ def test_an_invariant_has_tests(invariant):
     for path, name in tests:
         source = (_TOP / path).read_text(encoding="utf-8")
         assert re.search(rf"^(def |class )?{name}\b", source, re.MULTILINE), f"{path} has no {name}"
-        # `gc_01_03_04` is named after all three.
-        kind, number = re.fullmatch(r"(GC|P)-?(\d+)", invariant).groups()
-        numbers = re.findall(r"gc((?:_\d\d)+)", name) if kind == "GC" else re.findall(r"[pP](\d+)", name)
+        # `gc_01_03_04` is named after all three, `up_20c` after a part.
+        kind, number = re.fullmatch(r"([A-Z]+)-?(\d+)", invariant).groups()
+        plain = r"[pP](\d+)" if kind == "P" else rf"(?:_|\b){kind.lower()}((?:_?\d\d[a-z]?)+)"
+        numbers = re.findall(plain, name)
         assert number in re.findall(r"\d+", " ".join(numbers)), f"{name} is not named after {invariant}"
 
 

@@ -12,8 +12,8 @@ from importlib import import_module
 
 from engine.cli.drawing import summary
 from engine.cli.output import View, say
+from engine.observing.tally import Tally
 from engine.progress import Report, Step, silent
-from engine.tally import Tally
 
 __all__ = ["progress"]
 

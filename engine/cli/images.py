@@ -11,10 +11,10 @@ from engine.cli.context import Context, action, filter_option, listing, replace_
 from engine.cli.output import View, age, document, documents, human_bytes, write
 from engine.cli.table import Column, Fault
 from engine.filters import Fields, Filter, fields, matches
+from engine.images.states import pulls
 from engine.kv.schema import Image
 from engine.kv.table import Damaged
 from engine.oci.reference import familiar
-from engine.states import pulls
 
 __all__ = ["images", "tag"]
 

@@ -19,12 +19,12 @@ from engine.cli.output import View, document, human_bytes, write
 from engine.cli.table import Column
 from engine.content.image import ResolvedImage
 from engine.errors import DataLoss, NotFound, printable
+from engine.images.states import parts_of
 from engine.kv.schema import Image
 from engine.oci.digest import Digest
 from engine.oci.documents import decode_json
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
-from engine.states import parts_of
 from engine.stores import Stores
 
 __all__ = ["inspect"]

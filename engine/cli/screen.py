@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.text import Text
 
 from engine.cli.drawing import lines
+from engine.observing.tally import Tally
 from engine.progress import Report
-from engine.tally import Tally
 
 __all__ = ["drawn"]
 

@@ -14,13 +14,13 @@ from msgspec import UNSET, UnsetType
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
+from engine.images.states import ImageState, State, parts_of
 from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
 from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
 from engine.oci.documents import Descriptor
 from engine.plugins import Backend
 from engine.snapshots import Info, Usage
-from engine.states import ImageState, State, parts_of
 from engine.stores import Stores
 from engine.times import rfc3339
 

@@ -11,6 +11,7 @@ from itertools import starmap
 from typing import NamedTuple
 
 from engine import labels, times
+from engine.errors import printable
 from engine.gc.clock import look, time_of
 from engine.gc.holding import holders, stands
 from engine.gc.mark import reachable
@@ -189,7 +190,12 @@ def _why(record: object) -> str:
     if isinstance(record, Lease | Image):
         owner = record.owner if isinstance(record, Lease) else None
         end = times.moment(record.labels.get(labels.GC_EXPIRE, ""))
-        told = (str(owner) if owner else "", f"expires {times.rfc3339(end)}" if end else "")
+        holds_for = printable(record.labels.get(labels.HELD_OWNER, ""))
+        told = (
+            str(owner) if owner else "",
+            f"for {holds_for}" if holds_for else "",
+            f"expires {times.rfc3339(end)}" if end else "",
+        )
         return ", ".join(filter(None, told))
     kind = CONTENT if isinstance(record, Blob) else SNAPSHOT
     if isinstance(record, Blob | Snapshot):

@@ -119,7 +119,7 @@ class Connections:
     ) -> httpx.Response:
         pool = await self._pool(peer)
         patience = self._patience
-        timeout = {"connect": patience.connect, "write": patience.progress}
+        timeout = {"connect": patience.connect}
         extensions: dict[str, Any] = {"timeout": timeout}
         known = content if isinstance(content, bytes) else None
         request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)

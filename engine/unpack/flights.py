@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from engine.errors import FailedPrecondition, Unavailable
+from engine.observing.tally import Tally
 from engine.progress import Report, Step
-from engine.tally import Tally
 
 __all__ = ["Flight", "Flights", "tell"]
 

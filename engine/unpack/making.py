@@ -18,7 +18,7 @@ from engine.content.image import Layer
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, DigestMismatch, EngineError, NotFound, Refused
-from engine.metering import Layers
+from engine.observing.metering import Layers
 from engine.oci.digest import Digest
 from engine.oci.identity import ChainID
 from engine.progress import Step

@@ -12,7 +12,7 @@ import trio
 
 from engine.diff.apply import Applied
 from engine.errors import EngineError, Unavailable, os_errors
-from engine.metering import Layers, Meter, Moved
+from engine.observing.metering import Layers, Meter, Moved
 from engine.phases import Timings, total
 from engine.unpack.jobs import (
     COMMAND,

@@ -18,7 +18,7 @@ from engine import failpoints, labels
 from engine.content.image import ResolvedImage
 from engine.content.store import ContentStore
 from engine.diff.apply import Applied
-from engine.metering import Layers
+from engine.observing.metering import Layers
 from engine.oci.digest import Digest
 from engine.phases import Timings, since, total
 from engine.progress import Report, Step

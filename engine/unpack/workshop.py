@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from engine.fs.room import writers
-from engine.metering import Layers, Meter
+from engine.observing.metering import Layers, Meter
 from engine.registry.lanes import Lanes
 from engine.root import Root
 from engine.snapshots import Snapshotter

@@ -8,10 +8,10 @@ import pytest
 import trio
 
 from engine.app import Engine, open_engine
+from engine.images.states import parts_of
 from engine.kv.schema import INLINE
 from engine.oci.digest import parse_digest
 from engine.snapshots import Kind
-from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.trees import TreeEntry, differences
 from tests.command import dump

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.images.states import parts_of
 from engine.mount import Mount, mounted
 from engine.snapshots import Kind
-from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import TreeEntry

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.states import parts_of
+from engine.images.states import parts_of
 from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import lamina

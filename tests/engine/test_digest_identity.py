@@ -48,7 +48,7 @@ def test_hash_follows_the_algorithm_of_the_digest():
     assert hasher(parse_digest("sha512:" + "a" * 128)).name == "sha512"
 
 
-def test_chain_ids_of_the_specification():
+def test_up_04_chain_ids_of_the_specification():
     """ChainID(L0|L1) is the digest of `ChainID(L0) DiffID(L1)`; that of one layer is its diff ID."""
     first, second, third = (digest_of(name) for name in (b"1", b"2", b"3"))
     over = "sha256:" + hashlib.sha256(f"{first} {second}".encode()).hexdigest()

@@ -496,7 +496,7 @@ def test_every_row_of_the_docs_is_held() -> None:
 
 
 @pytest.mark.parametrize("name", ["overlay", "aufs", "copy"])
-def test_a_layer_is_durable_before_its_record_in_every_backend(world: World, name: str) -> None:
+def test_up_21_a_layer_is_durable_before_its_record_in_every_backend(world: World, name: str) -> None:
     backend = world.stores.snapshotter(name)
     with leased(world.stores.root.meta, "default") as lease, world.record() as recorder:
         backend.commit(applied(backend, "key", lease))

@@ -18,15 +18,14 @@ from engine.unpack.flusher import Flusher
 from engine.unpack.jobs import SealJob
 from tests.support import applied
 
-
-def unheard(_layers: int, _done: int) -> None:
-    """Take note of nothing."""
-
-
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
 LAYER = archive(member("etc/", "5"), member("etc/passwd", data=b"root\n"))
 EVERY = limits.FLUSH_EVERY_S
+
+
+def unheard(_layers: int, _done: int) -> None:
+    """Take note of nothing."""
 
 
 class Disk:

@@ -11,13 +11,13 @@ from benchmarks.many import BACKEND, Shape, base_layer, fill, image_name
 from engine.accounting import Accounts
 from engine.cli import shapes
 from engine.gc.holding import holder
+from engine.images.states import parts_of
 from engine.kv.schema import Lease, now
 from engine.kv.table import Table
 from engine.metadata import ledger
 from engine.metadata.nodes import IMAGE, Node, blob_node, snapshot_node
 from engine.oci.digest import digest_of
 from engine.root import Root
-from engine.states import parts_of
 from engine.stores import Stores
 from tests.conftest import AMD64
 

@@ -13,8 +13,8 @@ from engine.app import Engine, open_engine
 from engine.content.store import ContentStore
 from engine.errors import NotFound
 from engine.kv.schema import IMAGES
-from engine.listening import Listening, Missed
 from engine.metadata.events import Topic
+from engine.observing.listening import Listening, Missed
 from engine.oci.digest import digest_of
 from engine.oci.documents import Descriptor
 from engine.snapshots import Commit

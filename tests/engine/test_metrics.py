@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from engine.app import Engine, open_engine
 from engine.errors import NotFound, Unavailable
-from engine.metering import Histogram, Layers, Meter, Moved, Statistics, Verb
-from engine.metrics import CONTENT_TYPE, exposition
+from engine.observing.metering import Histogram, Layers, Meter, Moved, Statistics, Verb
+from engine.observing.metrics import CONTENT_TYPE, exposition
 from engine.phases import Phase, Spent
 from engine.registry.client import Client, open_client
 from engine.testing.archives import archive, layout, member

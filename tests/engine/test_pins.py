@@ -15,6 +15,7 @@ from engine.archive.importer import Wanted, import_images
 from engine.archive.intake import Nobody
 from engine.errors import AlreadyExists, EngineError, NotFound
 from engine.gc import holding, survey
+from engine.images.states import parts_of
 from engine.kv import turn
 from engine.kv.schema import LEASES
 from engine.metadata import ledger
@@ -27,7 +28,6 @@ from engine.oci.documents import Descriptor
 from engine.progress import Report, Step, silent
 from engine.root import Root
 from engine.snapshots import Commit, Kind
-from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.unpack.layer_flight import LayerFlight

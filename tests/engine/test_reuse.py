@@ -14,6 +14,7 @@ from engine.callables import named
 from engine.diff.apply import Applied, apply_layer
 from engine.errors import DataLoss, FailedPrecondition, InvalidArgument
 from engine.fsck.findings import What
+from engine.images.states import parts_of
 from engine.kv.schema import LAYERS, SNAPSHOTS, Snapshot
 from engine.metadata import ledger, unflushed
 from engine.metadata.leases import leased
@@ -21,7 +22,6 @@ from engine.mount import mounted
 from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
-from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import differences, read_tree

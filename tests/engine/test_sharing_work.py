@@ -65,7 +65,7 @@ async def two_images(engine: Engine, tmp_path: Path) -> list[str]:
     return names
 
 
-def test_callers_and_images_share_layers(tmp_path: Path, prepared: Counter[str]) -> None:
+def test_up_20h_callers_and_images_share_layers(tmp_path: Path, prepared: Counter[str]) -> None:
     async def work(engine: Engine) -> None:
         names = await two_images(engine, tmp_path)
         async with trio.open_nursery() as nursery:
@@ -366,7 +366,7 @@ def beside_another(tmp_path: Path) -> tuple[Path, Victim, Victim]:
     return root, first, second
 
 
-def test_a_layer_that_another_process_makes_is_not_made_again(tmp_path: Path) -> None:
+def test_up_08_a_layer_that_another_process_makes_is_not_made_again(tmp_path: Path) -> None:
     root, first, second = beside_another(tmp_path)
 
     def goes_on() -> bool:  # at each layer anew

@@ -21,13 +21,13 @@ from engine.failpoints import armed
 from engine.fs.room import Room
 from engine.kv.schema import EXTENT, INGESTS, LEASE_ITEMS
 from engine.metadata.leases import leased
+from engine.observing.tally import Tally
 from engine.oci.digest import digest_of
 from engine.processes import Owner
 from engine.progress import Amount
 from engine.root import Root
 from engine.snapshots import Commit, Snapshotter
 from engine.stores import Stores
-from engine.tally import Tally
 from engine.testing.archives import archive, layout, member, tar_layout
 from engine.testing.trees import TreeEntry, differences
 from engine.unpack import committer as committing

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.observing.tally import Tally
 from engine.progress import Amount, Headway, Stage, Step, Task
-from engine.tally import Tally
 
 ITEMS = ("sha256:a", "sha256:b", "sha256:c")
 SIZES = dict(zip(ITEMS, (100, 7, 50), strict=True))

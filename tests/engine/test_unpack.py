@@ -22,12 +22,12 @@ from engine.errors import (
     Refused,
     ResourceExhausted,
 )
+from engine.images.states import parts_of
 from engine.kv.schema import INGESTS, LEASE_ITEMS, LEASES, SMALL, SNAPSHOTS, TRASH
 from engine.mount import mounted
 from engine.oci.digest import Digest, digest_of
 from engine.progress import Step
 from engine.snapshots import Kind
-from engine.states import parts_of
 from engine.testing.archives import archive, layout, member, pack
 from engine.unpack.plan import missing_from
 from engine.unpack.unpacker import Unpacked
@@ -110,7 +110,7 @@ def test_only_missing_layers_are_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_a_wrong_diff_id_stops_at_its_layer(tmp_path: Path, bad: int) -> None:
+def test_up_09_up_20j_a_wrong_diff_id_stops_at_its_layer(tmp_path: Path, bad: int) -> None:
     diff_ids = [digest_of(layer) for layer in LAYERS]
     diff_ids[bad] = digest_of(b"something else")
 
@@ -231,7 +231,7 @@ def test_a_missing_blob_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["apply.entry", "apply.finish"])
-def test_a_worker_that_dies_is_an_ordinary_error(tmp_path: Path, name: str) -> None:
+def test_up_10_a_worker_that_dies_is_an_ordinary_error(tmp_path: Path, name: str) -> None:
     async def work(engine: Engine) -> None:
         (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS[:1]))).images
         with failpoints.armed(name, "kill"), pytest.raises(EngineError, match="signal 9"):
@@ -263,7 +263,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize(("moment", "nth"), list(zip(MOMENTS, [1, 2, 1, 2], strict=True)))
-def test_cancelling_leaves_nothing(tmp_path: Path, moment: str, nth: int) -> None:
+def test_up_20a_up_20b_cancelling_leaves_nothing(tmp_path: Path, moment: str, nth: int) -> None:
     async def work(engine: Engine) -> None:
         (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         seen = 0
@@ -358,7 +358,7 @@ def test_a_backend_that_cannot_rebase_gets_its_parents_first(
     run(tmp_path, work)
 
 
-def test_two_at_once_share_or_race_without_harm(tmp_path: Path) -> None:
+def test_ms_18_up_11_two_at_once_share_or_race_without_harm(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
         (image,) = (await engine.import_image(layout(tmp_path / "image", LAYERS))).images
         results: list[str] = []
@@ -398,7 +398,7 @@ def test_xattrs_that_are_left_out_are_counted(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_the_bytes_decide_how_a_layer_is_packed(tmp_path: Path) -> None:
+def test_cri_14_the_bytes_decide_how_a_layer_is_packed(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
         for said, done in product(("none", "gzip", "zstd"), repeat=2):
             layer = archive(member(f"{said}-{done}"))

@@ -5,8 +5,8 @@ import threading
 import trio
 import trio.testing
 
+from engine.observing.watching import Watch
 from engine.progress import Headway, Stage, Step
-from engine.watching import Watch
 
 
 def on_a_clock(work: object) -> None:

@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.states import parts_of
+from engine.images.states import parts_of
 from engine.stores import host_platform, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import LAMINA, environment, lamina

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from engine.app import Engine, open_engine
-from engine.coordinating import Coordinator
-from engine.image_service import ImageService
+from engine.images.coordinating import Coordinator
+from engine.images.service import ImageService
 from engine.kv.schema import BLOBS, IMAGES, LEASES, SNAPSHOTS
 from engine.oci.digest import parse_digest
 from engine.registry.client import Access, Client, open_client

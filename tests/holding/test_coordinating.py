@@ -8,8 +8,6 @@ import pytest
 import trio
 
 from engine import errors, labels
-from engine.admitting import Admission
-from engine.coordinating import Coordinator
 from engine.errors import (
     EngineError,
     InvalidArgument,
@@ -19,8 +17,11 @@ from engine.errors import (
     Unavailable,
     is_recoverable,
 )
+from engine.explaining import explain_store
 from engine.failpoints import armed
 from engine.gc.policy import Policy
+from engine.images.admitting import Admission
+from engine.images.coordinating import Coordinator
 from engine.registry.client import Access, open_client
 from engine.registry.credentials import Credential
 from engine.testing.fake_registry import reset, respond, response, stall
@@ -300,6 +301,32 @@ def test_nd_12_each_coordinator_has_its_own_settings(scene: Scene) -> None:
     scene.run(work)
 
 
+def test_nd_13a_those_who_leave_a_pull_that_failed_disturb_no_later_one(scene: Scene) -> None:
+    """Each comes again at once, while others still leave the first attempt."""
+
+    async def work(desk: Desk) -> None:
+        scene.registry.plan(scene.ids["one"], respond(response(403)), times=2)
+        failed: list[str] = []
+
+        async def one(owner: str) -> None:
+            while True:
+                try:
+                    await desk.acquire("one", owner)
+                except PermissionDenied:
+                    failed.append(owner)
+                else:
+                    break
+
+        async with trio.open_nursery() as nursery:
+            for owner in "abcde":
+                nursery.start_soon(one, owner)
+        assert failed
+        assert {held.owner for held in await desk.coordinator.held()} == set("abcde")
+        assert_complete(desk.stores, scene.ids["one"])
+
+    scene.run(work)
+
+
 def test_nd_13b_nothing_takes_an_image_between_its_pull_and_its_reference(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +382,25 @@ def test_nd_13f_an_earlier_removal_does_not_end_a_later_one(scene: Scene) -> Non
         assert_empty(desk.stores)
 
     scene.run(work)
+
+
+def test_nd_13g_what_was_under_way_ends_with_the_engine(scene: Scene) -> None:
+    async def closing(desk: Desk) -> None:
+        scene.registry.plan(scene.ids["one"], stall())
+        await desk.acquire("two", "a")
+        await desk.coordinator.release(scene.ids["two"], "a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.acquire, "one", "a")
+            await scene.asked(scene.ids["one"])
+            nursery.cancel_scope.cancel()
+
+    async def after(desk: Desk) -> None:
+        assert [held.image for held in await desk.coordinator.held()] == [scene.ids["two"]]
+        await desk.later(48 * 3600)
+        assert_empty(desk.stores)
+
+    scene.run(closing)
+    scene.run(after)
 
 
 def test_nd_13h_each_can_be_cancelled_and_the_last_ends_the_pull(scene: Scene) -> None:
@@ -539,6 +585,15 @@ def test_a_tag_that_moves_leaves_each_owner_what_he_has(scene: Scene) -> None:
         assert await desk.coordinator.release(scene.name("one"), "a")
         await desk.later()
         assert_empty(desk.stores)
+
+    scene.run(work)
+
+
+def test_whoever_asks_is_told_for_whom(scene: Scene) -> None:
+    async def work(desk: Desk) -> None:
+        await desk.acquire("one", "task-7")
+        explained = explain_store(desk.stores)
+        assert [held.holder.why for held in explained.held] == ["for task-7"]
 
     scene.run(work)
 

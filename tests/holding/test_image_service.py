@@ -10,9 +10,9 @@ import trio
 
 from engine import labels
 from engine.errors import InvalidArgument, NotFound, Refused
-from engine.image_facts import ImageFacts, KnownImage
-from engine.image_service import ImageService
-from engine.occupied import CONTENT
+from engine.images.facts import ImageFacts, KnownImage
+from engine.images.occupied import CONTENT
+from engine.images.service import ImageService
 from engine.oci.documents import Descriptor
 from engine.oci.platform import Platform
 from engine.progress import Step

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 from engine import failpoints
 from engine.app import open_engine
-from engine.coordinating import Coordinator
+from engine.images.coordinating import Coordinator
 from engine.registry.client import Access, open_client
 from tests.conftest import AMD64
 from tests.registry.asking import QUICK

@@ -25,10 +25,10 @@ import trio.lowlevel
 from engine.app import Engine, open_engine
 from engine.content.image import resolve
 from engine.errors import NotFound
+from engine.images.states import parts_of
 from engine.oci.platform import Platform, parse_platform
 from engine.registry.client import Access, Client, open_client
 from engine.registry.hosts import Host, Origin
-from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, member, pack
 from engine.testing.fake_registry import Asked, FakeRegistry
@@ -55,6 +55,7 @@ NAMES = ("r.example/a:1", "r.example/a:2", "r.example/a:3")
 BACKENDS = ("overlay", "copy")
 PLATFORMS = ("linux/amd64", "linux/arm64")
 _FOREVER = 1 << 60
+_STUCK_S = 120  # then a process ends, and its test fails
 _PATIENCE_S = 0.2  # for requests that are let through; then others have a turn
 
 
@@ -99,7 +100,7 @@ def _made() -> tuple[FakeRegistry, dict[str, str], dict[tuple[str, str], list[st
 
     one = index(INDEX, amd64=(0, 1), arm64=(0, 2))
     two = index(DOCKER_LIST, amd64=(0, 2), arm64=(0, 3))
-    # One config in two images, and a layer twice.
+    # No index, and a layer twice.
     alone = image("linux/amd64", (1, 0, 1))["digest"]
     return registry, {"one": one, "two": two, "alone": alone}, parts
 
@@ -170,15 +171,18 @@ class _Work:
         self._registry.plan("", self._gate, times=_FOREVER)
         for name, target in self._job["tags"].items():
             self._tag(name, target)
-        async with trio.open_nursery() as nursery:
-            for number, (what, *words) in enumerate(self._job["steps"]):
-                if what == "pull":
-                    scope = trio.CancelScope()
-                    self._scopes.append(scope)
-                    self._running += 1
-                    nursery.start_soon(self._pull, number, scope, *words)
-                else:
-                    await getattr(self, f"_{what}")(number, *words)
+        try:
+            async with trio.open_nursery() as nursery:
+                for number, (what, *words) in enumerate(self._job["steps"]):
+                    if what == "pull":
+                        scope = trio.CancelScope()
+                        self._scopes.append(scope)
+                        self._running += 1
+                        nursery.start_soon(self._pull, number, scope, *words)
+                    else:
+                        await getattr(self, f"_{what}")(number, *words)
+                self._gate.open()
+        finally:
             self._gate.open()
 
     def _tag(self, name: str, target: str) -> None:
@@ -278,6 +282,7 @@ def _read(stores: Stores, descriptor: Any, limit: int) -> bytes:
 
 def _do(job: Job) -> None:
     os.umask(0)
+    signal.alarm(_STUCK_S)
     log = _Log(Path(job["log"]))
     with clock_by_hand() as clock:
         clock.at = job["at"]

@@ -15,13 +15,13 @@ from engine.fsck.findings import Counts
 from engine.fsck.folders import orphaned_folders
 from engine.fsck.records import read_records
 from engine.gc import collect as collecting
+from engine.images.states import parts_of
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import BLOBS, COUNTERS, Blob
 from engine.metadata import ledger
 from engine.mount import mounted
 from engine.oci.digest import digest_of
 from engine.root import Root
-from engine.states import parts_of
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
 from engine.testing.trees import read_tree

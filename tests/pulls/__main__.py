@@ -12,8 +12,6 @@ from pathlib import Path
 from tests.filesystems import shared_memory
 from tests.pulls.harness import assert_gone_on_with, killed, moments, pullable
 
-_BYTES = 24 << 20
-
 
 def main() -> None:
     """Go through all moments; stop at the first that does harm."""
@@ -24,7 +22,7 @@ def main() -> None:
     os.umask(0o022)
     print(f"seed {given.seed}", flush=True)
     with shared_memory() as folder, pullable(folder) as image:
-        for moment in moments(given.seed, given.moments, _BYTES):
+        for moment in moments(given.seed, given.moments):
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 root = Path(place) / "root"
                 print(moment, "killed" if killed(image, root, moment) else "ended", flush=True)

@@ -14,25 +14,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
+from socket import create_connection, socket
 
 from engine import labels
 from engine.errors import NotFound
+from engine.images.states import parts_of
 from engine.kv.schema import EXTENT
 from engine.labels import Labels
-from engine.states import parts_of
 from engine.stores import Stores, host_platform, open_stores
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry
 from tests.command import LAMINA, dump, environment, lamina, lamina_json
 from tests.conftest import peer
-from tests.processes import Victim
+from tests.processes import Victim, until
 from tests.registry.asking import Served
 
 __all__ = ["CALLS", "Moment", "Pullable", "assert_gone_on_with", "killed", "moments", "pullable"]
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "rename", "mkdir", "openat", "recvfrom", "utimensat")
-_MOST = {"pwrite64": 60, "fdatasync": 20, "fsync": 8, "rename": 2, "mkdir": 12}
+_BYTES = 17 << 20  # of the image
+_MOST = {
+    "bytes": _BYTES,
+    "requests": 7,
+    "pwrite64": 60,
+    "fdatasync": 20,
+    "fsync": 8,
+    "rename": 2,
+    "mkdir": 12,
+}
 _TIMEOUT_S = 120
 _PIECE = 64 << 10
 _FOREVER = 1 << 60
@@ -77,7 +86,7 @@ class Pullable:
 def pullable(folder: Path) -> Iterator[Pullable]:
     """Serve an image of layers of some extents and of less than one; `folder` is for a store."""
     source = random.Random("pulls")
-    sizes = (20 * EXTENT + 77, 3 * EXTENT, 100, EXTENT // 2)
+    sizes = (13 * EXTENT + 77, 3 * EXTENT, 100, EXTENT // 2)
     layers = tuple(
         archive(*(member(f"{n}-{m}", data=source.randbytes(size // 4)) for m in range(4)))
         for n, size in enumerate(sizes)
@@ -89,13 +98,13 @@ def pullable(folder: Path) -> Iterator[Pullable]:
         yield Pullable(served, _content(folder / "clean"))
 
 
-def moments(seed: str, count: int, total: int) -> list[Moment]:
-    """Return so many moments of all kinds of a pull that has `total` bytes."""
+def moments(seed: str, count: int) -> list[Moment]:
+    """Return so many moments of all kinds."""
     source = random.Random(seed)
     found = []
     for number in range(count):
         what = ("bytes", "requests", "bytes", source.choice(CALLS))[number % 4]
-        most = {"bytes": total, "requests": 7}.get(what) or _MOST.get(what, 200)
+        most = _MOST.get(what, 200)
         found.append(Moment(what, source.randint(1, most), source.random() < 0.5))
     return found
 
@@ -162,7 +171,16 @@ def killed(image: Pullable, root: Path, moment: Moment) -> bool:
     else:
         code, messages = _traced(image, root, moment)
     assert code in {0, -signal.SIGKILL, _WORKER_DIED}, messages
+    _settle(image.registry)
     return code != 0
+
+
+def _settle(registry: FakeRegistry) -> None:
+    """Wait until the registry has read all that the dead one had sent, also by its last connection."""
+    with create_connection(("127.0.0.1", registry.port)) as probe:
+        probe.sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+        assert probe.recv(1)  # those who came before were let in before
+    until(lambda: not registry._open)
 
 
 def _traced(image: Pullable, root: Path, moment: Moment) -> tuple[int, str]:

@@ -16,8 +16,6 @@ from tests.pulls.harness import Moment, Pullable, assert_gone_on_with, killed, m
 
 pytestmark = [pytest.mark.crash, pytest.mark.root]
 
-_BYTES = 24 << 20  # of the image
-
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
@@ -31,8 +29,10 @@ def image(place: Path) -> Iterator[Pullable]:
         yield made
 
 
-@pytest.mark.parametrize("moment", moments("ci", 12, _BYTES), ids=str)
-def test_cri_13_a_killed_pull_is_gone_on_with(moment: Moment, image: Pullable, place: Path) -> None:
+@pytest.mark.parametrize("moment", moments("ci", 12), ids=str)
+def test_ms_15_cri_13_a_killed_pull_is_gone_on_with(
+    moment: Moment, image: Pullable, place: Path
+) -> None:
     root = place / str(moment) / "root"
     root.parent.mkdir()
     killed(image, root, moment)

@@ -173,7 +173,7 @@ def test_a_host_that_drips_a_byte_each_time_gets_there(stores: Stores, registry:
     assert len(registry.asked) == len(SMALL)
 
 
-def test_a_host_that_does_not_get_on_is_given_up(stores: Stores, registry: FakeRegistry) -> None:
+def test_cri_17_a_host_that_does_not_get_on_is_given_up(stores: Stores, registry: FakeRegistry) -> None:
     wanted = sought(registry, DATA)
     registry.plan("blobs", cut(0), times=1000)
     with pytest.raises(Unavailable, match="broke off"):
@@ -353,7 +353,7 @@ def held_up(together: int) -> tuple[Fault, list[int]]:
     ("bound", "engine", "host", "image", "together"),
     [("engine", 2, 9, 9, 2), ("host", 9, 2, 9, 2), ("image", 9, 9, 2, 4)],
 )
-def test_up19_bodies_at_once_are_bounded(  # noqa: PLR0917
+def test_ms26_up18_up19_bodies_at_once_are_bounded(  # noqa: PLR0917
     bound: str,
     engine: int,
     host: int,

@@ -19,12 +19,12 @@ from engine.errors import (
     PermissionDenied,
     Refused,
 )
+from engine.images.states import parts_of
 from engine.labels import snapshot_ref
 from engine.oci.digest import digest_of
 from engine.progress import Step
 from engine.registry.client import Client, open_client
 from engine.snapshots import Info, Kind
-from engine.states import parts_of
 from engine.stores import open_stores
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import FakeRegistry, respond, response

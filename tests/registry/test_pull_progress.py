@@ -12,10 +12,10 @@ import trio.testing
 from engine.app import Engine
 from engine.errors import Unavailable
 from engine.kv.schema import EXTENT
+from engine.observing.watching import Watch
 from engine.progress import Headway, Stage, Step
 from engine.registry.client import Client, open_client
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut
-from engine.watching import Watch
 from tests.command import lamina_json
 from tests.registry.asking import Served
 from tests.registry.test_pulling import BIG, HELLO

@@ -71,7 +71,7 @@ def state(root: Path) -> dict[str, Any]:
     return {name: rows for name, rows in dump(root).items() if name in {"images", "ingests"}}
 
 
-def test_an_image_is_pulled_once(
+def test_ms_07_an_image_is_pulled_once(
     pull: Callable[..., Pulled], served: Served, registry: FakeRegistry, tmp_path: Path
 ) -> None:
     pulled = pull()
@@ -162,7 +162,7 @@ def test_only_what_is_missing_is_fetched_after_a_failure(
     ]
 
 
-def test_a_layer_that_is_not_what_its_config_says(
+def test_up_09_a_layer_that_is_not_what_its_config_says(
     pull: Callable[..., Pulled], registry: FakeRegistry, tmp_path: Path
 ) -> None:
     lying = Served(registry, (HELLO, BIG))

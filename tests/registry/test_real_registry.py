@@ -52,7 +52,7 @@ def refused(root: Path, hosts: Path, name: str) -> str:
 # -- TLS ------------------------------------------------------------------------------------------
 
 
-def test_tls_of_a_private_ca_and_a_password(
+def test_cri_15_tls_of_a_private_ca_and_a_password(
     tmp_path: Path, hosts: Path, secure: Server, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = push(source, secure, "team/app:1", user=PAIR)

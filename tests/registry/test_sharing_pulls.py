@@ -13,12 +13,12 @@ import trio
 
 from engine.app import Engine, open_engine
 from engine.errors import EngineError, NotFound, PermissionDenied, Unavailable
+from engine.images.states import parts_of
 from engine.kv.schema import EXTENT
 from engine.oci.digest import Digest
 from engine.oci.platform import Platform
 from engine.registry.client import Access, open_client
 from engine.registry.credentials import Credential
-from engine.states import parts_of
 from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
 from tests.command import dump, lamina_json
@@ -116,7 +116,7 @@ def test_ms_10_one_pull_for_all_who_want_the_same(
     assert left(tmp_path) == NOTHING
 
 
-def test_ms_11_the_last_who_is_cancelled_ends_it(
+def test_ms_11_cri_10_the_last_who_is_cancelled_ends_it(
     tmp_path: Path, registry: FakeRegistry, served: Served, held: Held, umask_0: None
 ) -> None:
     registry.plan(served.layers[1].digest, held.fault())
@@ -245,7 +245,7 @@ def test_ms_14c_a_pull_that_ends_does_not_end_the_next_of_its_name(
     assert left(tmp_path) == NOTHING
 
 
-def test_ms_14d_a_blob_is_fetched_once_whatever_its_image_is_called(
+def test_ms_14d_cri_06_a_blob_is_fetched_once_whatever_its_image_is_called(
     tmp_path: Path, registry: FakeRegistry, served: Served, umask_0: None
 ) -> None:
     names = [str(served.reference), f"{registry.name}/a@{served.manifest.digest}"]
@@ -286,7 +286,7 @@ def test_what_a_failed_pull_fetched_outlasts_a_collection(
     assert left(tmp_path) == NOTHING
 
 
-def test_a_lease_of_the_callers_holds_what_was_pulled(
+def test_ms_09_a_lease_of_the_callers_holds_what_was_pulled(
     tmp_path: Path, served: Served, umask_0: None
 ) -> None:
     async def run() -> None:
@@ -308,7 +308,7 @@ def test_a_lease_of_the_callers_holds_what_was_pulled(
 # -- what is kept ---------------------------------------------------------------------------------
 
 
-def test_without_blobs_an_image_can_be_run_and_nothing_else(
+def test_up_14_without_blobs_an_image_can_be_run_and_nothing_else(
     tmp_path: Path, registry: FakeRegistry, served: Served, umask_0: None
 ) -> None:
     name = str(served.reference)
@@ -347,7 +347,7 @@ def test_blobs_are_not_dropped_without_anything_unpacked(tmp_path: Path, served:
     trio.run(run)
 
 
-def test_all_platforms(tmp_path: Path, registry: FakeRegistry, umask_0: None) -> None:
+def test_up_20k_all_platforms(tmp_path: Path, registry: FakeRegistry, umask_0: None) -> None:
     other = Served(registry, (archive(member("other", data=b"arm")),))
     mine = Served(registry, (HELLO,))
     said = Served(registry, (archive(member("said", data=b"who built it")),))

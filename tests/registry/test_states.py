@@ -14,13 +14,13 @@ import trio
 
 from engine import labels
 from engine.errors import EngineError
+from engine.images.states import ImageState, State, Use, pulls, state_of
 from engine.kv.schema import EXTENT
 from engine.metadata import ledger
 from engine.oci.platform import Platform
 from engine.registry.client import open_client
 from engine.registry.credentials import Credential, mark
 from engine.root import open_root
-from engine.states import ImageState, State, Use, pulls, state_of
 from engine.stores import Stores
 from engine.testing.fake_registry import FakeRegistry, cut, reset, respond, response
 from tests.command import lamina, lamina_json
@@ -78,7 +78,7 @@ def test_resolved(stage: str, tmp_path: Path, registry: FakeRegistry, served: Se
 
 
 @pytest.mark.crash
-def test_resolved_then_killed(tmp_path: Path, served: Served) -> None:
+def test_cri_16_resolved_then_killed(tmp_path: Path, served: Served) -> None:
     words = ("pull", "--platform", "linux/amd64", "--no-unpack", served.reference)
     lamina(tmp_path, *words, code=-signal.SIGKILL, failpoints="pull.resolved=kill")
     found = pulling(tmp_path)
@@ -105,7 +105,7 @@ def test_fetching_until_it_is_fetched(tmp_path: Path, registry: FakeRegistry, se
     assert state.parts.there == state.parts.size == sum(layer.size for layer in served.layers)
 
 
-def test_unpacked_and_what_is_true_when_parts_are_gone(
+def test_cri_16_unpacked_and_what_is_true_when_parts_are_gone(
     tmp_path: Path, served: Served, umask_0: None
 ) -> None:
     pulled(tmp_path, served, snapshotter="overlay")

@@ -1,4 +1,4 @@
-"""Hosts that do not prove who they are are told nothing; where TLS breaks off, it is asked again."""
+"""Hosts that do not prove who they are, or whose TLS breaks: nothing is said to them, or lost."""
 
 import os
 import socket

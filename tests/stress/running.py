@@ -15,13 +15,13 @@ from pathlib import Path
 
 import msgspec
 
+from engine.images.states import parts_of
 from engine.kv.environment import Transaction
 from engine.kv.schema import HOLDINGS, LAYERS, LEASES, MARKS, MENTIONS, SMALL, TOUCHED
 from engine.metadata import ledger
 from engine.oci.digest import digest_of
 from engine.root import Root
 from engine.snapshots import Kind
-from engine.states import parts_of
 from engine.stores import Stores, open_stores
 from engine.testing.archives import archive, layout, member
 from tests.command import dump

@@ -1,4 +1,4 @@
-"""Counts calls and what they bring in, for `engine.metering`.
+"""Counts calls and what they bring in, for `engine.observing.metering`.
 
 Async.
 """
@@ -10,9 +10,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
-from engine.metering import Meter, Moved, Verb
+from engine.observing.metering import Meter, Moved, Verb
+from engine.observing.tally import Tally
 from engine.stores import Stores
-from engine.tally import Tally
 
 __all__ = ["bringing_in", "counted"]
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine import limits
-from engine.admitting import Admission
 from engine.app import Engine
 from engine.beside import beside
 from engine.errors import InvalidArgument, NotFound, Unavailable
 from engine.failpoints import hit
-from engine.image_facts import ImageFacts
+from engine.images.admitting import Admission
+from engine.images.facts import ImageFacts
 from engine.kv.schema import now
 from engine.metadata.references import HeldImage, check_owner
 from engine.oci.platform import Platform

@@ -17,7 +17,7 @@ from engine import limits
 from engine.kv.environment import Environment
 from engine.kv.schema import now
 from engine.metadata.events import Event, events
-from engine.waking import Bell
+from engine.observing.waking import Bell
 
 __all__ = ["Listening", "Missed"]
 

@@ -9,9 +9,9 @@ from typing import Self
 
 import trio
 
+from engine.observing.tally import Tally
+from engine.observing.waking import Bell
 from engine.progress import Headway, Step
-from engine.tally import Tally
-from engine.waking import Bell
 
 __all__ = ["Watch"]
 

@@ -6,7 +6,7 @@ Pure. lamina has no daemon: whoever links it in serves this where he serves his 
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from engine.metering import Histogram, Statistics
+from engine.observing.metering import Histogram, Statistics
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine.app import Engine
-from engine.image_facts import ImageFacts, ImageSizes, KnownImage
+from engine.images.facts import ImageFacts, ImageSizes, KnownImage
+from engine.images.occupied import Occupied, occupied
 from engine.kv.schema import Image
 from engine.labels import GC_BREF_TARGET
-from engine.occupied import Occupied, occupied
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, silent
