@@ -18,6 +18,7 @@ INDEX_ENTRIES = 10_000
 INDEXES = 1000  # without a platform, that lie within one another and are looked through
 LAYERS = 500  # the kernel mounts at most 500 lower layers
 REFERENCE = 255
+MEDIA_TYPE = 255  # RFC 6838, 4.2: 127 on either side
 
 ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
 ARCHIVE_NAME = 4096  # the longest path of a file in such an archive, PATH_MAX
