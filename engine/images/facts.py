@@ -60,7 +60,10 @@ class KnownImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """What an image takes up: its blobs, its layers in each backend, and what removing it would free."""
+    """What an image takes up, in bytes: its blobs, its layers in each backend.
+
+    Removing it would free `exclusive`; `shared` others keep too.
+    """
 
     blobs: int
     unpacked: dict[str, int]
@@ -132,7 +135,7 @@ class ImageFacts:
         exclusive, shared = books.kept_by(names)
         with self._meta.read() as txn:
             backends = self._backends(txn, said)
-            unpacked = {name: self._unpacked(txn, name, said.top) for name in backends}
+            unpacked = {name: self._size_of_chain(txn, name, said.top) for name in backends}
         return ImageSizes(
             blobs=said.size, unpacked=unpacked, exclusive=exclusive.total, shared=shared.total
         )
@@ -281,7 +284,7 @@ class ImageFacts:
             return False
         return record is not None and record.kind == Kind.COMMITTED
 
-    def _unpacked(self, txn: Transaction, backend: str, key: str) -> int:
+    def _size_of_chain(self, txn: Transaction, backend: str, key: str) -> int:
         size = 0
         while key and (record := SNAPSHOTS.get(txn, backend, self._namespace, key)):
             size, key = size + record.size, record.parent

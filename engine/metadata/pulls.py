@@ -27,7 +27,10 @@ __all__ = ["Pull", "PullStore"]
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A pull that did not put its name yet: what of, and who is at work on it, if anybody."""
+    """A pull that did not put its name yet: what of, and who is at work on it, if anybody.
+
+    `started` is nanoseconds since the epoch.
+    """
 
     lease: str
     reference: str
