@@ -11,15 +11,16 @@ from enum import StrEnum
 from engine import labels
 from engine.content.image import ResolvedImage
 from engine.content.keeping import required
-from engine.errors import EngineError
+from engine.errors import DataLoss, EngineError
 from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, SNAPSHOTS
+from engine.metadata import unflushed
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.snapshots import Kind
 from engine.stores import Stores
 
-__all__ = ["ImageState", "Parts", "State", "Use", "parts_of", "pulls", "state_of"]
+__all__ = ["ImageState", "Parts", "State", "Use", "parts_of", "pulls", "stands", "state_of"]
 
 
 class State(StrEnum):
@@ -155,7 +156,7 @@ def parts_of(stores: Stores, image: ResolvedImage, backends: Collection[str] | N
         unpacked = {
             backend: key
             for backend, key in anchored
-            if backend in known and _stands(txn, backend, namespace, key)
+            if backend in known and stands(txn, backend, namespace, key)
         }
     manifest = here[image.path[-1].key]
     kept = {part.digest for part in required(image, manifest.labels if manifest else {})}
@@ -172,9 +173,16 @@ def parts_of(stores: Stores, image: ResolvedImage, backends: Collection[str] | N
     )
 
 
-def _stands(txn: Transaction, backend: str, namespace: str, key: str) -> bool:
-    found = SNAPSHOTS.get(txn, backend, namespace, key)
-    return found is not None and found.kind == Kind.COMMITTED
+def stands(txn: Transaction, backend: str, namespace: str, key: str) -> bool:
+    """Say whether a snapshot is there and would be served: damaged or in doubt it would not be."""
+    try:
+        found = SNAPSHOTS.get(txn, backend, namespace, key)
+        if found is None or found.kind != Kind.COMMITTED:
+            return False
+        unflushed.check(txn, backend, found)
+    except DataLoss:
+        return False
+    return True
 
 
 def _pulled_with(stores: Stores, target: Descriptor | None) -> frozenset[str]:

@@ -81,7 +81,7 @@ BOUNDS = {
         32 * MIB,
         "below what proxies in front of registries commonly take (Cloudflare: 100 MB)",
     ),
-    "PUSH_DOCUMENTS": (128 * MIB, "as many as an archive may have; a manifest has some KiB"),
+    "DOCUMENTS": (128 * MIB, "as many as an archive may have; a manifest has some KiB"),
     "KNOWN_IMAGES": (20_000, "20 MiB; a store of so many is listed without reading documents again"),
     "REMOVE_DELAY_S": (180, "as in Nomad"),
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
