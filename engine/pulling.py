@@ -19,7 +19,6 @@ from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
 from engine.fs.room import Room
 from engine.kv.schema import Image, now
-from engine.labels import Labels
 from engine.observing.counting import bringing_in
 from engine.observing.metering import Moved
 from engine.observing.tally import Tally, both
@@ -43,7 +42,7 @@ from engine.unpack.plan import missing_from
 from engine.unpack.unpacker import Unpacked, Unpacker
 
 if TYPE_CHECKING:
-    from engine.registry.client import Client
+    from engine.registry.client import Client, Found
 
 __all__ = ["PullWanted", "Pulled", "Pulling"]
 
@@ -138,9 +137,8 @@ class Pulling:
         own = {one.key: one for one in await self._own_layers(image, lease)}
         layers = own | {one.key: one for one in others if one.key not in own}
         unpacked = await self._layers(image, layers, lease)
-        changes: dict[Digest, Labels] = {document.key: about for document, about in documents}
-        pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
-        changes[target.key] = {**changes[target.key], **pulled_with}
+        changes = {document.key: about for document, about in documents}
+        changes[target.key] |= await trio.to_thread.run_sync(self._pullers, found)
         await trio.to_thread.run_sync(self.stores.content.update_all, changes)
         hit("pull.labelled")
         finish = partial(
@@ -176,6 +174,15 @@ class Pulling:
         named = {digest for _, about in kept for digest in about.values()}
         named.discard(image.manifest.config.digest)
         return kept, [blob for blob in found.blobs.values() if blob.digest in named]
+
+    def _pullers(self, found: "Found") -> dict[str, str]:
+        """Return the labels that note who asked, in place of the oldest if those are too many."""
+        target = found.descriptor.key
+        mine = labels.PULLED_WITH + mark(found.credential, target)
+        about = self.stores.content.info(target).labels
+        others = [key for key in about if key.startswith(labels.PULLED_WITH) and key != mine]
+        oldest_last = sorted(others, key=lambda key: about[key], reverse=True)
+        return {mine: rfc3339(now()), **dict.fromkeys(oldest_last[limits.PULLERS - 1 :], "")}
 
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return a document from the store, pinned, or from the registry; for a thread."""

@@ -155,8 +155,8 @@ def parts_of(stores: Stores, image: ResolvedImage, backends: Collection[str] | N
         anchored = labels.snapshot_refs(found.labels if (found := here[config]) else {})
         unpacked = {
             backend: key
-            for backend, key in anchored
-            if backend in known and stands(txn, backend, namespace, key)
+            for backend, key in anchored  # which somebody may have set by hand
+            if backend in known and key in image.chain[-1:] and stands(txn, backend, namespace, key)
         }
     manifest = here[image.path[-1].key]
     kept = {part.digest for part in required(image, manifest.labels if manifest else {})}

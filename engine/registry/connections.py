@@ -74,15 +74,16 @@ class Connections:
         self._patience = patience
         self._names = Names(may_lead_to)
         self._proxy = proxy
-        self._pools: dict[Peer, httpx.AsyncHTTPTransport] = {}
+        self._pools: dict[Peer, _Shared] = {}  # the one that was asked last is the last
+        self._trusts: dict[Tls, ssl.SSLContext] = {}
         self._making = trio.Lock()
 
     async def aclose(self) -> None:
         """Close all connections."""
         pools = [*self._pools.values()]
         self._pools.clear()
-        for pool in pools:
-            await pool.aclose()
+        for shared in pools:
+            await shared.pool.aclose()
 
     @asynccontextmanager
     async def exchange(
@@ -100,16 +101,18 @@ class Connections:
         It may take `slow` seconds longer than others. Raises Unavailable where none comes, Refused where
         the host may not be asked.
         """
-        response = await self._send(peer, method, url, headers, content, slow)
-        answer = Answer(response, peer, self._patience)
-        try:
-            yield answer
-        finally:
-            with trio.CancelScope(shield=True):
-                await answer.aclose()
+        async with self._pool(peer) as pool:
+            response = await self._send(pool, peer, method, url, headers, content, slow)
+            answer = Answer(response, peer, self._patience)
+            try:
+                yield answer
+            finally:
+                with trio.CancelScope(shield=True):
+                    await answer.aclose()
 
     async def _send(
         self,
+        pool: httpx.AsyncHTTPTransport,
         peer: Peer,
         method: str,
         url: str,
@@ -117,7 +120,6 @@ class Connections:
         content: bytes | AsyncIterable[bytes] | None,
         slow: float,
     ) -> httpx.Response:
-        pool = await self._pool(peer)
         patience = self._patience
         timeout = {"connect": patience.connect}
         extensions: dict[str, Any] = {"timeout": timeout}
@@ -136,20 +138,48 @@ class Connections:
         except httpx.TransportError as error:
             raise _mapped(peer.origin.name, error) from None
 
-    async def _pool(self, peer: Peer) -> httpx.AsyncHTTPTransport:
+    @asynccontextmanager
+    async def _pool(self, peer: Peer) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+        """Give the connections to a host; those of hosts asked long ago are closed for it."""
         async with self._making:
-            if peer not in self._pools:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # that trusts nobody
-                if peer.origin.scheme == "https":
-                    context = await trio.to_thread.run_sync(trust, peer.tls)
-                self._pools[peer] = (
-                    httpx.AsyncHTTPTransport(
-                        verify=context, trust_env=False, limits=POOL, proxy=self._proxy
-                    )
-                    if self._proxy
-                    else Pool(self._names, peer.named_by, context)
-                )
-            return self._pools[peer]
+            shared = self._pools.pop(peer, None) or _Shared(await self._made(peer))
+            self._pools[peer] = shared
+            shared.users += 1
+            try:
+                await self._close_old()
+            except BaseException:
+                shared.users -= 1
+                raise
+        try:
+            yield shared.pool
+        finally:
+            shared.users -= 1
+
+    async def _made(self, peer: Peer) -> httpx.AsyncHTTPTransport:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # that trusts nobody
+        if peer.origin.scheme == "https":
+            if peer.tls not in self._trusts:  # 20 ms and 800 KB, and others name hosts
+                self._trusts[peer.tls] = await trio.to_thread.run_sync(trust, peer.tls)
+            context = self._trusts[peer.tls]
+        if self._proxy:
+            return httpx.AsyncHTTPTransport(
+                verify=context, trust_env=False, limits=POOL, proxy=self._proxy
+            )
+        return Pool(self._names, peer.named_by, context)
+
+    async def _close_old(self) -> None:
+        idle = [peer for peer, shared in self._pools.items() if not shared.users]
+        for peer in idle[: max(0, len(self._pools) - limits.HOSTS)]:
+            with trio.CancelScope(deadline=trio.current_time() + _DRAIN_S, shield=True):
+                await self._pools.pop(peer).pool.aclose()
+
+
+@dataclass(slots=True, eq=False)
+class _Shared:
+    """The connections to one host, and how many use them now."""
+
+    pool: httpx.AsyncHTTPTransport
+    users: int = 0
 
 
 class Answer:

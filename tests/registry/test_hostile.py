@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from engine.errors import NotFound, Refused
 from engine.oci.digest import digest_of
 from engine.oci.documents import Manifest, parse_artifact
 from engine.registry.client import open_client
+from engine.registry.connections import Connections, Peer
+from engine.registry.hosts import Origin
 from engine.testing.fake_registry import FakeRegistry
 from tests.command import lamina, lamina_json
 from tests.engine.image_files import AMD64, ARM64, CONFIG, INDEX, MANIFEST
-from tests.registry.asking import Served, with_client
+from tests.registry.asking import QUICK, Served, with_client
 from tests.registry.test_sharing_pulls import access, engine_at
 
 pytestmark = pytest.mark.root
@@ -121,3 +124,25 @@ def test_nobody_is_asked_for_more_once_too_much_refers(
     with pytest.raises(Refused, match="over 4 manifests refer"):
         copied(registry)
     assert registry.count("/referrers/") == 2
+
+
+def test_hosts_that_others_name_take_no_connections_with_them(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HOSTS", 3)
+    here = Origin("http", "127.0.0.1", registry.port)
+    # Each was named by another, and so has connections of its own.
+    peers = [Peer(here, named_by=f"127.0.0.{number}") for number in range(2, 9)]
+
+    async def run() -> None:
+        connections = Connections(QUICK)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(connections.aclose)
+            async with connections.exchange(peers[0], "GET", f"{here}/v2/", {}) as in_use:
+                for peer in peers[1:]:
+                    async with connections.exchange(peer, "GET", f"{here}/v2/", {}) as answer:
+                        await answer.whole(1000, "it")
+                assert await in_use.whole(1000, "it")
+            assert [*connections._pools] == [peers[0], *peers[-2:]]
+
+    trio.run(run)

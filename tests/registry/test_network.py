@@ -86,8 +86,8 @@ def read(resolver: Resolver, served: Served, times: int = 1, **changes: Any) -> 
         async with open_client(access) as client:
             for _ in range(times):
                 found = await read_blob(client, served, served.layers[0])
-                for pool in client.asking._connections._pools.values():
-                    await pool.aclose()
+                for shared in client.asking._connections._pools.values():
+                    await shared.pool.aclose()
         return found
 
     result = resolving(resolver, work)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 
-from engine import labels
+from engine import labels, limits
 from engine.errors import EngineError
 from engine.images.states import ImageState, State, Use, pulls, state_of
 from engine.kv.schema import EXTENT
@@ -131,6 +131,19 @@ def test_cri_16_unpacked_and_what_is_true_when_parts_are_gone(
     assert named(tmp_path, served).parts.uses == ALL
 
 
+def test_another_images_layers_are_not_taken_for_its_own(
+    tmp_path: Path, registry: FakeRegistry, served: Served, umask_0: None
+) -> None:
+    pulled(tmp_path, served, snapshotter="overlay")
+    top = named(tmp_path, served).parts.unpacked["overlay"]
+    other = Served(registry, (BIG,))
+    pulled(tmp_path, other)
+    key = labels.snapshot_ref("overlay")
+    lamina(tmp_path, "content", "label", other.config.digest, f"{key}={top}")
+    assert named(tmp_path, other).state == State.FETCHED
+    assert lamina_json(tmp_path, "images")[0]["unpacked"] == {}
+
+
 def test_dropped_blobs_are_no_damage(tmp_path: Path, served: Served, umask_0: None) -> None:
     pulled(tmp_path, served, snapshotter="overlay", keep_blobs=False)
     lamina(tmp_path, "gc")
@@ -167,6 +180,25 @@ def test_r_16_who_pulled_is_recorded(tmp_path: Path, registry: FakeRegistry, ser
     assert named(tmp_path, served).pulled_with == {"anyone", mark(mine, digest)}
     assert mark(Credential("u", "other"), digest) not in named(tmp_path, served).pulled_with
     assert b"s3cr3t" not in (tmp_path / "meta.lmdb" / "data.mdb").read_bytes()
+
+
+def test_r_16_who_pulled_last_is_recorded_of_many(
+    tmp_path: Path, served: Served, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PULLERS", 2)  # passwords of clouds last for hours
+    registry.realm, registry.user = "basic", "u"
+    mine = [Credential("u", f"{number}") for number in range(4)]
+    for one in (mine[0], mine[1], mine[0], mine[2], mine[3], mine[2]):
+        registry.password = one.secret
+
+        async def run(one: Credential = one) -> None:
+            with_mine = access(credentials=lambda _: one)
+            async with engine_at(tmp_path) as engine, open_client(with_mine) as client:
+                await engine.pull(str(served.reference), client)
+
+        trio.run(run)
+    marks = {mark(one, served.manifest.digest) for one in mine[2:]}
+    assert named(tmp_path, served).pulled_with == marks
 
 
 def test_what_a_pull_fetches_is_kept_while_it_is_at_work_and_a_day_longer(
