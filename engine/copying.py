@@ -4,6 +4,7 @@ Async. That is as safe as by way of a store: all but a name is asked for by its 
 registry that takes it holds against the bytes, and the name is put there last.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,8 @@ class _Copying:
         )
         return await sending.run(root, found)
 
-    async def _closure(self, roots: list[Descriptor]) -> Closure:
-        found = await trio.to_thread.run_sync(closure, roots, self._read)
+    async def _closure(self, roots: Sequence[Descriptor], found: Closure | None = None) -> Closure:
+        found = await trio.to_thread.run_sync(closure, roots, self._read, found)
         if found.missing:
             first = next(iter(found.missing.values()))
             raise NotFound(
@@ -93,16 +94,20 @@ class _Copying:
 
     async def _with_referrers(self, root: Descriptor, found: Closure) -> Closure:
         """Return also what refers to any of the documents, to those that do, and so on."""
-        roots = {root.key: root}
-        asked: set[Digest] = set()
-        while left := [key for key in found.documents if key not in asked]:
+        known = {root.key}
+        left = [*found.documents]
+        while left:
+            referring: dict[Digest, Descriptor] = {}
             for key in left:
-                asked.add(key)
                 for one in await self._client.referrers(self._from, key):
-                    roots.setdefault(one.key, one)
-            if len(roots) > limits.REFERRERS:
-                raise Refused(f"over {limits.REFERRERS} manifests refer to {self._from}")
-            found = await self._closure([*roots.values()])
+                    if one.key not in known:
+                        referring.setdefault(one.key, one)
+                if len(known) + len(referring) > limits.REFERRERS:
+                    raise Refused(f"over {limits.REFERRERS} manifests refer to {self._from}")
+            known |= referring.keys()
+            before = len(found.documents)
+            found = await self._closure([*referring.values()], found)
+            left = [*found.documents][before:]
         return found
 
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:

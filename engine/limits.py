@@ -18,6 +18,7 @@ INDEX_ENTRIES = 10_000
 INDEXES = 1000  # without a platform, that lie within one another and are looked through
 LAYERS = 500  # the kernel mounts at most 500 lower layers
 REFERENCE = 255
+MEDIA_TYPE = 255  # RFC 6838, 4.2: 127 on either side
 
 ARCHIVE_ENTRIES = 100_000  # files in an OCI or docker archive, not in a layer
 ARCHIVE_NAME = 4096  # the longest path of a file in such an archive, PATH_MAX
@@ -96,6 +97,7 @@ FETCHES_OF_HOST = 8
 FETCHES_OF_IMAGE = 6
 RANGES_FROM = 32 * MIB  # bytes of a blob that are missing; fewer are asked for at once
 RANGE = 4 * MIB  # of a blob that is asked for in several ranges; of each so much is in memory
+RANGE_RATE = 200 * MIB  # bytes a second of one connection from which on others are no gain
 RANGE_ALONE = 64 * MIB
 PUSH_WHOLE = 1 * MIB  # sent in one request with the end of its upload; one that breaks off begins anew
 PUSH_PART = 32 * MIB  # sent at once to a host, or a proxy before it, that does not take more

@@ -135,7 +135,8 @@ class Pulling:
         # What they keep is noted once it is here: until then they only tell how far the image is.
         for document in (image.manifest.config, *(one for one, _ in documents)):
             await self._store(document)
-        layers = {one.key: one for one in (*await self._own_layers(image, lease), *others)}
+        own = {one.key: one for one in await self._own_layers(image, lease)}
+        layers = own | {one.key: one for one in others if one.key not in own}
         unpacked = await self._layers(image, layers, lease)
         changes: dict[Digest, Labels] = {document.key: about for document, about in documents}
         pulled_with = {labels.PULLED_WITH + mark(found.credential, target.digest): rfc3339(now())}
@@ -160,16 +161,21 @@ class Pulling:
     def _to_keep(
         self, target: Descriptor, image: ResolvedImage
     ) -> tuple[list[tuple[Descriptor, dict[str, str]]], Sequence[Descriptor]]:
-        """Return the documents to store, with what they are to keep, and blobs of other platforms."""
+        """Return the documents to store, with what they are to keep, and the blobs which that is.
+
+        Those of one platform alone are its own, told by `_own_layers`.
+        """
         keep = self.wanted.keep_blobs
         if not self.wanted.all_platforms:
             return list(kept_documents(image.path, image.manifest, layers=keep)), ()
         found = closure([target], self._read)
         for absent in found.missing:
             raise NotFound(f"{self.wanted.reference} lists {absent}, which is not there")
-        mine = {one.digest for one in (image.manifest.config, *image.manifest.layers)}
-        others = [blob for blob in found.blobs.values() if blob.digest not in mine]
-        return kept_of_all(found, but_layers_of=None if keep else image.manifest), others
+        kept = kept_of_all(found, but_layers_of=None if keep else image.manifest)
+        # Also layers that are shared: another platform keeps what this one lets go of.
+        named = {digest for _, about in kept for digest in about.values()}
+        named.discard(image.manifest.config.digest)
+        return kept, [blob for blob in found.blobs.values() if blob.digest in named]
 
     def _read(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return a document from the store, pinned, or from the registry; for a thread."""

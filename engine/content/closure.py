@@ -36,9 +36,12 @@ class Closure:
     """Documents that are listed, and are not there."""
 
 
-def closure(roots: Sequence[Descriptor], read: Read) -> Closure:
-    """Return all that manifests and indexes lead to. NotFound if one is not there itself, Refused."""
-    collector = _Collector(read)
+def closure(roots: Sequence[Descriptor], read: Read, found: Closure | None = None) -> Closure:
+    """Return all that manifests and indexes lead to, added to what was `found` before, if given.
+
+    NotFound if one is not there itself, Refused.
+    """
+    collector = _Collector(read, found or Closure())
     for root in roots:
         collector.collect(root, 0)
         if root.key in collector.found.missing:
@@ -47,10 +50,10 @@ def closure(roots: Sequence[Descriptor], read: Read) -> Closure:
 
 
 class _Collector:
-    def __init__(self, read: Read) -> None:
-        self.found = Closure()
+    def __init__(self, read: Read, found: Closure) -> None:
+        self.found = found
         self._read = read
-        self._bytes = 0
+        self._bytes = sum(len(document.data) for document in found.documents.values())
 
     def collect(self, descriptor: Descriptor, depth: int) -> None:
         """Find a document and all that it leads to."""

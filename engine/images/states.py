@@ -80,6 +80,8 @@ class ImageState:
     is_named: bool
     parts: Parts
     """Of the image for this machine, of several."""
+    lease: str = ""
+    """Of a pull: what keeps what it has fetched."""
     puller: str = ""
     """Who is at work on the pull, if anybody."""
     pulled_with: frozenset[str] = frozenset()
@@ -97,6 +99,7 @@ def pulls(stores: Stores) -> Iterator[ImageState]:
             target=pull.target,
             is_named=False,
             parts=parts or Parts(0, 0),
+            lease=pull.lease,
             puller=pull.owner,
             pulled_with=_pulled_with(stores, pull.target),
         )

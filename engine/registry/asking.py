@@ -4,7 +4,15 @@ Async. An answer is 200, 206, or what the asker says that it knows; anything els
 """
 
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 
@@ -105,8 +113,13 @@ class Asking:
     ) -> Answer:
         answer = await self._asked(stack, host, request)
         if answer.status not in _GOOD and answer.status not in known:
-            raise await _error(host, request, answer)
+            raise await _error(host, request, answer, self._secrets(host))
         return answer
+
+    def _secrets(self, host: Host) -> Iterator[str]:
+        yield from (value for _, value in host.headers)
+        if authority := self._authorities.get(Peer(host.origin, host.tls)):
+            yield from authority.secrets()
 
     async def _asked(self, stack: AsyncExitStack, host: Host, request: Request) -> Answer:
         """Return an answer that is neither a redirect nor a question who we are."""
@@ -160,8 +173,8 @@ class Asking:
         raise BadAnswer(f"it redirects over {limits.REDIRECTS} times")
 
 
-async def _error(host: Host, request: Request, answer: Answer) -> Exception:
-    said = explained(await answer.beginning(limits.ERROR_BODY))
+async def _error(host: Host, request: Request, answer: Answer, secrets: Iterable[str]) -> Exception:
+    said = explained(await answer.beginning(limits.ERROR_BODY), secrets)
     name, more = host.origin.name, f" ({said})" if said else ""
     via = f" by way of {answer.peer.origin.name}" if answer.peer.origin != host.origin else ""
     match answer.status:

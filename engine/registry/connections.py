@@ -122,7 +122,10 @@ class Connections:
         timeout = {"connect": patience.connect}
         extensions: dict[str, Any] = {"timeout": timeout}
         known = content if isinstance(content, bytes) else None
-        request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
+        try:
+            request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
+        except (httpx.InvalidURL, UnicodeError):  # too long, or a host that is nothing in IDNA
+            raise BadAnswer(f"it leads to what is no URL, at {printable(peer.origin.name)}") from None
         try:
             with trio.fail_after(patience.connect + patience.answer + slow) as scope:
                 # Of what has no known length `headers` say it.
@@ -130,7 +133,7 @@ class Connections:
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except httpx.TransportError as error:
             raise _mapped(peer.origin.name, error) from None
 
     async def _pool(self, peer: Peer) -> httpx.AsyncHTTPTransport:

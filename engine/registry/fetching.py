@@ -238,7 +238,7 @@ class _Transfer:
         lanes, size = self._fetcher._lanes, self._sought.descriptor.size
         async with trio.open_nursery() as nursery, send:
             nursery.start_soon(self._write_all, receive)
-            ranges = Ranges(body, size, lanes, nursery)
+            ranges = Ranges(body, self._writer.offset, size, lanes, nursery)
             try:
                 broken = await self._batched(ranges, send)
             except trio.BrokenResourceError:

@@ -194,7 +194,8 @@ class _Reader:
         if not isinstance(headers, dict):
             raise InvalidArgument(f"{self.what}: `header` is a table of names and texts")
         found = [(name, value) for name in headers for value in self._texts(headers, name)]
-        if not all(f"{name}{value}".isprintable() and name.isascii() for name, value in found):
+        both = [f"{name}{value}" for name, value in found]
+        if not all(text.isascii() and text.isprintable() for text in both):
             raise InvalidArgument(f"{self.what}: `header` has characters that no header can have")
         return tuple(found)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from engine.errors import InvalidArgument, from_os_error, os_errors
+from engine.errors import InvalidArgument, from_os_error, os_errors, printable
 from engine.registry.hosts import Host, Tls, default_host, folder_names, parse_hosts
 
 __all__ = ["HostsFolder", "trust"]
@@ -71,8 +71,8 @@ def _docker(folder: Path) -> Tls:
 def _certificates(file: str) -> Iterator[None]:
     try:
         yield
-    except ssl.SSLError:  # which is an OSError
-        raise InvalidArgument(f"{file} has no certificate and key in PEM that fit") from None
+    except (ssl.SSLError, ValueError):  # of which the former is an OSError
+        raise InvalidArgument(f"{printable(file)} has no certificate and key in PEM that fit") from None
     except OSError as error:
         raise from_os_error(error, file) from error
 

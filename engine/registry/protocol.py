@@ -4,7 +4,7 @@ Pure. An answer is another's: each part of it is checked before it is used, and 
 """
 
 import re
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -174,7 +174,7 @@ def document_type(content_type: str, data: bytes | None, what: str) -> str:
         raise BadAnswer(str(error)) from None
     members: dict[str, Any] = value if isinstance(value, dict) else {}
     embedded = members.get("mediaType")
-    if isinstance(embedded, str) and embedded:
+    if isinstance(embedded, str) and 0 < len(embedded) <= limits.MEDIA_TYPE:
         return embedded  # which who parses it holds against what may be
     if members.get("schemaVersion") == 2:
         if "manifests" in members:
@@ -184,8 +184,8 @@ def document_type(content_type: str, data: bytes | None, what: str) -> str:
     raise BadAnswer(f"{what} is {printable(answered) or 'of no type'}, not an image manifest or index")
 
 
-def explained(data: bytes) -> str:
-    """Return what the errors in an answer say, "" if that is nothing."""
+def explained(data: bytes, secrets: Iterable[str]) -> str:
+    """Return what the errors in an answer say, "" if that is nothing, or tells one of our secrets."""
     try:
         value = decode_json(data, "error", limits.ERROR_BODY)
     except Refused:
@@ -194,8 +194,12 @@ def explained(data: bytes) -> str:
     first = errors[0] if isinstance(errors, list) and errors else None
     if not isinstance(first, dict):
         return ""
-    parts = (first.get("code"), first.get("message"))
-    return ": ".join(printable(part) for part in parts if isinstance(part, str) and part)
+    parts = [
+        part for part in (first.get("code"), first.get("message")) if isinstance(part, str) and part
+    ]
+    if any(secret in part for secret in filter(None, secrets) for part in parts):
+        return ""  # some answer with the header that they were sent
+    return ": ".join(map(printable, parts))
 
 
 def redirected(origin: Origin, path: str, location: str) -> tuple[Origin, str]:

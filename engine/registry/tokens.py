@@ -6,7 +6,7 @@ is as safe; to nobody else. What a challenge asks for beyond our own needs is ne
 
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -62,6 +62,13 @@ class Authority:
             raise PermissionDenied(f"{self._name} wants credentials, but not as Basic or Bearer")
         self._challenge = challenge
         return await self._header(challenge, scope, refused=sent)
+
+    def secrets(self) -> Iterator[str]:
+        """Yield what nobody is to be told, should the host say it."""
+        yield from (token.header.partition(" ")[2] for token in self._tokens.values())
+        if self.credential:
+            yield self.credential.secret
+            yield _basic(self.credential).partition(" ")[2]
 
     @property
     def _name(self) -> str:
@@ -152,7 +159,7 @@ class Authority:
         if answer.status in PASSING:
             raise Busy(f"{server} gives out no token now: it answered {answer.status}")
         if answer.status in {401, 403}:
-            said = explained(await answer.beginning(limits.ERROR_BODY))
+            said = explained(await answer.beginning(limits.ERROR_BODY), self.secrets())
             more = f" ({said})" if said else ""
             raise PermissionDenied(f"{server} gives out no token for {self._name}{more}; log in to it")
         # A redirect too: the password would go with it.

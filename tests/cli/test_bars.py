@@ -58,12 +58,14 @@ class Terminal:
     def __init__(self, *words: object, columns: int, term: str = "xterm") -> None:
         self._leader, follower = pty.openpty()
         self.resize(columns)
+        # readline, which pytest loads, sets the size of its own terminal for all children.
+        clean = {key: value for key, value in environment().items() if key not in {"COLUMNS", "LINES"}}
         self.process = subprocess.Popen(
             [*map(str, (*LAMINA, *words))],
             stdout=subprocess.PIPE,
             stderr=follower,
             stdin=subprocess.DEVNULL,
-            env={**environment(), "TERM": term, "LC_ALL": "C.UTF-8"},
+            env={**clean, "TERM": term, "LC_ALL": "C.UTF-8"},
         )
         os.close(follower)
         self.written = ""

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from socket import socket
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from engine.oci.reference import parse_reference
 from engine.registry.client import Access, Client
 from engine.registry.credentials import Credential
 from engine.registry.hosts import Capability, Host, Origin, default_host
-from engine.testing.fake_registry import FakeRegistry, Fault, cut, reset, respond, response, stall
+from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response, stall
 from tests.engine.image_files import INDEX, MANIFEST
 from tests.registry.asking import HURRIED, QUICK, Served, read_blob, with_client
 
@@ -635,6 +636,34 @@ def test_r15_no_secret_in_a_message_or_a_log(
     assert SECRET not in str(error.value)
     assert SECRET not in caplog.text
     assert "token-1" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("realm", "stage"), [("basic", "manifests"), ("token", "manifests"), ("token", "/token")]
+)
+def test_r15_a_host_that_says_what_it_was_told(
+    realm: str, stage: str, served: Served, registry: FakeRegistry
+) -> None:
+    guarded(registry, realm if realm == "basic" else f"http://{registry.name}/token", "u")
+
+    def echo(connection: socket, asked: Asked, good: bytes) -> bool:
+        sent = asked.headers.get("authorization")
+        said = json.dumps({"errors": [{"message": f"{sent} {asked.body!r}"}]}).encode()
+        connection.sendall(response(403, b"" if asked.method == "HEAD" else said) if sent else good)
+        return True
+
+    registry.plan(stage, echo, times=9)
+    with pytest.raises(PermissionDenied) as error:
+        with_client(lambda client: client.resolve(served.reference), access(credentials=known))
+    told = str(error.value)
+    assert not [one for one in (SECRET, "token-1", registry._basic()[6:]) if one in told]
+
+
+@pytest.mark.parametrize("where", ["b.example/" + "a" * 70_000, "xn--/x", "b..example/", "0x7f.1:1/x"])
+def test_r01_a_redirect_to_what_is_no_place(where: str, served: Served, registry: FakeRegistry) -> None:
+    registry.plan("blobs", answered(307, {"Location": f"http://{where}"}), times=9)
+    with pytest.raises((Refused, Unavailable)):
+        with_client(lambda client: read_blob(client, served, served.layers[0]))
 
 
 def mirrored(mirror: FakeRegistry, registry: FakeRegistry, *capabilities: Capability) -> Access:

@@ -97,6 +97,8 @@ def test_fetching_until_it_is_fetched(tmp_path: Path, registry: FakeRegistry, se
     assert found.state == State.FETCHING
     assert EXTENT <= found.parts.there < found.parts.size
     assert found.parts.uses == set()
+    told = lamina(tmp_path, "gc").stderr
+    assert f"are kept for its next pull; `lamina leases rm {found.lease}`" in told
     registry._planned.clear()
     pulled(tmp_path, served)
     assert pulling(tmp_path) is None

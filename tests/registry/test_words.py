@@ -226,7 +226,7 @@ def test_hosts_as_containerd_has_them() -> None:
     "text",
     ["x", "host = 1", "server = 1", '[host."ftp://a"]', '[host."https://u:p@a"]',
      'capabilities = ["all"]',      "skip_verify = 1", "ca = 1", "client = [1]", "header = 1",
-     '[header]\nx = "a\\r\\nb"', "[host]\na = 1"],
+     '[header]\nx = "a\\r\\nb"', '[header]\nx = "é"', "[host]\na = 1"],
 )  # fmt: skip
 def test_a_malformed_hosts_file_names_itself(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^/x/hosts\.toml"):
@@ -255,6 +255,9 @@ def test_folders_of_hosts(tmp_path: Path) -> None:
     assert host.tls.client == ((str(folder / "b.cert"), str(folder / "b.key")),)
     with pytest.raises(InvalidArgument, match=r"a\.crt has no certificate"):
         trust(host.tls)
+    (folder / "hosts.toml").write_text('ca = "a\\u0000.crt"')
+    with pytest.raises(InvalidArgument, match=r"a\\x00\.crt has no certificate"):
+        trust(find("r.example")[0].tls)
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -308,6 +311,7 @@ def test_kinds_of_documents() -> None:
         ("application/vnd.docker.distribution.manifest.v1+prettyjws", None),
         ("text/html", b"<html>"),
         ("application/json", b"{}"),
+        ("", json.dumps({"mediaType": "a/" + "b" * 254}).encode()),
     ):
         with pytest.raises(Refused):
             document_type(kind, data, "x")
@@ -317,10 +321,11 @@ def test_kinds_of_documents() -> None:
 
 def test_r15_what_errors_say_is_short_and_printable() -> None:
     said = json.dumps({"errors": [{"code": "DENIED", "message": "no\x1b[31m" + "x" * 10_000}]}).encode()
-    assert explained(said).startswith("DENIED: no\\x1b[31mxxx")
-    assert len(explained(said)) < 300
+    assert explained(said, ["", "Y"]).startswith("DENIED: no\\x1b[31mxxx")
+    assert len(explained(said, [])) < 300
+    assert explained(said, ["x" * 10_000]) == ""
     for data in (b"", b"<html>", b"[]", b'{"errors": [1]}', b'{"errors": {}}'):
-        assert explained(data) == ""
+        assert explained(data, []) == ""
 
 
 def test_waits_double_are_drawn_and_end() -> None:

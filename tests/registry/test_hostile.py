@@ -1,0 +1,123 @@
+"""What registries and images try that is none of the behaviours in the tables: each costs little."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from engine import limits
+from engine.content import closure
+from engine.copying import copy_image
+from engine.errors import NotFound, Refused
+from engine.oci.digest import digest_of
+from engine.oci.documents import Manifest, parse_artifact
+from engine.registry.client import open_client
+from engine.testing.fake_registry import FakeRegistry
+from tests.command import lamina, lamina_json
+from tests.engine.image_files import AMD64, ARM64, CONFIG, INDEX, MANIFEST
+from tests.registry.asking import Served, with_client
+from tests.registry.test_sharing_pulls import access, engine_at
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry().running() as running:
+        yield running
+
+
+def for_two_platforms(registry: FakeRegistry) -> str:
+    """Serve an index of two images that have one layer, and return its name."""
+    one = Served(registry)
+    config = json.loads(registry.content[f"/a/blobs/{one.config.digest}"][1]) | ARM64
+    manifest = json.loads(one.data)
+    manifest["config"] = _put(registry, "blobs", config, CONFIG)
+    other = _put(registry, "manifests", manifest, MANIFEST)
+    mine = {"mediaType": MANIFEST, "digest": one.manifest.digest, "size": one.manifest.size}
+    listed = [mine | {"platform": AMD64}, other | {"platform": ARM64}]
+    _put(registry, "manifests", {"schemaVersion": 2, "manifests": listed}, INDEX, "two")
+    return f"{registry.name}/a:two"
+
+
+def _put(
+    registry: FakeRegistry, kind: str, value: Any, media_type: str, tag: str = ""
+) -> dict[str, Any]:
+    data = json.dumps(value).encode()
+    digest = registry.put("a", kind, data, media_type, tag)
+    return {"mediaType": media_type, "digest": digest, "size": len(data)}
+
+
+def test_a_layer_that_one_platform_let_go_of_is_fetched_for_another(
+    tmp_path: Path, registry: FakeRegistry, umask_0: None
+) -> None:
+    name = for_two_platforms(registry)
+
+    async def pull(**options: Any) -> None:
+        async with engine_at(tmp_path) as engine, open_client(access()) as client:
+            await engine.pull(name, client, snapshotter="overlay", keep_blobs=False, **options)
+
+    trio.run(pull)
+    lamina(tmp_path, "gc")
+    trio.run(lambda: pull(all_platforms=True))
+    lamina(tmp_path, "gc")
+    (image,) = lamina_json(tmp_path, "images")
+    assert "error" not in image
+    lamina(tmp_path, "fsck")
+    lamina(tmp_path, "unpack", name, "--platform", "linux/arm64", "--snapshotter", "overlay")
+
+
+def refer(registry: FakeRegistry, subject: str, *referring: dict[str, Any]) -> None:
+    """List what refers to a manifest."""
+    data = json.dumps({"schemaVersion": 2, "manifests": referring}).encode()
+    registry.content[f"/a/referrers/{subject}"] = (INDEX, data)
+
+
+def copied(registry: FakeRegistry) -> None:
+    """Copy with all that refers to the image, to nobody."""
+    name = f"{registry.name}/a:1"
+    with_client(lambda client: copy_image(client, name, f"{registry.name}/b", referrers=True))
+
+
+def test_what_refers_to_what_refers_is_read_once(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(registry)
+    last = {"mediaType": MANIFEST, "digest": served.manifest.digest, "size": served.manifest.size}
+    for _ in range(6):
+        value = {**json.loads(served.data), "subject": last}
+        after = _put(registry, "manifests", value, MANIFEST)
+        refer(registry, last["digest"], after)
+        last = after
+    refer(registry, last["digest"], last)  # and in a circle
+    parsed: list[str] = []
+
+    def parse(data: bytes, media_type: str, what: str) -> Manifest:
+        parsed.append(what)
+        return parse_artifact(data, media_type, what)
+
+    monkeypatch.setattr(closure, "parse_artifact", parse)
+    with pytest.raises(NotFound):
+        copied(registry)
+    assert len(parsed) == len(set(parsed)) == 7
+    assert registry.count("/referrers/") == 7
+
+
+def test_nobody_is_asked_for_more_once_too_much_refers(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REFERRERS", 4)
+    served = Served(registry)
+    listed = []
+    for at in range(3):
+        document = _put(registry, "manifests", json.loads(served.data) | {"x": at}, MANIFEST)
+        many = [{**document, "digest": digest_of(b"%d %d" % (at, one))} for one in range(3)]
+        refer(registry, document["digest"], *many)
+        listed.append(document)
+    _put(registry, "manifests", {"schemaVersion": 2, "manifests": listed}, INDEX, "1")
+    with pytest.raises(Refused, match="over 4 manifests refer"):
+        copied(registry)
+    assert registry.count("/referrers/") == 2
