@@ -209,6 +209,7 @@ class Engine:
             wanted=wanted,
             lanes=self._shop.lanes,
             backend=backend,
+            applies=self._shop.pool.slots.places,
             report=flight.report,
         )
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:
