@@ -44,7 +44,7 @@ from engine.unpack.making import CLEANUP_S
 from engine.unpack.unpacker import Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
-if TYPE_CHECKING:  # which loads httpx, and few commands need that
+if TYPE_CHECKING:  # which loads httpcore, and few commands need that
     from engine.registry.client import Client
 
 __all__ = ["Engine", "open_engine"]
