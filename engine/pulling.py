@@ -16,6 +16,7 @@ from engine import labels, limits
 from engine.content.closure import closure
 from engine.content.image import ResolvedImage, resolve
 from engine.content.keeping import kept_documents, kept_of_all
+from engine.content.present import present
 from engine.errors import EngineError, InvalidArgument, NotFound, Refused
 from engine.failpoints import hit
 from engine.fs.room import Room
@@ -176,6 +177,7 @@ class Pulling:
         found = closure([target], self._read)
         for absent in found.missing:
             raise NotFound(f"{self.wanted.reference} lists {absent}, which is not there")
+        present(target, self.wanted.platform, self._read, lambda _: True)  # refuses what breaks a rule
         kept = kept_of_all(found, but_layers_of=None if keep else image.manifest)
         # Also layers that are shared: another platform keeps what this one lets go of.
         named = {digest for _, about in kept for digest in about.values()}
