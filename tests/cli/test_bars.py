@@ -1,5 +1,6 @@
 """Progress on a real terminal, on none, and on one that is closed: and nothing of it on stdout."""
 
+import codecs
 import fcntl
 import json
 import os
@@ -69,6 +70,7 @@ class Terminal:
         )
         os.close(follower)
         self.written = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
 
     def resize(self, columns: int) -> None:
         fcntl.ioctl(self._leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -78,7 +80,7 @@ class Terminal:
         while not condition(self.written):
             assert select.select([self._leader], [], [], 20)[0], self.written
             try:
-                self.written += os.read(self._leader, 1 << 16).decode()
+                self.written += self._decoder.decode(os.read(self._leader, 1 << 16))
             except OSError:  # EIO: nobody has the other end any more
                 return
 

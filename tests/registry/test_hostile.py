@@ -1,7 +1,6 @@
 """What registries and images try that is none of the behaviours in the tables: each costs little."""
 
 import json
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,9 @@ from engine.testing.fake_registry import FakeRegistry
 from tests.command import lamina, lamina_json
 from tests.engine.image_files import AMD64, ARM64, CONFIG, INDEX, MANIFEST
 from tests.registry.asking import QUICK, Served, with_client
-from tests.registry.test_sharing_pulls import access, engine_at
+from tests.registry.pulls import access, engine_at
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
 
 
 def for_two_platforms(registry: FakeRegistry) -> str:

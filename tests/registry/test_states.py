@@ -4,7 +4,6 @@ That is CRI-16, whose questions docs/images.md answers.
 """
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,11 @@ from engine.testing.fake_registry import FakeRegistry, cut, reset, respond, resp
 from tests.command import lamina, lamina_json
 from tests.engine.image_files import AMD64
 from tests.registry.asking import Served
-from tests.registry.test_pulling import BIG, HELLO
-from tests.registry.test_sharing_pulls import access, engine_at
+from tests.registry.pulls import BIG, access, engine_at
 
 pytestmark = pytest.mark.root
 
 ALL = {Use.RUN, Use.UNPACK, Use.EXPORT}
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
-def served(registry: FakeRegistry) -> Served:
-    return Served(registry, (HELLO, BIG))
 
 
 def pulled(root: Path, served: Served, **options: Any) -> None:
