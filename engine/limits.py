@@ -85,6 +85,7 @@ TOKEN_LIFE_S = 60  # at least, whatever it says: the distribution spec's default
 TOKEN_LIFE_MOST_S = 24 * 3600
 ERROR_BODY = 64 * 1024  # read of an answer that is an error
 REDIRECTS = 5
+TARGET = 64 * 1024  # characters of a URL that an answer names
 HOSTS = 16  # of which idle connections are kept
 ATTEMPTS = 5  # of one request, and of a blob without one more byte
 RETRY_AFTER_S = 60  # the longest that a host may have us wait; beyond that it is unavailable

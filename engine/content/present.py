@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from engine import limits
 from engine.content.image import Read, ResolvedImage, may_be_image, resolve
-from engine.oci.documents import Descriptor, parse_index
+from engine.errors import Refused
+from engine.oci.documents import Descriptor, NotAnImage, parse_index
 from engine.oci.mediatypes import INDEXES
 from engine.oci.platform import Platform, choose
 
@@ -22,12 +23,28 @@ def present(
 ) -> list[ResolvedImage]:
     """Return the images of `target` whose manifests are here, the best for `platform` first.
 
-    Raises Refused for documents that break a rule, NotFound for a config that is not here.
+    What an index lists beside images is none of them. Raises Refused for documents that break a rule,
+    or are too many, NotFound for a config that is not here.
     """
-    found = [
-        replace(resolve(path[-1], platform, read), path=path)
-        for path in _paths((target,), read, is_here, set())
-    ]
+    found: list[ResolvedImage] = []
+    read_bytes = 0
+
+    def reading(descriptor: Descriptor, limit: int) -> bytes:
+        nonlocal read_bytes
+        data = read(descriptor, limit)
+        read_bytes += len(
+            data
+        )  # each time: many manifests may have one config, which is parsed for each
+        if read_bytes > limits.PUSH_DOCUMENTS:
+            raise Refused(f"{target.digest} leads to over {limits.PUSH_DOCUMENTS} bytes of documents")
+        return data
+
+    for path in _paths((target,), reading, is_here, set()):
+        try:
+            found.append(replace(resolve(path[-1], platform, reading), path=path))
+        except NotAnImage:
+            if len(path) == 1:
+                raise
     best = choose(platform, [image.config.platform for image in found])
     if best:
         found.insert(0, found.pop(best))

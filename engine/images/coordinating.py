@@ -33,7 +33,7 @@ from engine.oci.reference import familiar, parse_reference
 from engine.progress import Report, Step, silent
 from engine.unpack.lease import begun_lease
 
-if TYPE_CHECKING:  # which loads httpx
+if TYPE_CHECKING:  # which loads httpcore
     from engine.registry.client import Client
 
 __all__ = ["Coordinator"]
@@ -147,6 +147,8 @@ class Coordinator:
 
     async def retain(self, owners: Collection[str]) -> list[HeldImage]:
         """Release what all other owners hold: for who was restarted, and knows which there are still."""
+        if isinstance(owners, str):
+            raise InvalidArgument("retain takes a list of owners, not one")
         if not self._cleanup:
             return []
         retaining = partial(self._stores.references.retain, owners, delay_s=self._delay_s)

@@ -167,6 +167,7 @@ def check_owner(owner: str) -> None:
     """Raise InvalidArgument for what no owner is called."""
     if not owner or not owner.isprintable():
         raise InvalidArgument(f"{printable(owner)!r} is no owner of a reference; name it in plain text")
+    labels.check({labels.HELD_OWNER: owner})
 
 
 def _of_owner(owner: str) -> str:

@@ -42,7 +42,7 @@ from engine.registry.protocol import BadAnswer, NobodyElse
 from engine.registry.ranges import Ranges, first_end
 from engine.unpack.arrivals import Arrival
 
-if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which loads httpcore: not for those who have a client handed to them
     from engine.registry.client import Body, Client
 
 __all__ = ["Fetcher", "Sought"]

@@ -8,21 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpcore
-import httpx
 import trio
 
 from engine import limits
-from engine.errors import printable
+from engine.errors import InvalidArgument, printable
 from engine.registry.addresses import Policy, parse_address
 from engine.registry.protocol import BadAnswer
 
-__all__ = ["POOL", "Names", "Pool"]
+__all__ = ["Names", "direct", "through"]
 
-POOL = httpx.Limits(  # idle connections: as in containerd
-    max_connections=None, max_keepalive_connections=10, keepalive_expiry=30.0
-)
+_IDLE, _IDLE_S = 10, 30.0  # connections, and for how long: as in containerd
+_PROXY_PORTS = {"http": 80, "https": 443}
 _NEXT_S = 0.25  # RFC 8305, "connection attempt delay"
 
 
@@ -149,16 +148,33 @@ class _Backend(httpcore.TrioBackend):
         return best[0]
 
 
-class Pool(httpx.AsyncHTTPTransport):
-    """Connections to one host, which the configuration or `named_by` named."""
+def direct(names: Names, named_by: str, context: SSLContext) -> httpcore.AsyncConnectionPool:
+    """Return connections to one host, which the configuration or `named_by` named."""
+    return httpcore.AsyncConnectionPool(
+        ssl_context=context,
+        max_connections=None,
+        max_keepalive_connections=_IDLE,
+        keepalive_expiry=_IDLE_S,
+        network_backend=_Backend(names, named_by),
+    )
 
-    def __init__(self, names: Names, named_by: str, context: SSLContext) -> None:
-        super().__init__(verify=context, trust_env=False)
-        # httpx has no parameter for how names are resolved; httpcore, which it rests on, has.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=POOL.max_connections,
-            max_keepalive_connections=POOL.max_keepalive_connections,
-            keepalive_expiry=POOL.keepalive_expiry,
-            network_backend=_Backend(names, named_by),
-        )
+
+def through(proxy: str, context: SSLContext) -> httpcore.AsyncConnectionPool:
+    """Return connections to one host by way of a proxy, which resolves names. InvalidArgument."""
+    try:
+        parts = urlsplit(proxy)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        place = f"{parts.scheme}://{host}:{parts.port or _PROXY_PORTS[parts.scheme]}"
+    except ValueError:
+        raise InvalidArgument("a proxy is named by a URL such as http://proxy:3128") from None
+    user = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    return httpcore.AsyncConnectionPool(
+        ssl_context=context,
+        proxy=httpcore.Proxy(place, auth=user),
+        network_backend=httpcore.TrioBackend(),
+        max_connections=None,
+        max_keepalive_connections=_IDLE,
+        keepalive_expiry=_IDLE_S,
+    )

@@ -15,7 +15,7 @@ from engine.errors import EngineError, Unavailable
 from engine.registry.lanes import ImageLanes
 from engine.registry.retrying import Busy
 
-if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which loads httpcore: not for those who have a client handed to them
     from engine.registry.client import Body
 
 __all__ = ["Ranges", "first_end"]

@@ -39,7 +39,7 @@ from engine.registry.protocol import (
     uploads_path,
 )
 
-if TYPE_CHECKING:  # which load httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which load httpcore: not for those who have a client handed to them
     from engine.registry.asking import Asking
     from engine.registry.client import Client
     from engine.registry.connections import Answer

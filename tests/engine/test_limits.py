@@ -64,6 +64,7 @@ BOUNDS = {
     "HOSTS": (16, "more than lanes, each with 10 idle connections and some KiB of TLS"),
     "PULLERS": (100, "of some 120 bytes each, in a record that every pull writes anew"),
     "REDIRECTS": (5, "registries lead to their storage in one or two"),
+    "TARGET": (64 * 1024, "signed URLs have some KiB"),
     "ATTEMPTS": (5, "with backoff some seconds; then a person should look"),
     "RETRY_AFTER_S": (60, "beyond that nobody waits before a command"),
     "CONNECT_S": (30, "as in containerd"),

@@ -620,9 +620,13 @@ def test_what_is_not_here_is_not_held(scene: Scene) -> None:
         await desk.engine.pull(scene.name("one"), desk.client)  # not unpacked
         with pytest.raises(NotFound, match="not unpacked"):
             await desk.coordinator.hold(scene.name("one"), "a")
-        for owner in ("", "a\nb"):
-            with pytest.raises(InvalidArgument, match="no owner"):
+        scene.registry.asked.clear()
+        for owner in ("", "a\nb", "é" * 3000):
+            with pytest.raises(InvalidArgument, match=r"no owner|over 4096 bytes"):
                 await desk.acquire("one", owner)
+        assert not scene.registry.asked
+        with pytest.raises(InvalidArgument, match="a list of owners"):
+            await desk.coordinator.retain("one")
         with pytest.raises(InvalidArgument, match="'A B' is not an image reference"):
             await desk.coordinator.acquire("A B", "a", desk.client)
 

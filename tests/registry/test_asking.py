@@ -18,6 +18,7 @@ from engine.errors import (
     DigestMismatch,
     EngineError,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     Refused,
@@ -744,6 +745,13 @@ def test_r14_the_environment_names_no_proxy(
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     with_client(lambda client: pulled(client, served))
+
+
+@pytest.mark.parametrize("proxy", ["x", "ftp://u:s3cr3t@x", "http://[::1", "socks5://x", "http://:1"])
+def test_a_proxy_that_is_none(proxy: str) -> None:
+    with pytest.raises(InvalidArgument, match="the proxy is no http") as error:
+        with_client(lambda client: client.destination("a.example"), access(proxy=proxy))
+    assert SECRET not in str(error.value)
 
 
 def test_a_proxy_that_is_configured(served: Served, registry: FakeRegistry) -> None:

@@ -66,6 +66,56 @@ def test_a_layer_that_one_platform_let_go_of_is_fetched_for_another(
     lamina(tmp_path, "unpack", name, "--platform", "linux/arm64", "--snapshotter", "overlay")
 
 
+def with_another(registry: FakeRegistry, config: Any, media_type: str) -> str:
+    """Serve an index of an image and of a manifest with some config, and return its name."""
+    one = Served(registry)
+    manifest = json.loads(one.data) | {"config": _put(registry, "blobs", config, media_type)}
+    mine = {"mediaType": MANIFEST, "digest": one.manifest.digest, "size": one.manifest.size}
+    listed = [mine | {"platform": AMD64}, _put(registry, "manifests", manifest, MANIFEST)]
+    _put(registry, "manifests", {"schemaVersion": 2, "manifests": listed}, INDEX, "two")
+    return f"{registry.name}/a:two"
+
+
+ALL = ("--all-platforms", "--no-unpack", "--platform", "linux/amd64")
+
+
+def test_what_an_index_lists_beside_images_is_no_damage(tmp_path: Path, registry: FakeRegistry) -> None:
+    name = with_another(registry, {}, "application/vnd.cncf.helm.config.v1+json")
+    lamina(tmp_path, "pull", name, *ALL)
+    (image,) = lamina_json(tmp_path, "images")
+    assert (image["platforms"], "error" in image) == (["linux/amd64"], False)
+    lamina(tmp_path, "fsck")
+
+
+def test_all_platforms_are_images_or_none_is_pulled(tmp_path: Path, registry: FakeRegistry) -> None:
+    config = {**ARM64, "rootfs": {"type": "layers", "diff_ids": list[str]()}}
+    name = with_another(registry, config, CONFIG)
+    assert "names 0 diff IDs" in lamina(tmp_path, "pull", name, *ALL, code=5).stderr
+    assert lamina_json(tmp_path, "images") == []
+    lamina(tmp_path, "fsck")
+
+
+def test_one_config_of_many_manifests_is_not_parsed_for_hours(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PUSH_DOCUMENTS", 200_000)
+    layers = json.loads(Served(registry).data)["layers"]
+    config = json.loads(next(data for kind, data in registry.content.values() if kind == CONFIG))
+    shared = _put(registry, "blobs", config | {"history": ["x"] * 5000}, CONFIG)
+    manifests = [
+        _put(registry, "manifests", _manifest(shared, layers) | {"x": number}, MANIFEST)
+        | {"platform": AMD64}
+        for number in range(20)
+    ]
+    _put(registry, "manifests", {"schemaVersion": 2, "manifests": manifests}, INDEX, "many")
+    done = lamina(tmp_path, "pull", f"{registry.name}/a:many", *ALL, code=5)
+    assert "leads to over 200000 bytes of documents" in done.stderr
+
+
+def _manifest(config: dict[str, Any], layers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
+
+
 def refer(registry: FakeRegistry, subject: str, *referring: dict[str, Any]) -> None:
     """List what refers to a manifest."""
     data = json.dumps({"schemaVersion": 2, "manifests": referring}).encode()
