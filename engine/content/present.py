@@ -32,8 +32,9 @@ def present(
     def reading(descriptor: Descriptor, limit: int) -> bytes:
         nonlocal read_bytes
         data = read(descriptor, limit)
-        # Each time: many manifests may have one config, which is parsed for each.
-        read_bytes += len(data)
+        read_bytes += len(
+            data
+        )  # each time: many manifests may have one config, which is parsed for each
         if read_bytes > limits.DOCUMENTS:
             raise Refused(f"{target.digest} leads to over {limits.DOCUMENTS} bytes of documents")
         return data

@@ -16,11 +16,11 @@ import httpcore
 import trio
 
 from engine import limits
-from engine.errors import EngineError, InvalidArgument, PermissionDenied, Unavailable, printable
+from engine.errors import EngineError, PermissionDenied, Unavailable, printable
 from engine.registry.addresses import Policy, is_open, is_open_with_secrets, parse_address
 from engine.registry.hosts import Origin, Tls, is_loopback
 from engine.registry.hosts_folder import trust
-from engine.registry.network import Names, direct, through
+from engine.registry.network import Names, direct, parse_proxy, through
 from engine.registry.protocol import BadAnswer
 from engine.registry.retrying import Patience
 
@@ -77,7 +77,7 @@ class Connections:
         """With a `proxy` it is that which resolves names. InvalidArgument for what is none."""
         self._patience = patience
         self._names = Names(may_lead_to)
-        self._proxy = _proxy(proxy) if proxy else None
+        self._proxy = parse_proxy(proxy) if proxy else None
         self._pools: dict[Peer, _Shared] = {}  # the one that was asked last is the last
         self._trusts: dict[Tls, ssl.SSLContext] = {}
         self._making = trio.Lock()
@@ -316,17 +316,6 @@ class _Paced:
         self._scope.deadline = trio.current_time() + self._piece_s
         piece, self._left = self._left[:_PIECE], self._left[_PIECE:]
         return bytes(piece)
-
-
-def _proxy(url: str) -> httpx.Proxy:
-    try:
-        proxy = httpx.Proxy(url)
-    except (ValueError, httpx.InvalidURL):
-        proxy = None
-    if proxy is None or proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
-        # Not quoted: it may hold a password.
-        raise InvalidArgument("the proxy is no http or https URL, as http://proxy.example:3128")
-    return proxy
 
 
 def _is_open(host: str, *, with_secrets: bool) -> bool:

@@ -18,7 +18,7 @@ from engine.errors import InvalidArgument, printable
 from engine.registry.addresses import Policy, parse_address
 from engine.registry.protocol import BadAnswer
 
-__all__ = ["Names", "direct", "through"]
+__all__ = ["Names", "direct", "parse_proxy", "through"]
 
 _IDLE, _IDLE_S = 10, 30.0  # connections, and for how long: as in containerd
 _PROXY_PORTS = {"http": 80, "https": 443}
@@ -159,22 +159,28 @@ def direct(names: Names, named_by: str, context: SSLContext) -> httpcore.AsyncCo
     )
 
 
-def through(proxy: str, context: SSLContext) -> httpcore.AsyncConnectionPool:
-    """Return connections to one host by way of a proxy, which resolves names. InvalidArgument."""
+def parse_proxy(url: str) -> httpcore.Proxy:
+    """Return the proxy that a URL names, with user and password if it has some. InvalidArgument."""
     try:
-        parts = urlsplit(proxy)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        place = f"{parts.scheme}://{host}:{parts.port or _PROXY_PORTS[parts.scheme]}"
-    except ValueError:
-        raise InvalidArgument("a proxy is named by a URL such as http://proxy:3128") from None
-    user = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+        parts = urlsplit(url)
+        port = parts.port or _PROXY_PORTS[parts.scheme]
+        host = str(parts.hostname or "").encode("ascii").decode()
+    except (ValueError, KeyError):
+        host, port = "", 0
+    if not host:  # not quoted: it may hold a password
+        raise InvalidArgument("the proxy is no http or https URL, as http://proxy.example:3128")
+    auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    place = f"[{host}]" if ":" in host else host
+    return httpcore.Proxy(f"{parts.scheme}://{place}:{port}", auth=auth)
+
+
+def through(proxy: httpcore.Proxy, context: SSLContext) -> httpcore.AsyncConnectionPool:
+    """Return connections to one host by way of a proxy, which resolves names."""
     return httpcore.AsyncConnectionPool(
         ssl_context=context,
-        proxy=httpcore.Proxy(place, auth=user),
-        network_backend=httpcore.TrioBackend(),
+        proxy=proxy,
         max_connections=None,
         max_keepalive_connections=_IDLE,
         keepalive_expiry=_IDLE_S,
+        network_backend=httpcore.TrioBackend(),
     )

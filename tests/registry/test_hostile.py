@@ -98,7 +98,7 @@ def test_all_platforms_are_images_or_none_is_pulled(tmp_path: Path, registry: Fa
 def test_one_config_of_many_manifests_is_not_parsed_for_hours(
     tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PUSH_DOCUMENTS", 200_000)
+    monkeypatch.setattr(limits, "DOCUMENTS", 200_000)
     layers = json.loads(Served(registry).data)["layers"]
     config = json.loads(next(data for kind, data in registry.content.values() if kind == CONFIG))
     shared = _put(registry, "blobs", config | {"history": ["x"] * 5000}, CONFIG)
