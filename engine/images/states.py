@@ -64,6 +64,13 @@ class Parts:
     """It has no layers: there is nothing to unpack."""
 
     @property
+    def state(self) -> State:
+        """How far an image is that has a name."""
+        if self.unpacked:
+            return State.UNPACKED
+        return State.INCOMPLETE if self.lost else State.FETCHED
+
+    @property
     def uses(self) -> frozenset[Use]:
         """What can be done with it."""
         found = {Use.UNPACK, Use.EXPORT} if not self.missing else set()
@@ -109,15 +116,9 @@ def state_of(stores: Stores, name: str) -> ImageState:
     """Return how far the image of a name is. Raises NotFound, InvalidArgument."""
     image = stores.images.get(name)
     parts = _parts(stores, image.target, [backend.name for backend in stores.snapshotters()])
-    if parts is None:
-        state = State.INCOMPLETE
-    elif parts.unpacked:
-        state = State.UNPACKED
-    else:
-        state = State.INCOMPLETE if parts.lost else State.FETCHED
     return ImageState(
         name=image.name,
-        state=state,
+        state=parts.state if parts else State.INCOMPLETE,
         target=image.target,
         is_named=True,
         parts=parts or Parts(0, 0),

@@ -107,12 +107,18 @@ def test_cri_16_unpacked_and_what_is_true_when_parts_are_gone(
         parts = state_of(stores, str(served.reference)).parts
         assert parts.uses == {Use.RUN}
         assert parts.lost == (served.layers[1].digest,)
+    (row,) = lamina_json(tmp_path, "images")
+    assert (row["state"], row["uses"]) == ("unpacked", ["run"])
+    assert served.layers[1].digest in row["error"]
+    with open_root(tmp_path) as opened:
+        stores = Stores(opened, "default", Platform(**AMD64))
         # And then a snapshot.
         backend = stores.snapshotter("overlay")
         backend.remove(parts.unpacked["overlay"])
         state = state_of(stores, str(served.reference))
         assert (state.state, state.parts.uses) == (State.INCOMPLETE, frozenset())
-    assert lamina_json(tmp_path, "images")[0]["error"]
+    (row,) = lamina_json(tmp_path, "images")
+    assert (row["state"], row["uses"], bool(row["error"])) == ("incomplete", [], True)
     # A pull brings back what is missing, and no more.
     pulled(tmp_path, served, snapshotter="overlay")
     assert named(tmp_path, served).parts.uses == ALL
