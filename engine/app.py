@@ -44,7 +44,7 @@ from engine.unpack.making import CLEANUP_S
 from engine.unpack.unpacker import Unpacked, Unpacker
 from engine.unpack.workshop import Workshop, open_workshop
 
-if TYPE_CHECKING:  # which loads httpx, and few commands need that
+if TYPE_CHECKING:  # which loads httpcore, and few commands need that
     from engine.registry.client import Client
 
 __all__ = ["Engine", "open_engine"]
@@ -209,6 +209,7 @@ class Engine:
             wanted=wanted,
             lanes=self._shop.lanes,
             backend=backend,
+            applies=self._shop.pool.slots.places,
             report=flight.report,
         )
         async with begun_lease(self.stores.root.meta, self.stores.namespace) as lease:

@@ -4,6 +4,7 @@ Async.
 """
 
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -94,13 +95,19 @@ class Pulling:
     lanes: Lanes
     wanted: PullWanted
     backend: Snapshotter | None
+    applies: int
+    """How many layers are applied at once."""
     report: Report
     _documents: dict[Digest, bytes] = field(init=False, default_factory=dict)
     _lease: str = field(init=False, default="")
     _tally: Tally = field(init=False, default_factory=Tally)
     _fetcher: Fetcher = field(init=False)
+    _large: trio.CapacityLimiter = field(init=False)
 
     def __post_init__(self) -> None:
+        # More of them would come slower each, and wait for a place then: the last byte would come no
+        # sooner, and the last but one later.
+        self._large = trio.CapacityLimiter(self.applies)
         content, folder = self.stores.content, self.stores.root.trash
         self._fetcher = Fetcher(self.client, content, folder, self.lanes)
 
@@ -274,15 +281,16 @@ class Pulling:
 
     async def _fetch(self, left: Iterator[Descriptor], coming: Mapping[Digest, Arrival]) -> None:
         for descriptor in left:
-            await self._fetcher.fetch(
-                Sought(
-                    reference=self.wanted.reference,
-                    descriptor=descriptor,
-                    lease=self._lease,
-                    arrival=coming[descriptor.key],
-                    report=both(self._tally, self.report),
-                )
+            sought = Sought(
+                reference=self.wanted.reference,
+                descriptor=descriptor,
+                lease=self._lease,
+                arrival=coming[descriptor.key],
+                report=both(self._tally, self.report),
             )
+            is_large = descriptor.size > limits.RANGES_FROM
+            async with self._large if is_large else nullcontext():
+                await self._fetcher.fetch(sought)
 
     def _make_room(self, layers: Iterable[Descriptor]) -> None:
         """Find out before the first byte whether there is space for the last."""

@@ -61,14 +61,18 @@ def _mounts_below(folder: Path) -> list[str]:
 
 
 def children() -> set[int]:
-    """Return the process IDs of this process's children, the dead but unreaped among them."""
+    """Return the process IDs of this process's children, the dead but unreaped among them.
+
+    Only those that run Python: registries of other tests are children, too.
+    """
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, _, rest = stat.read_text(encoding="utf-8", errors="replace").partition(" (")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(rest.rpartition(") ")[2].split()[1]) == os.getpid():
+        name, _, about = rest.rpartition(") ")
+        if name.startswith("python") and int(about.split()[1]) == os.getpid():
             found.add(int(pid))
     return found
 

@@ -185,8 +185,7 @@ OWNERS = {
     "lmdb": "engine.kv",  # transactions and buffers have rules that one place can keep
     "isal": "engine.diff.decompress",  # hostile bytes go in: one place to bound and to sandbox
     "zstandard": "engine.diff.decompress",
-    "httpcore": "engine.registry",  # which httpx rests on
-    "httpx": "engine.registry",  # one place for what is sent to whom
+    "httpcore": "engine.registry",  # one place for what is sent to whom
     "click": "engine.cli",
     "rich": "engine.cli",
     "ctypes": ("engine.fs.kernel", "engine.mount", "engine.mounts.table"),  # system calls that os lacks
@@ -405,5 +404,15 @@ def test_every_dependency_is_one_that_the_design_knows() -> None:
     # Anything else needs a reason in the commit that adds it, and a change here.
     project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
-    allowed = {"lmdb", "trio", "zstandard", "isal", "msgspec", "click", "rich", "httpx", "cryptography"}
+    allowed = {
+        "lmdb",
+        "trio",
+        "zstandard",
+        "isal",
+        "msgspec",
+        "click",
+        "rich",
+        "httpcore",
+        "cryptography",
+    }
     assert names <= allowed

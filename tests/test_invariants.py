@@ -10,6 +10,8 @@ _INVARIANTS = [
     *(f"GC-{number:02}" for number in range(1, 25)),
     *(f"P{number}" for number in range(1, 13)),
     *(f"MS-{number:02}" for number in (*range(4, 16), 18, 24, 26, 27, 28)),
+    *(f"ND-{number:02}" for number in range(1, 14)),
+    *(f"R-{number:02}" for number in (*range(1, 13), 14, 15, 16)),
     *(f"CRI-{number:02}" for number in range(4, 18)),
     *(f"UP-{number:02}" for number in range(1, 22)),
 ]

@@ -13,6 +13,7 @@ from engine import limits
 from engine.archive.contents import Candidate, DockerFiles
 from engine.archive.intake import Absent, Intake
 from engine.content.image import ResolvedImage, resolve
+from engine.content.ingests import ref_of
 from engine.content.keeping import kept_documents, manifest_labels
 from engine.diff.decompress import SNIFFED, sniff
 from engine.errors import AlreadyExists, Refused, printable
@@ -188,7 +189,7 @@ def _store_layer(layer: _DockerLayer, intake: Intake) -> Descriptor:
     expected = layer.diff_id if layer.packing is Compression.NONE else None
     # Without a digest to resume towards, only this import may go on with what it wrote: the
     # same tree packed by another tool has other bytes.
-    ref = f"import-{expected or f'{intake.lease}-{layer.diff_id}'}"
+    ref = ref_of(expected or f"{intake.lease}-{layer.diff_id}")
     try:
         with intake.begin(ref, expected, layer.size) as writer:
             intake.copy(layer.name, writer, layer.size, layer.diff_id)

@@ -12,7 +12,7 @@ from engine import labels, limits
 from engine.archive.contents import blob_name, read_small
 from engine.archive.source import Source
 from engine.content.image import ResolvedImage
-from engine.content.ingests import BeingWritten
+from engine.content.ingests import BeingWritten, ref_of
 from engine.content.store import ContentStore
 from engine.content.writer import Writer
 from engine.errors import AlreadyExists, DigestMismatch, NotFound, Refused
@@ -146,7 +146,7 @@ class Intake:
         """Bring one blob in by its digest, or pin the one that is here."""
         digest = descriptor.key
         try:
-            writer = self.begin(f"import-{digest}", digest, descriptor.size)
+            writer = self.begin(ref_of(digest), digest, descriptor.size)
         except AlreadyExists:
             blob = self.found(digest)
             _check_size(descriptor, blob.size)
@@ -170,7 +170,7 @@ class Intake:
         """Bring in a document that the source does not have as it stands, and return what it is."""
         digest = digest_of(data)
         try:
-            with self.begin(f"import-{digest}", digest, len(data)) as writer:
+            with self.begin(ref_of(digest), digest, len(data)) as writer:
                 for piece in _from_offset(iter((data,)), writer.offset):
                     writer.write(piece)
                 writer.commit(about)

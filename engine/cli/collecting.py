@@ -1,6 +1,6 @@
 """The command `gc`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from gc import disable, enable
 
@@ -14,6 +14,7 @@ from engine.cli.context import Context, action
 from engine.cli.output import View, document, human_bytes, say
 from engine.explaining import explain_named, explain_store
 from engine.gc.policy import Enforced, Policy
+from engine.images.states import ImageState, pulls
 from engine.oci.reference import familiar
 from engine.times import duration
 
@@ -74,6 +75,7 @@ def gc(
                 enforced.collected if enforced else stores.collect(dry_run=dry_run, report=report)
             )
         told = explain_store(stores) if explain else None
+        unfinished = [] if view.json or view.quiet else [*pulls(stores)]
     if enforced and not view.json and not view.quiet:
         _tell_removed(enforced, dry_run=dry_run)
     done = collection(collected, dry_run=dry_run, explained=told, enforced=enforced)
@@ -81,6 +83,7 @@ def gc(
     try:
         conclude(view, collected, msgspec.to_builtins(done), dry_run=dry_run, sizes=sizes)
     finally:
+        _tell_unfinished(unfinished)
         if told and not view.json and not view.quiet:
             tell_explained(view, told)
 
@@ -122,6 +125,16 @@ def _tell_removed(enforced: Enforced, *, dry_run: bool) -> None:
         names = " ".join(map(familiar, one.names))
         say(f"{verb} image {names} ({human_bytes(one.bytes)}) for {one.why}")
     say(f"disk in use: {enforced.before:.1f} %, now {enforced.after:.1f} %")
+
+
+def _tell_unfinished(found: Iterable[ImageState]) -> None:
+    """Say what is kept of pulls that failed: it may be what fills the disk."""
+    for pull in found:
+        if pull.parts.there and not pull.puller:
+            say(
+                f"{human_bytes(pull.parts.there)} of {familiar(pull.name)} are kept for its next pull; "
+                f"`lamina leases rm {pull.lease}` lets them go"
+            )
 
 
 def _explain_one(context: Context, what: str, view: View) -> None:

@@ -21,7 +21,6 @@ _GARBAGE_AT = 50_000  # objects: what loading makes stays, and is looked through
 def main() -> None:
     """Run the command line and end the process."""
     gc.set_threshold(_GARBAGE_AT)
-    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its own commands: rich and pygments
     signals.leave_at_once()
     _fill_streams()
     code = import_module("engine.cli.program").run()

@@ -11,11 +11,11 @@ from engine.cli.completion import image_names
 from engine.cli.context import Context, action, limit_rate_option, platform_option
 from engine.cli.output import View, document, human_bytes, short
 from engine.cli.reaching import access_options
-from engine.cli.running import run, run_loop
+from engine.cli.running import run, run_with
 from engine.copying import copy_image
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
-from engine.registry.client import Access, open_client
+from engine.registry.client import Access, Client, open_client
 from engine.registry.lanes import Lanes
 from engine.registry.sending import Pushed
 from engine.registry.uploading import Way
@@ -76,28 +76,20 @@ def copy(
     SRC and DST are [host/]name[:tag][@digest]. All platforms go unless one is chosen; what DST's
     registry has is not sent.
     """
-    done: list[Pushed] = []
 
-    async def work() -> None:
-        async with open_client(access) as client:
-            with progress(view) as report:
-                copied = await copy_image(
-                    client,
-                    source,
-                    destination,
-                    platform=platform,
-                    referrers=referrers,
-                    lanes=Lanes(bandwidth=limit_rate),
-                    report=report,
-                )
-                done.append(copied)
+    async def work(client: Client) -> Pushed:
+        with progress(view) as report:
+            return await copy_image(
+                client,
+                source,
+                destination,
+                platform=platform,
+                referrers=referrers,
+                lanes=Lanes(bandwidth=limit_rate),
+                report=report,
+            )
 
-    try:
-        run_loop(work)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-    _tell("copied", done[0], view)
+    _tell("copied", run_with(open_client(access), work), view)
 
 
 def _tell(what: str, pushed: Pushed, view: View) -> None:

@@ -4,6 +4,7 @@ Async.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 import trio
@@ -12,8 +13,9 @@ from engine.app import Engine, open_engine
 from engine.cli.context import Context
 from engine.cli.signals import Stopped, handled
 
-__all__ = ["run", "run_loop"]
+__all__ = ["run", "run_loop", "run_with"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -25,22 +27,27 @@ def run(
     durability: str = "full",
     bandwidth: float | None = None,
 ) -> T:
-    """Run `work` on an open engine, for commands that take long; only `create` makes a store.
+    """Run `work` on an open engine, for commands that take long; only `create` makes a store."""
+    opening = open_engine(
+        context.root,
+        namespace=context.namespace,
+        create=create,
+        durability=durability,
+        bandwidth=bandwidth,
+    )
+    return run_with(opening, work)
+
+
+def run_with(opening: AbstractAsyncContextManager[S], work: Callable[[S], Awaitable[T]]) -> T:
+    """Run `work` on what is opened for it.
 
     A signal that comes after `work` is too late: what was made stays, so that is what the command says.
     """
     done: list[T] = []
 
     async def opened() -> None:
-        opening = open_engine(
-            context.root,
-            namespace=context.namespace,
-            create=create,
-            durability=durability,
-            bandwidth=bandwidth,
-        )
-        async with opening as engine:
-            done.append(await work(engine))
+        async with opening as something:
+            done.append(await work(something))
 
     try:
         run_loop(opened)

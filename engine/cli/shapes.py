@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from engine.compacting import Compacted
 from engine.content.image import ResolvedImage
 from engine.errors import EngineError, NotFound
-from engine.images.states import ImageState, State, parts_of
+from engine.images.states import ImageState, parts_of
 from engine.kv.schema import Blob, Image, Lease, MountRecord, Namespace
 from engine.labels import GC_FLAT
 from engine.metadata.leases import expiry
@@ -257,16 +257,15 @@ def _seen(stores: Stores, found: Sequence[ResolvedImage], backends: Collection[s
     """Return what is to be seen of the images under a name."""
     parts = [parts_of(stores, one, backends) for one in found]
     lost = next((digest for one in parts for digest in one.lost), None)
-    if lost:
-        raise NotFound(f"no blob {lost}")
     return {
         "platform": str(found[0].config.platform),
         "platforms": [str(one.config.platform) for one in found],
         "layers": len(found[0].manifest.layers),
         "size": _size(found, {digest for one in parts for digest in one.missing}),
-        "state": State.UNPACKED if parts[0].unpacked else State.FETCHED,
+        "state": parts[0].state,
         "uses": sorted(parts[0].uses),
         "unpacked": parts[0].unpacked,
+        "error": f"no blob {lost}" if lost else UNSET,
     }
 
 

@@ -79,10 +79,10 @@ class _Collector:
     def _count(self, data: bytes) -> None:
         self._bytes += len(data)
         count = len(self.found.documents) + len(self.found.missing)
-        if count > limits.INDEX_ENTRIES or self._bytes > limits.PUSH_DOCUMENTS:
+        if count > limits.INDEX_ENTRIES or self._bytes > limits.DOCUMENTS:
             raise Refused(
                 f"an index leads to over {limits.INDEX_ENTRIES} manifests, "
-                f"or {limits.PUSH_DOCUMENTS} bytes of them"
+                f"or {limits.DOCUMENTS} bytes of them"
             )
 
 

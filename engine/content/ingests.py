@@ -26,7 +26,7 @@ from engine.metadata import ledger
 from engine.metadata.nodes import INGEST, Node, blob_node
 from engine.oci.digest import Digest, parse_digest
 
-__all__ = ["BeingWritten", "Ingests", "Status"]
+__all__ = ["BeingWritten", "Ingests", "Status", "ref_of"]
 
 _POLL_S = 0.02  # another process cannot tell us that it is done
 
@@ -194,6 +194,11 @@ class Ingests:
         with self._meta.write() as txn:
             if discard.drop_ingest(txn, self._namespace, ref) is None:
                 raise _absent(ref)
+
+
+def ref_of(digest: str) -> str:
+    """Return the ref of a blob of known digest: whoever brings it in goes on with what another left."""
+    return f"import-{digest}"
 
 
 def _check(ref: str, expected: str | None, total: int | None) -> None:

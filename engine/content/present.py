@@ -32,11 +32,10 @@ def present(
     def reading(descriptor: Descriptor, limit: int) -> bytes:
         nonlocal read_bytes
         data = read(descriptor, limit)
-        read_bytes += len(
-            data
-        )  # each time: many manifests may have one config, which is parsed for each
-        if read_bytes > limits.PUSH_DOCUMENTS:
-            raise Refused(f"{target.digest} leads to over {limits.PUSH_DOCUMENTS} bytes of documents")
+        # Each time: many manifests may have one config, which is parsed for each.
+        read_bytes += len(data)
+        if read_bytes > limits.DOCUMENTS:
+            raise Refused(f"{target.digest} leads to over {limits.DOCUMENTS} bytes of documents")
         return data
 
     for path in _paths((target,), reading, is_here, set()):

@@ -33,7 +33,7 @@ from engine.oci.reference import familiar, parse_reference
 from engine.progress import Report, Step, silent
 from engine.unpack.lease import begun_lease
 
-if TYPE_CHECKING:  # which loads httpx
+if TYPE_CHECKING:  # which loads httpcore
     from engine.registry.client import Client
 
 __all__ = ["Coordinator"]

@@ -18,15 +18,15 @@ from engine import labels, limits
 from engine.accounting import Accounts
 from engine.content.image import ResolvedImage
 from engine.errors import DataLoss, EngineError, NotFound
+from engine.images.states import stands
 from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, IMAGES, SNAPSHOTS, Image
-from engine.metadata import ledger, unflushed
+from engine.metadata import ledger
 from engine.metadata.nodes import CONTENT, IMAGE, LABEL, TARGET, blob_node
 from engine.oci.documents import Descriptor, decode_json
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.oci.short import beginnings, the_one
-from engine.snapshots import Kind
 from engine.stores import Stores
 
 __all__ = ["ImageFacts", "ImageSizes", "KnownImage"]
@@ -60,7 +60,10 @@ class KnownImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """What an image takes up: its blobs, its layers in each backend, and what removing it would free."""
+    """What an image takes up, in bytes: its blobs, its layers in each backend.
+
+    Removing it would free `exclusive`; `shared` others keep too.
+    """
 
     blobs: int
     unpacked: dict[str, int]
@@ -132,7 +135,7 @@ class ImageFacts:
         exclusive, shared = books.kept_by(names)
         with self._meta.read() as txn:
             backends = self._backends(txn, said)
-            unpacked = {name: self._unpacked(txn, name, said.top) for name in backends}
+            unpacked = {name: self._size_of_chain(txn, name, said.top) for name in backends}
         return ImageSizes(
             blobs=said.size, unpacked=unpacked, exclusive=exclusive.total, shared=shared.total
         )
@@ -268,20 +271,10 @@ class ImageFacts:
         except DataLoss:
             return ()
         kept = labels.snapshot_refs(config.labels) if config else ()
-        return tuple(
-            sorted(name for name, key in kept if key == said.top and self._stands(txn, name, key))
-        )
+        tops = [name for name, key in kept if key == said.top]
+        return tuple(sorted(name for name in tops if stands(txn, name, self._namespace, said.top)))
 
-    def _stands(self, txn: Transaction, backend: str, key: str) -> bool:
-        try:
-            record = SNAPSHOTS.get(txn, backend, self._namespace, key)
-            if record is not None:
-                unflushed.check(txn, backend, record)
-        except DataLoss:
-            return False
-        return record is not None and record.kind == Kind.COMMITTED
-
-    def _unpacked(self, txn: Transaction, backend: str, key: str) -> int:
+    def _size_of_chain(self, txn: Transaction, backend: str, key: str) -> int:
         size = 0
         while key and (record := SNAPSHOTS.get(txn, backend, self._namespace, key)):
             size, key = size + record.size, record.parent

@@ -18,7 +18,7 @@ from engine.oci.reference import parse_reference
 from engine.progress import Report, silent
 from engine.unpack.lease import begun_lease
 
-if TYPE_CHECKING:  # which loads httpx
+if TYPE_CHECKING:  # which loads httpcore
     from engine.registry.client import Client
 
 __all__ = ["ImageService"]

@@ -11,15 +11,16 @@ from enum import StrEnum
 from engine import labels
 from engine.content.image import ResolvedImage
 from engine.content.keeping import required
-from engine.errors import EngineError
+from engine.errors import DataLoss, EngineError
 from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, SNAPSHOTS
+from engine.metadata import unflushed
 from engine.oci.digest import Digest
 from engine.oci.documents import Descriptor
 from engine.snapshots import Kind
 from engine.stores import Stores
 
-__all__ = ["ImageState", "Parts", "State", "Use", "parts_of", "pulls", "state_of"]
+__all__ = ["ImageState", "Parts", "State", "Use", "parts_of", "pulls", "stands", "state_of"]
 
 
 class State(StrEnum):
@@ -64,6 +65,13 @@ class Parts:
     """It has no layers: there is nothing to unpack."""
 
     @property
+    def state(self) -> State:
+        """How far an image is that has a name."""
+        if self.unpacked:
+            return State.UNPACKED
+        return State.INCOMPLETE if self.lost else State.FETCHED
+
+    @property
     def uses(self) -> frozenset[Use]:
         """What can be done with it."""
         found = {Use.UNPACK, Use.EXPORT} if not self.missing else set()
@@ -80,6 +88,8 @@ class ImageState:
     is_named: bool
     parts: Parts
     """Of the image for this machine, of several."""
+    lease: str = ""
+    """Of a pull: what keeps what it has fetched."""
     puller: str = ""
     """Who is at work on the pull, if anybody."""
     pulled_with: frozenset[str] = frozenset()
@@ -97,6 +107,7 @@ def pulls(stores: Stores) -> Iterator[ImageState]:
             target=pull.target,
             is_named=False,
             parts=parts or Parts(0, 0),
+            lease=pull.lease,
             puller=pull.owner,
             pulled_with=_pulled_with(stores, pull.target),
         )
@@ -106,15 +117,9 @@ def state_of(stores: Stores, name: str) -> ImageState:
     """Return how far the image of a name is. Raises NotFound, InvalidArgument."""
     image = stores.images.get(name)
     parts = _parts(stores, image.target, [backend.name for backend in stores.snapshotters()])
-    if parts is None:
-        state = State.INCOMPLETE
-    elif parts.unpacked:
-        state = State.UNPACKED
-    else:
-        state = State.INCOMPLETE if parts.lost else State.FETCHED
     return ImageState(
         name=image.name,
-        state=state,
+        state=parts.state if parts else State.INCOMPLETE,
         target=image.target,
         is_named=True,
         parts=parts or Parts(0, 0),
@@ -153,7 +158,7 @@ def parts_of(stores: Stores, image: ResolvedImage, backends: Collection[str] | N
         unpacked = {
             backend: key
             for backend, key in anchored  # which somebody may have set by hand
-            if backend in known and key in image.chain[-1:] and _stands(txn, backend, namespace, key)
+            if backend in known and key in image.chain[-1:] and stands(txn, backend, namespace, key)
         }
     manifest = here[image.path[-1].key]
     kept = {part.digest for part in required(image, manifest.labels if manifest else {})}
@@ -170,9 +175,16 @@ def parts_of(stores: Stores, image: ResolvedImage, backends: Collection[str] | N
     )
 
 
-def _stands(txn: Transaction, backend: str, namespace: str, key: str) -> bool:
-    found = SNAPSHOTS.get(txn, backend, namespace, key)
-    return found is not None and found.kind == Kind.COMMITTED
+def stands(txn: Transaction, backend: str, namespace: str, key: str) -> bool:
+    """Say whether a snapshot is there and would be served: damaged or in doubt it would not be."""
+    try:
+        found = SNAPSHOTS.get(txn, backend, namespace, key)
+        if found is None or found.kind != Kind.COMMITTED:
+            return False
+        unflushed.check(txn, backend, found)
+    except DataLoss:
+        return False
+    return True
 
 
 def _pulled_with(stores: Stores, target: Descriptor | None) -> frozenset[str]:

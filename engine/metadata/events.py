@@ -11,10 +11,9 @@ import msgspec
 
 from engine.kv.schema import Blob, Image, Snapshot
 from engine.metadata.nodes import CONTENT, IMAGE, SNAPSHOT, Node, Object
+from engine.snapshots import Kind
 
 __all__ = ["Change", "Event", "Topic", "events"]
-
-_COMMITTED = "committed"
 
 
 class Change(NamedTuple):
@@ -113,7 +112,9 @@ def _committed_as(change: Change, following: Change | None) -> str:
         return ""
     record, node = following.after, following.node
     is_same = (node.kind, node.backend) == (change.node.kind, change.node.backend)
-    return record.key if is_same and isinstance(record, Snapshot) and record.kind == _COMMITTED else ""
+    if not is_same or not isinstance(record, Snapshot) or record.kind != Kind.COMMITTED:
+        return ""
+    return record.key
 
 
 def _of_snapshot(change: Change, name: str, at: int) -> Event:

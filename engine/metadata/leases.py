@@ -34,7 +34,7 @@ from engine.metadata.nodes import INGEST, LEASE, Node
 from engine.metadata.resources import Resource, parse_resource, resource
 from engine.processes import Owner, Owners
 
-__all__ = ["LeaseStore", "begin", "end", "expiring", "expiry", "finish", "is_live", "leased"]
+__all__ = ["LeaseStore", "begin", "end", "expiring", "expiry", "finish", "is_live", "is_owned", "leased"]
 
 _log = logging.getLogger(__name__)
 _NO_LABELS: Labels = MappingProxyType({})
@@ -89,10 +89,15 @@ def is_live(owners: Owners, lease: Lease, at: int | None) -> bool:
     """Say whether a lease still holds at the time `at`; without a time, it has not expired."""
     expires = expiry(lease)
     is_over = at is not None and expires is not None and expires <= at
-    is_owned = lease.owner is not None and owners.is_alive(lease.owner.id)
+    is_at_work = is_owned(owners, lease)
     if lease.outlasts:
-        return is_owned or not is_over
-    return not is_over and (lease.owner is None or is_owned)
+        return is_at_work or not is_over
+    return not is_over and (lease.owner is None or is_at_work)
+
+
+def is_owned(owners: Owners, lease: Lease) -> bool:
+    """Say whether a lease is that of a process, which lives."""
+    return lease.owner is not None and owners.is_alive(lease.owner.id)
 
 
 class LeaseStore:

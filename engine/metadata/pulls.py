@@ -2,12 +2,14 @@
 
 Sync; safe from any thread. Such a lease outlasts the process at work: what a pull that failed, or was
 killed, has brought in stays for a day, and the next pull of that name takes it over. The one that puts
-the name ends it in the same transaction.
+the name ends it in the same transaction. Its ID begins with a hash of the name: leases of other things,
+of which there may be many thousands, are not looked at.
 """
 
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import msgspec
 
@@ -18,16 +20,23 @@ from engine.kv.schema import LEASES, Image, Lease, now
 from engine.labels import merge
 from engine.metadata import ledger
 from engine.metadata.images import ImageStore
-from engine.metadata.leases import expiring, finish
+from engine.metadata.leases import expiring, finish, is_owned
 from engine.metadata.nodes import LEASE, Node, blob_node
 from engine.oci.documents import Descriptor
 
 __all__ = ["Pull", "PullStore"]
 
+_PREFIX = "pull."
+_HASH = 16  # bytes
+_RANDOM = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A pull that did not put its name yet: what of, and who is at work on it, if anybody."""
+    """A pull that did not put its name yet: what of, and who is at work on it, if anybody.
+
+    `started` is nanoseconds since the epoch.
+    """
 
     lease: str
     reference: str
@@ -48,7 +57,7 @@ class PullStore:
         """Begin to pull a name, with what an earlier pull of it left; return the lease."""
         with self._meta.write() as txn:
             left = next(self._idle(txn, reference), None)
-            lease = left or Lease(id=secrets.token_hex(8), created=now(), outlasts=True)
+            lease = left or _new(reference)
             about = merge(lease.labels, {labels.PULL_OF: reference, **_life()})
             record = msgspec.structs.replace(lease, owner=self._meta.owners.me, labels=about)
             ledger.put(txn, self._namespace, record)
@@ -98,32 +107,49 @@ class PullStore:
     def walk(self) -> list[Pull]:
         """Return the pulls that did not put their names, the oldest first."""
         with self._meta.read() as txn:
-            found = LEASES.survey(txn, self._namespace)[0]
-        pulls = [self._told(lease) for lease in found if lease.outlasts]
+            found = list(self._beginning(txn, _PREFIX))
+        pulls = [self._told(lease) for lease in found]
         return sorted(pulls, key=lambda pull: (pull.started, pull.lease))
 
     def _told(self, lease: Lease) -> Pull:
-        at_work = lease.owner is not None and self._meta.owners.is_alive(lease.owner.id)
         return Pull(
             lease=lease.id,
             reference=lease.labels.get(labels.PULL_OF, ""),
             target=_target(lease.labels.get(labels.PULL_TARGET, "")),
             started=lease.created,
-            owner=str(lease.owner) if at_work else "",
+            owner=str(lease.owner) if is_owned(self._meta.owners, lease) else "",
         )
 
     def _idle(self, txn: Transaction, reference: str) -> Iterator[Lease]:
         """Yield the leases of pulls of a name that nobody is at work on."""
-        for lease in LEASES.survey(txn, self._namespace)[0]:
-            is_owned = lease.owner is not None and self._meta.owners.is_alive(lease.owner.id)
-            if lease.labels.get(labels.PULL_OF) == reference and lease.outlasts and not is_owned:
+        for lease in self._beginning(txn, _of_name(reference)):
+            if not is_owned(self._meta.owners, lease):
                 yield lease
+
+    def _beginning(self, txn: Transaction, prefix: str) -> Iterator[Lease]:
+        """Yield the leases of pulls whose IDs begin so; one that cannot be read holds on."""
+        keys = LEASES.beginning(
+            txn, self._namespace, text=prefix, size=_LENGTH, name=lambda lease: lease.id
+        )
+        yield from filter(None, [self._get(txn, key) for key in keys])
 
     def _get(self, txn: Transaction, lease: str) -> Lease | None:
         try:
             return LEASES.get(txn, self._namespace, lease)
         except DataLoss:
             return None
+
+
+def _of_name(reference: str) -> str:
+    """Return how the IDs of a name's pulls begin: it may be longer than an ID."""
+    return f"{_PREFIX}{blake2b(reference.encode(), digest_size=_HASH).hexdigest()}."
+
+
+_LENGTH = len(_of_name("")) + 2 * _RANDOM
+
+
+def _new(reference: str) -> Lease:
+    return Lease(id=_of_name(reference) + secrets.token_hex(_RANDOM), created=now(), outlasts=True)
 
 
 def _target(told: str) -> Descriptor | None:

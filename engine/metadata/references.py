@@ -36,7 +36,10 @@ _BATCH = 100  # references that are released in one transaction: milliseconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldImage:
-    """An image that an owner holds; until when, if he has released it."""
+    """An image that an owner holds; until when, if he has released it.
+
+    `since` and `until` are nanoseconds since the epoch.
+    """
 
     owner: str
     image: str

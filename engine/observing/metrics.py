@@ -4,7 +4,7 @@ Pure. lamina has no daemon: whoever links it in serves this where he serves his 
 (docs/progress.md has an example).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from engine.observing.metering import Histogram, Statistics
 
@@ -16,6 +16,8 @@ Labels = Mapping[str, str]
 Sample = tuple[str, Labels, float]
 """What follows the name of a metric, its labels, and the value."""
 
+_Find = Callable[[Statistics], Iterator[Sample]]
+
 
 def exposition(*stores: Statistics) -> str:
     """Return the metrics of some stores; each is told from the others by its root."""
@@ -26,8 +28,7 @@ def exposition(*stores: Statistics) -> str:
     )
 
 
-def _samples(stores: Iterable[Statistics], find: object) -> Iterator[Sample]:
-    assert callable(find)
+def _samples(stores: Iterable[Statistics], find: _Find) -> Iterator[Sample]:
     for store in stores:
         for suffix, labels, value in find(store):
             yield suffix, {"root": store.root, **labels}, value
@@ -122,7 +123,7 @@ def _longest(store: Statistics) -> Iterator[Sample]:
     yield "", {}, store.pauses.longest
 
 
-_METRICS = (
+_METRICS: tuple[tuple[str, str, str, _Find], ...] = (
     ("calls_in_flight", "gauge", "Calls that have not ended.", _in_flight),
     ("calls_total", "counter", "Calls that have ended, by how.", _calls),
     ("call_seconds_total", "counter", "How long ended calls took together.", _call_seconds),

@@ -1,1 +1,1 @@
-"""Registries: what their hosts are, how they are asked, and how blobs come from them."""
+"""Registries: what their hosts are, how they are asked, how blobs come from them and go there."""

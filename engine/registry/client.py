@@ -47,6 +47,8 @@ from engine.registry.protocol import (
     next_page,
     part,
     referrers_path,
+    referrers_tag,
+    scope_of,
     stated_digest,
 )
 from engine.registry.retrying import PASSING, Patience
@@ -151,7 +153,7 @@ class Client:
         request = Request(
             path=manifest_path(reference.path, name),
             what=str(reference),
-            scope=_scope(reference),
+            scope=scope_of(reference.path),
             accept=ACCEPT,
             whole=limits.MANIFEST,
         )
@@ -204,7 +206,7 @@ class Client:
         request = Request(
             path=path,
             what=what,
-            scope=_scope(reference),
+            scope=scope_of(reference.path),
             accept=f"{descriptor.media_type}, */*" if is_manifest else "*/*",
             whole=descriptor.size,
         )
@@ -238,7 +240,7 @@ class Client:
         request = Request(
             path=blob_path(reference.path, descriptor.key),
             what=f"{descriptor.digest} of {reference}",
-            scope=_scope(reference),
+            scope=scope_of(reference.path),
             offset=offset,
             end=end,
         )
@@ -303,7 +305,7 @@ class Client:
         request = Request(
             path=referrers_path(reference.path, digest),
             what=what,
-            scope=_scope(reference),
+            scope=scope_of(reference.path),
             accept=OCI_INDEX,
             whole=limits.MANIFEST,
         )
@@ -332,9 +334,9 @@ class Client:
     ) -> list[Descriptor]:
         """Return what is listed under the tag that stands for the list where hosts have none."""
         request = Request(
-            path=manifest_path(reference.path, digest.replace(":", "-")[:128]),
+            path=manifest_path(reference.path, referrers_tag(digest)),
             what=f"what refers to {digest} of {reference}",
-            scope=_scope(reference),
+            scope=scope_of(reference.path),
             accept=OCI_INDEX,
             whole=limits.MANIFEST,
         )
@@ -391,10 +393,6 @@ def _span(answer: Answer, request: Request, size: int) -> tuple[int, int]:
     if length is not None and length != end - start:
         raise BadAnswer(f"it sends {length} bytes of {request.what}, not {end - start}")
     return start, end
-
-
-def _scope(reference: Reference) -> str:
-    return f"repository:{reference.path}:pull"
 
 
 @asynccontextmanager

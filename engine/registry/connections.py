@@ -11,24 +11,28 @@ import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpcore
-import httpx
 import trio
 
 from engine import limits
-from engine.errors import EngineError, InvalidArgument, PermissionDenied, Unavailable, printable
+from engine.errors import EngineError, PermissionDenied, Unavailable, printable
 from engine.registry.addresses import Policy, is_open, is_open_with_secrets, parse_address
 from engine.registry.hosts import Origin, Tls, is_loopback
 from engine.registry.hosts_folder import trust
-from engine.registry.network import POOL, Names, Pool
+from engine.registry.network import Names, direct, parse_proxy, through
 from engine.registry.protocol import BadAnswer
 from engine.registry.retrying import Patience
 
 __all__ = ["Answer", "Connections", "Peer"]
 
 _DRAIN_S = 1.0
+_BROKEN = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+)
 _PIECE = limits.PROGRESS_BYTES  # of what is sent, at once and in the time for so many
 
 # Bytes of one read: at 64 KiB, its own, receiving takes twice the time on a processor.
@@ -73,7 +77,7 @@ class Connections:
         """With a `proxy` it is that which resolves names. InvalidArgument for what is none."""
         self._patience = patience
         self._names = Names(may_lead_to)
-        self._proxy = _proxy(proxy) if proxy else None
+        self._proxy = parse_proxy(proxy) if proxy else None
         self._pools: dict[Peer, _Shared] = {}  # the one that was asked last is the last
         self._trusts: dict[Tls, ssl.SSLContext] = {}
         self._making = trio.Lock()
@@ -112,34 +116,28 @@ class Connections:
 
     async def _send(
         self,
-        pool: httpx.AsyncHTTPTransport,
+        pool: httpcore.AsyncConnectionPool,
         peer: Peer,
         method: str,
         url: str,
         headers: Mapping[str, str],
         content: bytes | AsyncIterable[bytes] | None,
         slow: float,
-    ) -> httpx.Response:
+    ) -> httpcore.Response:
         patience = self._patience
-        timeout = {"connect": patience.connect}
-        extensions: dict[str, Any] = {"timeout": timeout}
-        known = content if isinstance(content, bytes) else None
-        try:
-            request = httpx.Request(method, url, headers=headers, content=known, extensions=extensions)
-        except (httpx.InvalidURL, UnicodeError):  # too long, or a host that is nothing in IDNA
-            raise BadAnswer(f"it leads to what is no URL, at {printable(peer.origin.name)}") from None
+        request = _request(peer, method, url, headers, content)
+        request.extensions["timeout"] = {"connect": patience.connect}
         try:
             with trio.fail_after(patience.connect + patience.answer + slow) as scope:
-                # Of what has no known length `headers` say it.
                 request.stream = _Paced(content or b"", scope, patience, slow)
                 return await pool.handle_async_request(request)
         except trio.TooSlowError:
             raise Unavailable(f"{peer.origin.name} does not answer") from None
-        except httpx.TransportError as error:
+        except _BROKEN as error:
             raise _mapped(peer.origin.name, error) from None
 
     @asynccontextmanager
-    async def _pool(self, peer: Peer) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+    async def _pool(self, peer: Peer) -> AsyncIterator[httpcore.AsyncConnectionPool]:
         """Give the connections to a host; those of hosts asked long ago are closed for it."""
         async with self._making:
             shared = self._pools.pop(peer, None) or _Shared(await self._made(peer))
@@ -155,17 +153,15 @@ class Connections:
         finally:
             shared.users -= 1
 
-    async def _made(self, peer: Peer) -> httpx.AsyncHTTPTransport:
+    async def _made(self, peer: Peer) -> httpcore.AsyncConnectionPool:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # that trusts nobody
         if peer.origin.scheme == "https":
             if peer.tls not in self._trusts:  # 20 ms and 800 KB, and others name hosts
                 self._trusts[peer.tls] = await trio.to_thread.run_sync(trust, peer.tls)
             context = self._trusts[peer.tls]
         if self._proxy:
-            return httpx.AsyncHTTPTransport(
-                verify=context, trust_env=False, limits=POOL, proxy=self._proxy
-            )
-        return Pool(self._names, peer.named_by, context)
+            return through(self._proxy, context)
+        return direct(self._names, peer.named_by, context)
 
     async def _close_old(self) -> None:
         idle = [peer for peer, shared in self._pools.items() if not shared.users]
@@ -178,16 +174,16 @@ class Connections:
 class _Shared:
     """The connections to one host, and how many use them now."""
 
-    pool: httpx.AsyncHTTPTransport
+    pool: httpcore.AsyncConnectionPool
     users: int = 0
 
 
 class Answer:
     """The header of an answer, and its body as it comes, as it was sent: nothing is decoded."""
 
-    def __init__(self, response: httpx.Response, peer: Peer, patience: Patience) -> None:
+    def __init__(self, response: httpcore.Response, peer: Peer, patience: Patience) -> None:
         self.peer = peer
-        self.status = response.status_code
+        self.status = response.status
         self.data = b""
         """The body, for who asked for it whole."""
         self._response = response
@@ -201,12 +197,14 @@ class Answer:
 
     def header(self, name: str) -> str | None:
         """Return a header, None if it is not there."""
-        found: str | None = self._response.headers.get(name)
-        return found
+        return ", ".join(self.headers(name)) if self.headers(name) else None
 
     def headers(self, name: str) -> list[str]:
         """Return a header as often as it is there."""
-        return self._response.headers.get_list(name)
+        wanted = name.lower().encode()
+        return [
+            value.decode("latin-1") for key, value in self._response.headers if key.lower() == wanted
+        ]
 
     async def read(self) -> bytes:
         """Return some more bytes, none at the end. Unavailable if it breaks off or hardly gets on."""
@@ -222,7 +220,7 @@ class Answer:
                 f"{self.peer.origin.name} sends less than {self._patience.progress_bytes} bytes "
                 f"in {self._patience.progress:.3g} s"
             ) from None
-        except httpx.TransportError as error:
+        except _BROKEN as error:
             self._chunks = None
             raise _mapped(self.peer.origin.name, error) from None
         # Whoever takes the bytes may take his time: what counts is how long they are waited for.
@@ -260,16 +258,35 @@ class Answer:
                         seen += len(chunk)
                         if seen > limits.ERROR_BODY:
                             scope.cancel()
-                except httpx.TransportError:
+                except _BROKEN:
                     pass
             self._chunks = None
         await self._response.aclose()
 
 
-class _Paced(httpx.AsyncByteStream):
+def _request(
+    peer: Peer,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    content: bytes | AsyncIterable[bytes] | None,
+) -> httpcore.Request:
+    """Return a request without its body. Of what has no known length `headers` say it."""
+    origin = peer.origin
+    target = url.removeprefix(str(origin)).partition("#")[0]
+    told = {"Host": origin.name, **headers}
+    if isinstance(content, bytes) or (content is None and method not in {"GET", "HEAD"}):
+        told["Content-Length"] = str(len(content or b""))
+    if len(target) > limits.TARGET:
+        raise BadAnswer(f"it leads to what is no URL, at {printable(origin.name)}")
+    place = httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
+    return httpcore.Request(method, place, headers=[*told.items()], extensions={})
+
+
+class _Paced:
     """What is sent: the host has a time for each piece, and one to answer after the last.
 
-    No generator, as httpx makes them: one that a connection broke off under is left unfinished.
+    No generator: one that a connection broke off under is left unfinished.
     """
 
     def __init__(
@@ -301,17 +318,6 @@ class _Paced(httpx.AsyncByteStream):
         return bytes(piece)
 
 
-def _proxy(url: str) -> httpx.Proxy:
-    try:
-        proxy = httpx.Proxy(url)
-    except (ValueError, httpx.InvalidURL):
-        proxy = None
-    if proxy is None or proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
-        # Not quoted: it may hold a password.
-        raise InvalidArgument("the proxy is no http or https URL, as http://proxy.example:3128")
-    return proxy
-
-
 def _is_open(host: str, *, with_secrets: bool) -> bool:
     """Say whether a host may be named by others, as far as that can be told from its name."""
     address = parse_address(host)
@@ -321,18 +327,18 @@ def _is_open(host: str, *, with_secrets: bool) -> bool:
 
 
 def _mapped(host: str, error: Exception) -> EngineError:
-    """Return the error of ours that stands for one of httpx, which may quote a URL."""
+    """Return the error of ours that stands for one of httpcore, which may quote a URL."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError) and (mapped := _of_tls(host, cause)):
             return mapped
         cause = cause.__cause__ or cause.__context__
     match error:
-        case httpx.ProxyError():
+        case httpcore.ProxyError():
             return Unavailable(f"{host}: the proxy does not let it be reached: {printable(str(error))}")
-        case httpx.ConnectTimeout() | httpx.ConnectError():
+        case httpcore.ConnectTimeout() | httpcore.ConnectError():
             return Unavailable(f"{host} cannot be reached: {printable(str(error)) or 'no connection'}")
-        case httpx.RemoteProtocolError():
+        case httpcore.RemoteProtocolError():
             return Unavailable(f"{host} broke off, or does not speak HTTP: {printable(str(error))}")
         case _:
             return Unavailable(f"{host} broke off: {type(error).__name__}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine.content.growing import BATCH
-from engine.content.ingests import BeingWritten
+from engine.content.ingests import BeingWritten, ref_of
 from engine.content.store import ContentStore
 from engine.content.writer import Writer
 from engine.errors import (
@@ -42,7 +42,7 @@ from engine.registry.protocol import BadAnswer, NobodyElse
 from engine.registry.ranges import Ranges, first_end
 from engine.unpack.arrivals import Arrival
 
-if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which loads httpcore: not for those who have a client handed to them
     from engine.registry.client import Body, Client
 
 __all__ = ["Fetcher", "Sought"]
@@ -118,9 +118,9 @@ class Fetcher:
 
     def _wait(self, sought: Sought) -> None:
         """Wait a moment for who writes the blob, and show how far that is."""
-        self._content.wait(_ref(sought.descriptor))
+        self._content.wait(ref_of(sought.descriptor.digest))
         with suppress(NotFound):  # he is done
-            sought.show(Step.FETCH, self._content.status(_ref(sought.descriptor)).offset)
+            sought.show(Step.FETCH, self._content.status(ref_of(sought.descriptor.digest)).offset)
 
     async def _fetched(self, sought: Sought) -> Blob:
         """Fetch a blob until it is right, or no host is left that could have it right."""
@@ -156,7 +156,7 @@ class Fetcher:
         descriptor = sought.descriptor
         begin = partial(
             self._content.ingest,
-            _ref(descriptor),
+            ref_of(descriptor.digest),
             lease=sought.lease,
             expected=descriptor.key,
             total=descriptor.size,
@@ -238,7 +238,7 @@ class _Transfer:
         lanes, size = self._fetcher._lanes, self._sought.descriptor.size
         async with trio.open_nursery() as nursery, send:
             nursery.start_soon(self._write_all, receive)
-            ranges = Ranges(body, size, lanes, nursery)
+            ranges = Ranges(body, self._writer.offset, size, lanes, nursery)
             try:
                 broken = await self._batched(ranges, send)
             except trio.BrokenResourceError:
@@ -311,10 +311,6 @@ class _Transfer:
 def _source(sought: Sought, known: Labels) -> dict[str, str]:
     """Return the label that says where a blob can be had, so that a push need not send it there."""
     return with_source(known, sought.reference.domain, sought.reference.path)
-
-
-def _ref(descriptor: Descriptor) -> str:
-    return f"import-{descriptor.digest}"
 
 
 def _drop(writer: Writer) -> None:

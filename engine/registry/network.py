@@ -8,21 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpcore
-import httpx
 import trio
 
 from engine import limits
-from engine.errors import printable
+from engine.errors import InvalidArgument, printable
 from engine.registry.addresses import Policy, parse_address
 from engine.registry.protocol import BadAnswer
 
-__all__ = ["POOL", "Names", "Pool"]
+__all__ = ["Names", "direct", "parse_proxy", "through"]
 
-POOL = httpx.Limits(  # idle connections: as in containerd
-    max_connections=None, max_keepalive_connections=10, keepalive_expiry=30.0
-)
+_IDLE, _IDLE_S = 10, 30.0  # connections, and for how long: as in containerd
+_PROXY_PORTS = {"http": 80, "https": 443}
 _NEXT_S = 0.25  # RFC 8305, "connection attempt delay"
 
 
@@ -149,16 +148,39 @@ class _Backend(httpcore.TrioBackend):
         return best[0]
 
 
-class Pool(httpx.AsyncHTTPTransport):
-    """Connections to one host, which the configuration or `named_by` named."""
+def direct(names: Names, named_by: str, context: SSLContext) -> httpcore.AsyncConnectionPool:
+    """Return connections to one host, which the configuration or `named_by` named."""
+    return httpcore.AsyncConnectionPool(
+        ssl_context=context,
+        max_connections=None,
+        max_keepalive_connections=_IDLE,
+        keepalive_expiry=_IDLE_S,
+        network_backend=_Backend(names, named_by),
+    )
 
-    def __init__(self, names: Names, named_by: str, context: SSLContext) -> None:
-        super().__init__(verify=context, trust_env=False)
-        # httpx has no parameter for how names are resolved; httpcore, which it rests on, has.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=POOL.max_connections,
-            max_keepalive_connections=POOL.max_keepalive_connections,
-            keepalive_expiry=POOL.keepalive_expiry,
-            network_backend=_Backend(names, named_by),
-        )
+
+def parse_proxy(url: str) -> httpcore.Proxy:
+    """Return the proxy that a URL names, with user and password if it has some. InvalidArgument."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _PROXY_PORTS[parts.scheme]
+        host = str(parts.hostname or "").encode("ascii").decode()
+    except (ValueError, KeyError):
+        host, port = "", 0
+    if not host:  # not quoted: it may hold a password
+        raise InvalidArgument("the proxy is no http or https URL, as http://proxy.example:3128")
+    auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    place = f"[{host}]" if ":" in host else host
+    return httpcore.Proxy(f"{parts.scheme}://{place}:{port}", auth=auth)
+
+
+def through(proxy: httpcore.Proxy, context: SSLContext) -> httpcore.AsyncConnectionPool:
+    """Return connections to one host by way of a proxy, which resolves names."""
+    return httpcore.AsyncConnectionPool(
+        ssl_context=context,
+        proxy=proxy,
+        max_connections=None,
+        max_keepalive_connections=_IDLE,
+        keepalive_expiry=_IDLE_S,
+        network_backend=httpcore.TrioBackend(),
+    )

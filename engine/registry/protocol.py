@@ -33,6 +33,8 @@ __all__ = [
     "received",
     "redirected",
     "referrers_path",
+    "referrers_tag",
+    "scope_of",
     "stated_digest",
     "upload_place",
     "uploads_path",
@@ -106,6 +108,16 @@ def uploads_path(repository: str) -> str:
 def referrers_path(repository: str, digest: Digest) -> str:
     """Return where it is listed what refers to a manifest."""
     return f"/{repository}/referrers/{digest}"
+
+
+def referrers_tag(digest: Digest) -> str:
+    """Return the tag that stands for that list where a host has none (distribution spec, 1.1)."""
+    return digest.replace(":", "-")[:128]
+
+
+def scope_of(repository: str, actions: str = "pull") -> str:
+    """Return what a token is to allow: some actions, with commas between, on one repository."""
+    return f"repository:{repository}:{actions}"
 
 
 def check_digest(data: bytes, digest: Digest, what: str) -> None:

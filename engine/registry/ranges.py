@@ -15,7 +15,7 @@ from engine.errors import EngineError, Unavailable
 from engine.registry.lanes import ImageLanes
 from engine.registry.retrying import Busy
 
-if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which loads httpcore: not for those who have a client handed to them
     from engine.registry.client import Body
 
 __all__ = ["Ranges", "first_end"]
@@ -32,8 +32,11 @@ def first_end(offset: int, size: int) -> int | None:
 class Ranges:
     """The rest of a blob, of which `first` is the beginning; there is one reader."""
 
-    def __init__(self, first: "Body", size: int, lanes: ImageLanes, nursery: trio.Nursery) -> None:
-        """Work in `nursery` until `close`."""
+    def __init__(
+        self, first: "Body", start: int, size: int, lanes: ImageLanes, nursery: trio.Nursery
+    ) -> None:
+        """Work in `nursery` until `close`; the first of `size` bytes in all begins at `start`."""
+        self._start = start
         self._first: Body | None = first
         self._opener = first
         self._size = size if first.is_as_asked else first.end
@@ -43,12 +46,14 @@ class Ranges:
         self._parts: deque[_Part] = deque()
         self._is_own_free = False
         self._is_refused = False
-        self._ask_more()
+        self._waited = 0.0
 
     async def read(self) -> bytes:
         """Return some more bytes, none at the end. Raises Unavailable, BadAnswer."""
         if self._first:
+            began = trio.current_time()
             chunk = await self._first.read()
+            self._waited += trio.current_time() - began
             await self._lanes.passed(len(chunk))
             if chunk or self._next == self._first.end == self._size:
                 return chunk
@@ -73,11 +78,15 @@ class Ranges:
 
     def _ask_more(self) -> None:
         while self._next < self._size and not self._is_refused:
+            # A host whose one connection is that quick is not what others wait for.
+            is_quick = (self._opener.end - self._start) > self._waited * limits.RANGE_RATE
+            if is_quick and self._parts:
+                return
             lane = self._lane()
             if lane is None:
                 return
             # Nobody is beside it: what comes alone is asked for in long ranges.
-            is_alone = not self._parts and self._lanes.are_taken(self._opener.host)
+            is_alone = not self._parts and (is_quick or self._lanes.are_taken(self._opener.host))
             end = min(self._next + (limits.RANGE_ALONE if is_alone else limits.RANGE), self._size)
             part = _Part(self._next, end)
             self._parts.append(part)

@@ -27,13 +27,15 @@ class Busy(Unavailable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a host is waited for, in seconds, and how often it is asked."""
+    """How long a host is waited for, and how often it is asked; times are in seconds."""
 
     connect: float = limits.CONNECT_S
     answer: float = limits.ANSWER_S
     progress_bytes: int = limits.PROGRESS_BYTES
+    """So many of a body have to come, or be taken, in"""
     progress: float = limits.PROGRESS_S
     finish: float = limits.FINISH
+    """Bytes a second that a host deals with before it answers to the end of an upload."""
     attempts: int = limits.ATTEMPTS
     first_wait: float = 0.2
     longest_wait: float = 10.0

@@ -23,7 +23,7 @@ from engine.progress import Report
 from engine.registry.lanes import ImageLanes
 from engine.registry.uploading import Outgoing, Readable, Uploader, Way
 
-if TYPE_CHECKING:  # which loads httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which loads httpcore: not for those who have a client handed to them
     from engine.registry.client import Client
 
 __all__ = ["Pushed", "Sending", "check_named"]

@@ -32,12 +32,14 @@ from engine.registry.protocol import (
     manifest_path,
     received,
     referrers_path,
+    referrers_tag,
+    scope_of,
     stated_digest,
     upload_place,
     uploads_path,
 )
 
-if TYPE_CHECKING:  # which load httpx: not for those who have a client handed to them
+if TYPE_CHECKING:  # which load httpcore: not for those who have a client handed to them
     from engine.registry.asking import Asking
     from engine.registry.client import Client
     from engine.registry.connections import Answer
@@ -94,7 +96,7 @@ class Uploader:
         self.patience = client.patience
         self.host = host
         self.reference = reference
-        self.scope = f"repository:{reference.path}:pull,push"
+        self.scope = scope_of(reference.path, "pull,push")
 
     async def blob(self, outgoing: Outgoing) -> Way:
         """Send a blob unless it is there. Raises Unavailable, PermissionDenied, Refused and others."""
@@ -153,8 +155,8 @@ class Uploader:
         async with self.asking.ask(self.host, listed, known=_ABSENT) as answer:
             if answer.status not in _ABSENT:
                 return
-        tag = subject.replace(":", "-")[:128]
-        request = self.request(manifest_path(self.reference.path, tag), what, accept=OCI_INDEX)
+        path = manifest_path(self.reference.path, referrers_tag(subject))
+        request = self.request(path, what, accept=OCI_INDEX)
         index = Index(schema_version=2, media_type=OCI_INDEX, manifests=[])
         async with self.asking.ask(self.host, request, known=_ABSENT) as answer:
             if answer.status not in _ABSENT:
@@ -257,7 +259,7 @@ class _Upload:
         path = uploads_path(self._to.reference.path)
         if elsewhere:
             mount = self._request("POST", path=path, query=f"mount={self._digest}&from={elsewhere}")
-            scope = f"{mount.scope} repository:{elsewhere}:pull"
+            scope = f"{mount.scope} {scope_of(elsewhere)}"
             mount = msgspec.structs.replace(mount, scope=scope)
             known = _CREATED | _NOT_MOUNTED | {_ACCEPTED}
             try:

@@ -1,5 +1,6 @@
 """Progress on a real terminal, on none, and on one that is closed: and nothing of it on stdout."""
 
+import codecs
 import fcntl
 import json
 import os
@@ -58,15 +59,18 @@ class Terminal:
     def __init__(self, *words: object, columns: int, term: str = "xterm") -> None:
         self._leader, follower = pty.openpty()
         self.resize(columns)
+        # readline, which pytest loads, sets the size of its own terminal for all children.
+        clean = {key: value for key, value in environment().items() if key not in {"COLUMNS", "LINES"}}
         self.process = subprocess.Popen(
             [*map(str, (*LAMINA, *words))],
             stdout=subprocess.PIPE,
             stderr=follower,
             stdin=subprocess.DEVNULL,
-            env={**environment(), "TERM": term, "LC_ALL": "C.UTF-8"},
+            env={**clean, "TERM": term, "LC_ALL": "C.UTF-8"},
         )
         os.close(follower)
         self.written = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
 
     def resize(self, columns: int) -> None:
         fcntl.ioctl(self._leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -76,7 +80,7 @@ class Terminal:
         while not condition(self.written):
             assert select.select([self._leader], [], [], 20)[0], self.written
             try:
-                self.written += os.read(self._leader, 1 << 16).decode()
+                self.written += self._decoder.decode(os.read(self._leader, 1 << 16))
             except OSError:  # EIO: nobody has the other end any more
                 return
 

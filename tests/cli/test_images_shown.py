@@ -100,7 +100,7 @@ def test_images_are_looked_at_as_they_are_shown_and_once_for_all_names(
 
 def test_inspect_of_an_incomplete_image_fails_and_shows_what_there_is(stocked: Path):
     whole = lamina_json(stocked, "image", "inspect", "app:1")
-    layer = whole["manifest"]["layers"][1]["digest"]
+    layer, size = (whole["manifest"]["layers"][1][key] for key in ("digest", "size"))
     with Root(stocked) as root, root.meta.write() as txn:
         BLOBS.delete(txn, "default", layer)
     done = lamina(stocked, "image", "inspect", "app:1", "--json", code=5)
@@ -110,6 +110,7 @@ def test_inspect_of_an_incomplete_image_fails_and_shows_what_there_is(stocked: P
     assert {key: whole[key] for key in shown if key != "error"} | {
         "error": error,
         "uses": ["run"],
+        "size": whole["size"] - size,
     } == shown
     assert {"manifest", "config", "chain_ids", "layers"} <= shown.keys()
     done = lamina(stocked, "image", "inspect", "app:1", code=5)

@@ -19,6 +19,8 @@ from engine import doubts, failpoints
 from engine.app import Engine, open_engine
 from engine.diff.apply import Applied
 from engine.errors import DataLoss, NotFound, ResourceExhausted
+from engine.images.facts import ImageFacts
+from engine.images.states import State, Use, state_of
 from engine.kv.schema import SMALL, SNAPSHOTS, UNFLUSHED, now
 from engine.metadata import ledger, unflushed
 from engine.metadata.nodes import blob_node
@@ -411,6 +413,15 @@ def test_a_reader_neither_checks_nor_is_served(root: Path) -> None:
     lamina(root, "du")
     assert "a:1" in lamina(root, "images").stdout
     assert notes(root) == before
+
+
+def test_what_is_in_doubt_is_not_said_to_be_unpacked(root: Path) -> None:
+    with opened(root, readonly=True) as stores:
+        told = state_of(stores, NAME)
+        assert (told.state, told.parts.unpacked) == (State.FETCHED, {})
+        assert Use.RUN not in told.parts.uses
+        (known,) = ImageFacts(stores).walk()
+        assert not known.is_ready
 
 
 def test_a_process_that_dies_leaves_nothing_in_doubt(image: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import NoReturn
 
 import msgspec
 import pytest
+import trio
 
 from engine import doubts
+from engine.app import Engine
 from engine.archive.intake import Nobody
 from engine.callables import named
 from engine.compacting import compact_store
 from engine.content.growing import BATCH
 from engine.content.store import ContentStore
 from engine.diff.apply import apply_layer
-from engine.errors import DigestMismatch, EngineError, FailedPrecondition, Refused
+from engine.errors import DigestMismatch, EngineError, FailedPrecondition, NotFound, Refused
 from engine.failpoints import armed
 from engine.following import Following
 from engine.fs import durable, kernel
@@ -32,16 +34,23 @@ from engine.metadata import unflushed
 from engine.metadata.leases import leased
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest, digest_of
+from engine.oci.platform import Platform
 from engine.processes import Owner
+from engine.registry.client import Access, Client, open_client
 from engine.root import Root
 from engine.snapshots import Commit, Kind, Snapshotter
 from engine.stores import Stores
 from engine.testing.archives import archive, layout, member
+from engine.testing.fake_registry import respond, response
+from engine.testing.taking_registry import TakingRegistry
+from engine.unpack.workshop import open_workshop
 from tests.command import LAMINA, environment
 from tests.conftest import AMD64, peer
 from tests.durability import Recorder, matches, recorded
+from tests.engine.image_files import AMD64 as ON_AMD64
 from tests.engine.image_files import import_image
 from tests.inline import workers_inline
+from tests.registry.asking import Served
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0", "all_in_extents")]
 
@@ -334,6 +343,41 @@ def released(world: World) -> list[str]:
     return recorder.steps
 
 
+Work = Callable[[Engine, Client, str], Awaitable[object]]
+
+
+async def pull(engine: Engine, client: Client, registry: str) -> None:
+    await engine.pull(f"{registry}/a:1", client, platform=Platform(**ON_AMD64))
+
+
+async def fail_to_pull(engine: Engine, client: Client, registry: str) -> None:
+    with pytest.raises(NotFound):
+        await pull(engine, client, registry)
+
+
+async def push(engine: Engine, client: Client, registry: str) -> None:
+    await engine.push(f"{registry}/a:1", client, f"{registry}/b:1")
+
+
+def reached(world: World, *works: Work, absent: bool = False) -> list[str]:
+    """Return the steps of the last of some works with a registry, which may lack a layer."""
+    with TakingRegistry().running() as registry:
+        served = Served(registry)
+        if absent:
+            registry.plan(f"GET .*{served.layers[0].digest}", respond(response(404)), times=1)
+
+        async def run() -> list[str]:
+            async with open_workshop(world.stores.root) as workshop, open_client(Access()) as client:
+                engine = Engine(world.stores, workshop)
+                for work in works[:-1]:
+                    await work(engine, client, registry.name)
+                with world.record() as recorder:
+                    await works[-1](engine, client, registry.name)
+                return recorder.steps
+
+        return trio.run(run)
+
+
 def prepared_copy(world: World) -> list[str]:
     backend = based(world, "copy")
     with world.record() as recorder:
@@ -459,6 +503,10 @@ OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "the same, damaged": lambda world: doubted(world, is_right=False),
     "prepare": prepared,
     "prepare, a copy": prepared_copy,
+    "pull": lambda world: reached(world, pull),
+    "pull that fails": lambda world: reached(world, fail_to_pull, absent=True),
+    "the same, gone on with": lambda world: reached(world, fail_to_pull, pull, absent=True),
+    "push": lambda world: reached(world, pull, push),
     "an image, held for an owner": taken,
     "an image, released": released,
     "commit of what was written through a mount": committed,

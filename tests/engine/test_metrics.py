@@ -19,8 +19,7 @@ from engine.testing.archives import archive, layout, member
 from engine.testing.fake_registry import FakeRegistry, reset
 from tests.inline import workers_inline
 from tests.registry.asking import Served
-from tests.registry.test_pulling import BIG, HELLO
-from tests.registry.test_sharing_pulls import ON_AMD64, access
+from tests.registry.pulls import BIG, HELLO, ON_AMD64, access
 
 # The format of prometheus.io/docs/instrumenting/exposition_formats, and its names of labels.
 _SAMPLE = re.compile(

@@ -55,6 +55,7 @@ NAMES = ("r.example/a:1", "r.example/a:2", "r.example/a:3")
 BACKENDS = ("overlay", "copy")
 PLATFORMS = ("linux/amd64", "linux/arm64")
 _FOREVER = 1 << 60
+_STUCK_S = 120  # then a process ends, and its test fails
 _PATIENCE_S = 0.2  # for requests that are let through; then others have a turn
 
 
@@ -170,15 +171,18 @@ class _Work:
         self._registry.plan("", self._gate, times=_FOREVER)
         for name, target in self._job["tags"].items():
             self._tag(name, target)
-        async with trio.open_nursery() as nursery:
-            for number, (what, *words) in enumerate(self._job["steps"]):
-                if what == "pull":
-                    scope = trio.CancelScope()
-                    self._scopes.append(scope)
-                    self._running += 1
-                    nursery.start_soon(self._pull, number, scope, *words)
-                else:
-                    await getattr(self, f"_{what}")(number, *words)
+        try:
+            async with trio.open_nursery() as nursery:
+                for number, (what, *words) in enumerate(self._job["steps"]):
+                    if what == "pull":
+                        scope = trio.CancelScope()
+                        self._scopes.append(scope)
+                        self._running += 1
+                        nursery.start_soon(self._pull, number, scope, *words)
+                    else:
+                        await getattr(self, f"_{what}")(number, *words)
+                self._gate.open()
+        finally:
             self._gate.open()
 
     def _tag(self, name: str, target: str) -> None:
@@ -278,6 +282,7 @@ def _read(stores: Stores, descriptor: Any, limit: int) -> bytes:
 
 def _do(job: Job) -> None:
     os.umask(0)
+    signal.alarm(_STUCK_S)
     log = _Log(Path(job["log"]))
     with clock_by_hand() as clock:
         clock.at = job["at"]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests with real registries: one of each kind for all of them, and an image."""
+"""Fixtures of the tests with registries: a fake one for each, real ones for all, and an image."""
 
 import os
 import shutil
@@ -8,11 +8,33 @@ from pathlib import Path
 import pytest
 
 from engine.testing.archives import archive, layout, member
+from engine.testing.fake_registry import FakeRegistry
 from tests.compat.containerd import Containerd, running
 from tests.compat.images import run
 from tests.conftest import peer
 from tests.filesystems import shared_memory
+from tests.registry.asking import Served
+from tests.registry.pulls import BIG, HELLO, Held
 from tests.registry.servers import Certified, Server, certificates, passwords, serving
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry().running() as running:
+        yield running
+
+
+@pytest.fixture
+def served(registry: FakeRegistry) -> Served:
+    """An image of two layers, one small, one of several extents."""
+    return Served(registry, (HELLO, BIG))
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    held = Held()
+    yield held
+    held.go_on.set()
 
 
 @pytest.fixture(scope="session")

@@ -42,12 +42,6 @@ STAGES = {
 
 
 @pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
 def served(registry: FakeRegistry) -> Served:
     return Served(registry)
 

@@ -1,7 +1,7 @@
 """Blobs into the store: whole or not at all, from where they stopped, asked of whom that makes sense."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Barrier, Event, get_ident
 from typing import Any
@@ -40,12 +40,6 @@ from tests.registry.asking import HURRIED, QUICK
 
 DATA = random.Random("blob").randbytes(3 * EXTENT + 1000)
 SMALL = b"small"
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
 
 
 def sought(registry: FakeRegistry, data: bytes, **changes: Any) -> Sought:

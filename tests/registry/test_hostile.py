@@ -1,7 +1,6 @@
 """What registries and images try that is none of the behaviours in the tables: each costs little."""
 
 import json
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,9 @@ from engine.testing.fake_registry import FakeRegistry
 from tests.command import lamina, lamina_json
 from tests.engine.image_files import AMD64, ARM64, CONFIG, INDEX, MANIFEST
 from tests.registry.asking import QUICK, Served, with_client
-from tests.registry.test_sharing_pulls import access, engine_at
+from tests.registry.pulls import access, engine_at
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
 
 
 def for_two_platforms(registry: FakeRegistry) -> str:
@@ -105,7 +98,7 @@ def test_all_platforms_are_images_or_none_is_pulled(tmp_path: Path, registry: Fa
 def test_one_config_of_many_manifests_is_not_parsed_for_hours(
     tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PUSH_DOCUMENTS", 200_000)
+    monkeypatch.setattr(limits, "DOCUMENTS", 200_000)
     layers = json.loads(Served(registry).data)["layers"]
     config = json.loads(next(data for kind, data in registry.content.values() if kind == CONFIG))
     shared = _put(registry, "blobs", config | {"history": ["x"] * 5000}, CONFIG)

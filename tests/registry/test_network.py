@@ -55,12 +55,6 @@ def resolving(resolver: Resolver, work: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
 def served(registry: FakeRegistry) -> Served:
     return Served(registry)
 

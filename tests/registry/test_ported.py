@@ -1,7 +1,7 @@
 """What the tests of other engines ask of a pull, by ID (docs/testing.md); the rest is in other files."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,32 +31,13 @@ from engine.testing.fake_registry import FakeRegistry, respond, response
 from tests.command import dump, lamina
 from tests.meddling import meddled
 from tests.registry.asking import Served
-from tests.registry.test_pulling import BIG, HELLO
-from tests.registry.test_sharing_pulls import NOTHING, ON_AMD64, Held, access, engine_at, here, left
+from tests.registry.pulls import BIG, HELLO, NOTHING, ON_AMD64, Held, access, engine_at, here, left
 from tests.support import tree_of
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("umask_0")]
 
 OTHER = archive(member("other", data=b"other\n"))
 Work = Callable[[Engine, Client], Awaitable[Any]]
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
-def served(registry: FakeRegistry) -> Served:
-    return Served(registry, (HELLO, BIG))
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    held = Held()
-    yield held
-    held.go_on.set()
 
 
 @pytest.fixture

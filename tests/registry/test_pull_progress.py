@@ -1,6 +1,6 @@
 """How far a pull is: for each who wants it, however late he comes, and wherever the work is done."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -18,28 +18,9 @@ from engine.registry.client import Client, open_client
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut
 from tests.command import lamina_json
 from tests.registry.asking import Served
-from tests.registry.test_pulling import BIG, HELLO
-from tests.registry.test_sharing_pulls import Held, access, engine_at
+from tests.registry.pulls import Held, access, engine_at
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
-def served(registry: FakeRegistry) -> Served:
-    return Served(registry, (HELLO, BIG))
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    held = Held()
-    yield held
-    held.go_on.set()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +20,6 @@ from engine.oci.platform import Platform
 from engine.pulling import Pulled
 from engine.registry.client import Access, open_client
 from engine.registry.lanes import Lanes
-from engine.testing.archives import archive, member
 from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
 from engine.unpack.jobs import ApplyJob, Arrived
 from tests.command import dump, lamina, lamina_json
@@ -29,22 +27,9 @@ from tests.engine.image_files import AMD64 as ON_AMD64
 from tests.engine.image_files import ARM64, DOCKER_LIST, INDEX
 from tests.inline import workers_inline
 from tests.registry.asking import QUICK, Served
+from tests.registry.pulls import BIG, HELLO
 
 pytestmark = pytest.mark.root
-
-HELLO = archive(member("hello", data=b"hello\n"))
-BIG = archive(member("big", data=random.Random("big").randbytes(2 * EXTENT + 5000)))
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
-def served(registry: FakeRegistry) -> Served:
-    return Served(registry, (HELLO, BIG))
 
 
 @pytest.fixture
@@ -140,7 +125,7 @@ def test_a_pull_that_fails_names_nothing_and_is_gone_on_with(  # noqa: PLR0917
 
 
 def replace_forever(registry: FakeRegistry, stage: str, fault: Fault) -> list[Any]:
-    registry.plan(stage, fault, times=1000)
+    registry.plan(stage, fault, times=100)  # which nobody asks so often, but where each gets on
     return registry._planned
 
 

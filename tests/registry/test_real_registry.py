@@ -100,7 +100,7 @@ def _joined(folder: Path, files: list[str]) -> str:
     return str(joined)
 
 
-def test_r01_r03_what_has_tls_leads_to_nothing_without(certified: Certified) -> None:
+def test_r01_r03_r05_what_has_tls_leads_to_nothing_without(certified: Certified) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certified.folder / "host.pem", certified.folder / "host.key")
     with FakeRegistry(context=context).running() as registry, FakeRegistry().running() as other:

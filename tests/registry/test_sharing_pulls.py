@@ -1,98 +1,24 @@
 """Pulls at once: one for those who want the same of the same client, blobs once for all."""
 
 import json
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from socket import socket
-from typing import Any
 
 import pytest
 import trio
 
-from engine.app import Engine, open_engine
 from engine.errors import EngineError, NotFound, PermissionDenied, Unavailable
 from engine.images.states import parts_of
 from engine.kv.schema import EXTENT
-from engine.oci.digest import Digest
-from engine.oci.platform import Platform
-from engine.registry.client import Access, open_client
+from engine.registry.client import open_client
 from engine.registry.credentials import Credential
 from engine.testing.archives import archive, member
-from engine.testing.fake_registry import Asked, FakeRegistry, Fault, cut, reset, respond, response
-from tests.command import dump, lamina_json
+from engine.testing.fake_registry import FakeRegistry, cut, reset, respond, response
+from tests.command import lamina_json
 from tests.engine.image_files import AMD64, ARM64, INDEX, MANIFEST
-from tests.inline import workers_inline
-from tests.registry.asking import QUICK, Served
-from tests.registry.test_pulling import BIG, HELLO
+from tests.registry.asking import Served
+from tests.registry.pulls import HELLO, NOTHING, Held, access, engine_at, here, left
 
 pytestmark = pytest.mark.root
-
-ON_AMD64 = Platform(**AMD64)
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
-def served(registry: FakeRegistry) -> Served:
-    return Served(registry, (HELLO, BIG))
-
-
-@asynccontextmanager
-async def engine_at(root: Path) -> AsyncIterator[Engine]:
-    async with open_engine(root, platform=ON_AMD64) as engine:
-        with workers_inline(pytest.MonkeyPatch(), engine.stores.root):
-            yield engine
-
-
-def access(**options: Any) -> Access:
-    return Access(patience=QUICK, **options)
-
-
-class Held:
-    """Requests that are answered when the test says so; `came` is set by the first."""
-
-    def __init__(self) -> None:
-        self.came = threading.Event()
-        self.go_on = threading.Event()
-
-    def fault(self) -> Fault:
-        def fault(connection: socket, _asked: Asked, good: bytes) -> bool:
-            self.came.set()
-            self.go_on.wait(30)
-            connection.sendall(good)
-            return True
-
-        return fault
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    held = Held()
-    yield held
-    held.go_on.set()
-
-
-def left(root: Path) -> dict[str, Any]:
-    found = dump(root)
-    return {table: found[table] for table in ("ingests", "leases", "lease_items", "trash")}
-
-
-async def here(engine: Engine, digest: Digest) -> None:
-    """Wait until a blob is in the store."""
-    with trio.fail_after(30):
-        while True:
-            with suppress(NotFound):
-                await trio.to_thread.run_sync(engine.stores.content.info, digest)
-                return
-
-
-NOTHING = {"ingests": [], "leases": [], "lease_items": [], "trash": []}
 
 
 def test_ms_10_one_pull_for_all_who_want_the_same(

@@ -4,7 +4,6 @@ That is CRI-16, whose questions docs/images.md answers.
 """
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,11 @@ from engine.testing.fake_registry import FakeRegistry, cut, reset, respond, resp
 from tests.command import lamina, lamina_json
 from tests.engine.image_files import AMD64
 from tests.registry.asking import Served
-from tests.registry.test_pulling import BIG, HELLO
-from tests.registry.test_sharing_pulls import access, engine_at
+from tests.registry.pulls import BIG, access, engine_at
 
 pytestmark = pytest.mark.root
 
 ALL = {Use.RUN, Use.UNPACK, Use.EXPORT}
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry().running() as running:
-        yield running
-
-
-@pytest.fixture
-def served(registry: FakeRegistry) -> Served:
-    return Served(registry, (HELLO, BIG))
 
 
 def pulled(root: Path, served: Served, **options: Any) -> None:
@@ -97,6 +84,8 @@ def test_fetching_until_it_is_fetched(tmp_path: Path, registry: FakeRegistry, se
     assert found.state == State.FETCHING
     assert EXTENT <= found.parts.there < found.parts.size
     assert found.parts.uses == set()
+    told = lamina(tmp_path, "gc").stderr
+    assert f"are kept for its next pull; `lamina leases rm {found.lease}`" in told
     registry._planned.clear()
     pulled(tmp_path, served)
     assert pulling(tmp_path) is None
@@ -118,12 +107,18 @@ def test_cri_16_unpacked_and_what_is_true_when_parts_are_gone(
         parts = state_of(stores, str(served.reference)).parts
         assert parts.uses == {Use.RUN}
         assert parts.lost == (served.layers[1].digest,)
+    (row,) = lamina_json(tmp_path, "images")
+    assert (row["state"], row["uses"]) == ("unpacked", ["run"])
+    assert served.layers[1].digest in row["error"]
+    with open_root(tmp_path) as opened:
+        stores = Stores(opened, "default", Platform(**AMD64))
         # And then a snapshot.
         backend = stores.snapshotter("overlay")
         backend.remove(parts.unpacked["overlay"])
         state = state_of(stores, str(served.reference))
         assert (state.state, state.parts.uses) == (State.INCOMPLETE, frozenset())
-    assert lamina_json(tmp_path, "images")[0]["error"]
+    (row,) = lamina_json(tmp_path, "images")
+    assert (row["state"], row["uses"], bool(row["error"])) == ("incomplete", [], True)
     # A pull brings back what is missing, and no more.
     pulled(tmp_path, served, snapshotter="overlay")
     assert named(tmp_path, served).parts.uses == ALL
