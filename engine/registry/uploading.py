@@ -214,7 +214,8 @@ class _Upload:
                 async with self._to.lanes.lane(self._to.host.origin.name):
                     way = await self._attempt()
             except Unavailable as error:
-                failed = 1 if self._furthest > before else failed + 1
+                # By bytes, a host could have the rest of a blob sent for each of them.
+                failed = 1 if self._furthest - before >= limits.PROGRESS_BYTES else failed + 1
                 wait = self._to.patience.wait(failed, error, random.random())
                 if wait is None:
                     raise
@@ -295,6 +296,9 @@ class _Upload:
                 if count is None or count <= start:
                     raise Unavailable(f"{self._to.host.origin.name} took nothing of {self._what}")
                 self._go_on(answer, self._place, count)
+        if count < end and count - start < limits.PROGRESS_BYTES:
+            name = self._to.host.origin.name
+            raise Unavailable(f"{name} took {count - start} bytes at once of {self._what}")
 
     def _check_going_on(self, answer: "Answer", sent: int) -> None:
         name = self._to.host.origin.name

@@ -87,6 +87,19 @@ def answer(status: int, **headers: str) -> Fault:
     return respond(response(status, headers={k.replace("_", "-"): v for k, v in headers.items()}))
 
 
+def test_r_02_a_host_that_takes_a_byte_at_once_is_not_sent_the_rest_for_each(
+    registry: TakingRegistry,
+) -> None:
+    def drip(connection: socket.socket, asked: Asked, good: bytes) -> bool:
+        taken = registry.count("PATCH")
+        return answer(202, Range=f"0-{taken}")(connection, asked, good)
+
+    registry.plan("PATCH", drip, times=1000)
+    with pytest.raises(Unavailable, match="took 1 bytes at once"):
+        upload(registry)
+    assert registry.count("PATCH") == limits.ATTEMPTS
+
+
 def test_a_blob_goes_once_in_one_part(registry: TakingRegistry) -> None:
     assert upload(registry) is Way.SENT
     assert registry.content[f"/a/blobs/{BLOB.digest}"][1] == DATA
@@ -204,7 +217,8 @@ def test_what_a_host_does_and_what_comes_of_it(
     assert methods(registry) == case.then
 
 
-def test_what_goes_on_is_not_given_up(registry: TakingRegistry) -> None:
+def test_what_goes_on_is_not_given_up(registry: TakingRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PROGRESS_BYTES", 40_000)
     registry.kept = 40_000
     registry.plan("^PATCH ", reset(), times=7)
     assert upload(registry) is Way.SENT
