@@ -74,6 +74,8 @@ class _Collector:
                 self.collect(child, depth + 1)
             else:
                 found.blobs.setdefault(child.key, child)
+        if len(found.blobs) > limits.INDEX_BLOBS:
+            raise Refused(f"an index leads to over {limits.INDEX_BLOBS} blobs")
         found.documents[descriptor.key] = Document(descriptor, data, content)
 
     def _count(self, data: bytes) -> None:

@@ -88,8 +88,8 @@ class _Auth(msgspec.Struct, frozen=True, rename="lower"):
 
 
 class _File(msgspec.Struct, frozen=True, rename="camel"):
-    auths: dict[str, _Auth] = {}
-    cred_helpers: dict[str, str] = {}
+    auths: dict[str, _Auth] | None = None  # Go takes null as empty
+    cred_helpers: dict[str, str] | None = None
     creds_store: str = ""
 
 
@@ -100,10 +100,11 @@ def parse_docker_config(data: bytes, what: str) -> DockerConfig:
     except (msgspec.DecodeError, RecursionError):
         raise Refused(f"{what} is not a config.json of docker's; mend it or log in again") from None
     stored = {}
-    for host, auth in file.auths.items():
+    for host, auth in (file.auths or {}).items():
         if found := _stored(auth, what):
             stored[_hub(_host_of(host))] = found
-    programs = {_hub(_host_of(host)): _program(name, what) for host, name in file.cred_helpers.items()}
+    helpers = file.cred_helpers or {}
+    programs = {_hub(_host_of(host)): _program(name, what) for host, name in helpers.items()}
     return DockerConfig(stored, programs, _program(file.creds_store, what) if file.creds_store else "")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from engine import limits
 from engine.content.growing import BATCH
 from engine.content.ingests import BeingWritten, ref_of
 from engine.content.store import ContentStore
@@ -225,7 +226,7 @@ class _Transfer:
                 in_ranges = broken is None and body.is_as_asked
             if broken is None:
                 continue
-            failed = 1 if writer.offset > offset else failed + 1
+            failed = 1 if writer.offset >= offset + limits.PROGRESS_BYTES else failed + 1
             wait = self._fetcher._patience.wait(failed, broken, random.random())
             if wait is None:
                 raise broken

@@ -15,6 +15,7 @@ BOUNDS = {
     ),
     "JSON_WIDE": (8 * MIB, "text outside ASCII takes four times its size"),
     "INDEX_DEPTH": (8, "indexes in indexes; tools write 2"),
+    "INDEX_BLOBS": (100_000, "twenty platforms have hundreds; so many take 60 MiB"),
     "INDEXES": (1000, "each is read and parsed once: seconds"),
     "INDEX_ENTRIES": (10_000, "platforms times tags of one archive"),
     "DIFFERENCES": (1000, "of a snapshot that lost all its files nobody wants to see each"),

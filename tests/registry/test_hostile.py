@@ -17,7 +17,7 @@ from engine.oci.documents import Manifest, parse_artifact
 from engine.registry.client import open_client
 from engine.registry.connections import Connections, Peer
 from engine.registry.hosts import Origin
-from engine.testing.fake_registry import FakeRegistry
+from engine.testing.fake_registry import FakeRegistry, cut
 from tests.command import lamina, lamina_json
 from tests.engine.image_files import AMD64, ARM64, CONFIG, INDEX, MANIFEST
 from tests.registry.asking import QUICK, Served, with_client
@@ -189,3 +189,24 @@ def test_hosts_that_others_name_take_no_connections_with_them(
             assert [*connections._pools] == [peers[0], *peers[-2:]]
 
     trio.run(run)
+
+
+def test_an_index_of_ever_more_blobs_is_refused(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "INDEX_BLOBS", 2)
+    name = with_another(
+        registry, {**ARM64, "rootfs": {"type": "layers", "diff_ids": list[str]()}}, CONFIG
+    )
+    assert "over 2 blobs" in lamina(tmp_path, "pull", name, *ALL, code=5).stderr
+    assert registry.count("blobs/") == 1
+
+
+def test_a_blob_that_breaks_off_after_each_byte_is_given_up(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    served = Served(registry)
+    registry.plan(served.layers[0].digest, cut(1), times=50)
+    words = ("pull", "--no-unpack", "--platform", "linux/amd64", served.reference)
+    lamina(tmp_path, *words, code=7)
+    assert registry.count(served.layers[0].digest) <= limits.ATTEMPTS

@@ -114,6 +114,11 @@ def test_credentials_of_docker_are_found_by_host() -> None:
     assert "a:b" not in repr(found.credential("docker.io"))
 
 
+def test_null_is_empty_as_in_go() -> None:
+    found = parse_docker_config(b'{"auths": null, "credHelpers": null}', "it")
+    assert (found.credential("a"), found.for_host("a")) == (None, ("", "a"))
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"[]", b'{"auths": 1}', config(auths={"a": {"auth": "%%s3cr3t"}}), config(credsStore="../x"),
