@@ -78,7 +78,10 @@ BOUNDS = {
     "FETCHES_OF_IMAGE": (6, "as skopeo; docker and containerd have 3"),
     "RANGES_FROM": (32 * MIB, "some eight ranges: below, a second connection is hardly under way"),
     "RANGE": (4 * MIB, "at 100 MB/s twice a far round trip; 12 of them take 48 MiB"),
-    "RANGE_RATE": (200 * MIB, "writing and hashing keep up with twice that; lines are slower"),
+    "RANGE_RATE": (
+        25 * MIB,
+        "six such fill a gigabit; over 100 MB/s and 20 ms ranges cost a tenth of a pull",
+    ),
     "RANGE_ALONE": (64 * MIB, "a round trip between two of them is a fiftieth of the time"),
     "FINISH": (10 * MIB, "docker's registry hashes what came in once more, object stores move it"),
     "PUSH_WHOLE": (MIB, "configs and small layers: one request is quicker than resuming could be"),
