@@ -36,9 +36,9 @@ __all__ = ["Collected", "collect"]
 
 _SLICE = 256  # records dropped in one transaction at most,
 _SLICE_S = 0.002  # and for so long; the same for sparing
-# Changes after which one ends. Each takes two pages, as it may be anywhere, and
-# a commit writes 100 pages in about a millisecond.
-_CHANGES = 128
+# Changes after which one ends. Each takes a page or two, as it may be anywhere; a commit writes 100
+# pages in about a millisecond, and waits for the disk however few they are.
+_CHANGES = 208
 _SPARED = 256  # records of what was touched that are looked at in one
 _RELEASE_EVERY = 1 << 14  # records dropped: what that reads counts as memory of the process
 _S = 10**9
