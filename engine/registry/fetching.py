@@ -226,7 +226,9 @@ class _Transfer:
                 in_ranges = broken is None and body.is_as_asked
             if broken is None:
                 continue
-            failed = 1 if writer.offset >= offset + limits.PROGRESS_BYTES else failed + 1
+            # Half of what was missing is enough, too: that cannot go on for long.
+            enough = min(limits.PROGRESS_BYTES, (size - offset) // 2)
+            failed = 1 if writer.offset - offset >= max(1, enough) else failed + 1
             wait = self._fetcher._patience.wait(failed, broken, random.random())
             if wait is None:
                 raise broken
