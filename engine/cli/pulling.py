@@ -71,7 +71,6 @@ def pull(
     REF is [host/]name[:tag][@digest]. Credentials are those of docker: its config.json and the programs
     that it names. What an attempt that failed has fetched is there for the next, for a day.
     """
-
     parse_reference(reference)  # before there is a store
 
     async def work(engine: Engine) -> tuple[Pulled, dict[str, Any]]:

@@ -168,14 +168,7 @@ def seen(
     assert run("umount", target)["state"] == "kept"
     run("mount", "app:1", target)
     assert run("umount", target)["state"] == "unmounted"
-    run("content", "ls")
-    run("content", "verify")
-    listed = {row["key"]: row for row in run("snapshots", "ls")}
-    for row in run("snapshots", "usage"):
-        assert {key: row[key] for key in listed[row["key"]]} == listed[row["key"]]
-    (bottom,) = run("snapshots", "tree")
-    assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
-    run("snapshots", "rm", "web")
+    bottom = _list(run)
     run("du")
     lamina(root, "image", "tag", "app:1", "old:1")
     run("gc", "--dry-run", "--explain", "--max-age", "0s", "--min-age", "0s")
@@ -185,13 +178,27 @@ def seen(
     next((root / "snapshots").glob("*/*/fs/etc")).chmod(0o700)
     run("fsck", code=5)
     run("fsck", "--repair")
-    for words, code in ((("content", "rm", bottom["key"]), 3), (("gc", "--no-such-option"), 2)):
+    for words, code in ((("content", "rm", bottom), 3), (("gc", "--no-such-option"), 2)):
         run(*words, code=code)
     _damage(root, folder, run)
     found["demo"] = _check(("demo",), demonstrated)
     _pull(root, run)
     assert ran | {("demo",)} == set(PROMISED)
     return found
+
+
+def _list(run: Any) -> str:
+    """List blobs and snapshots, which all listings show alike; return the key of the lowest."""
+    run("content", "ls")
+    run("content", "verify")
+    listed = {row["key"]: row for row in run("snapshots", "ls")}
+    for row in run("snapshots", "usage"):
+        assert {key: row[key] for key in listed[row["key"]]} == listed[row["key"]]
+    (bottom,) = run("snapshots", "tree")
+    assert [child["key"] for child in bottom["children"][0]["children"]] == ["web"]
+    run("snapshots", "rm", "web")
+    key: str = bottom["key"]
+    return key
 
 
 def _pull(root: Path, run: Any) -> None:

@@ -283,7 +283,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("what", "fault", "stage", "kind"), CASES)
-def test_r11_behaviours_at_each_step(  # noqa: PLR0917
+def test_r11_behaviours_at_each_step(  # noqa: PLR0917  a row, and fixtures
     what: str,
     fault: Fault,
     stage: str,

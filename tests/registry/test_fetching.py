@@ -347,7 +347,7 @@ def held_up(together: int) -> tuple[Fault, list[int]]:
     ("bound", "engine", "host", "image", "together"),
     [("engine", 2, 9, 9, 2), ("host", 9, 2, 9, 2), ("image", 9, 9, 2, 4)],
 )
-def test_ms26_up18_up19_bodies_at_once_are_bounded(  # noqa: PLR0917
+def test_ms26_up18_up19_bodies_at_once_are_bounded(  # noqa: PLR0917  a row, and fixtures
     bound: str,
     engine: int,
     host: int,

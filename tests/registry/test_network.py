@@ -236,7 +236,6 @@ def black_hole(port: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
 def test_an_ipv6_black_hole(
     served: Served, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,7 +290,7 @@ def test_cri_08_up_02_up_07_a_name_comes_after_the_last_layer(
             nursery.start_soon(pulling(served), engine, client)
             await trio.to_thread.run_sync(held.came.wait)
             chain = [digest_of(HELLO)]
-            while not [one for one in backend.walk() if one.kind is Kind.COMMITTED]:  # noqa: ASYNC110
+            while not [one for one in backend.walk() if one.kind is Kind.COMMITTED]:  # noqa: ASYNC110  a process tells
                 await trio.sleep(0.001)
             assert [one.key for one in backend.walk() if one.kind is Kind.COMMITTED] == chain
             for one in backend.walk():

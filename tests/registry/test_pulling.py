@@ -101,7 +101,7 @@ FAULTS: Sequence[tuple[str, Fault, type[EngineError]]] = [
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("what", "fault", "kind"), FAULTS, ids=[row[0] for row in FAULTS])
-def test_a_pull_that_fails_names_nothing_and_is_gone_on_with(  # noqa: PLR0917
+def test_a_pull_that_fails_names_nothing_and_is_gone_on_with(  # noqa: PLR0917  a row, and fixtures
     stage: str,
     what: str,
     fault: Fault,
