@@ -87,6 +87,8 @@ LAYERS = {
     "engine.explaining": 5,
     "engine.compacting": 5,
     "engine.app": 5,
+    "engine.provision": 5,
+    "engine.running": 5,
     "engine.cli": 6,
     "engine.__main__": 6,
 }
@@ -108,6 +110,10 @@ ASYNC = {
     "engine.observing.watching",
     "engine.pushing",
     "engine.copying",
+    "engine.provision.provisioner",
+    "engine.running.attaching",
+    "engine.running.containerizer",
+    "engine.running.monitors",
     "engine.cli.running",
     "engine.cli.demo",
 }

@@ -18,6 +18,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     marks         NS                         Mark         metadata.marks
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts
+    containers    NS id                      Container    metadata.containers
     clocks        "last"                     Clock        gc.clock
     unflushed     backend id                 Unflushed    metadata.unflushed
     trash         kind backend number        Trash        whoever drops the record of bytes
@@ -47,6 +48,7 @@ from engine.processes import Owner
 __all__ = [
     "BLOBS",
     "CLOCKS",
+    "CONTAINERS",
     "COUNTERS",
     "EXTENT",
     "FORMAT",
@@ -69,6 +71,7 @@ __all__ = [
     "UNFLUSHED",
     "Blob",
     "Clock",
+    "Container",
     "Holding",
     "Image",
     "Ingest",
@@ -285,6 +288,41 @@ class MountRecord(Record, frozen=True):
     lease: str = ""
 
 
+class Container(Record, frozen=True):
+    """A container: what root file systems it has, of which image, and how far it is.
+
+    `unique` names its folder, its cgroup and what the runtime knows it by: no other container, of any
+    root or namespace, has the same. `since` says of each state when it was last entered. While someone
+    works on it, `lease` is his. `order` is what it is to run, as JSON, if it runs at all. The kernel of
+    `boot` has its mounts and processes: after another boot there are none.
+    """
+
+    id: str
+    unique: str
+    state: str
+    since: dict[str, int]
+    image: str
+    target: str
+    backend: str
+    created: int
+    boot: str
+    parent: str = ""
+    top: str = ""
+    readonly: bool = False
+    volumes: dict[str, str] = msgspec.field(default_factory=dict)
+    """Images that are mounted in it, by the path there."""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    quota: int = 0
+    order: bytes = b""
+    pid: int = 0
+    exit_code: int | None = None
+    ended: int = 0
+    errors: int = 0
+    error: str = ""
+    """How often destroying it failed, and why the last time."""
+    lease: str = ""
+
+
 class Unflushed(Record, frozen=True):
     """A snapshot that was committed, at this time of this `boot`, before its files were flushed.
 
@@ -322,6 +360,7 @@ MARKS = Table("marks", Mark)
 NAMESPACES = Table("namespaces", Namespace)
 CLOCKS = Table("clocks", Clock)
 MOUNTS = Table("mounts", MountRecord)
+CONTAINERS = Table("containers", Container)
 UNFLUSHED = Table("unflushed", Unflushed)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
@@ -344,6 +383,7 @@ TABLES = tuple(
         CLOCKS,
         NAMESPACES,
         MOUNTS,
+        CONTAINERS,
         UNFLUSHED,
         TRASH,
         COUNTERS,
