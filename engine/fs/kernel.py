@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "BENEATH",
     "NO_SYMLINKS",
+    "adopt_orphans",
     "ioctl_ficlone",
     "open_beneath",
     "punch_hole",
@@ -24,6 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
 _FICLONE = 0x40049409
 _MADV_DONTNEED = 4
+_PR_SET_CHILD_SUBREAPER = 36
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 
 _RESOLVE_NO_XDEV = 0x01
@@ -99,6 +101,13 @@ def _steps(path: bytes) -> list[tuple[bytes, bool]]:
         path = path[cut + 1 :]
     pieces.append(path or b".")
     return [(piece, position == len(pieces) - 1) for position, piece in enumerate(pieces)]
+
+
+def adopt_orphans() -> None:
+    """Be the parent of all processes below this one whose own parent ends (prctl(2))."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def syncfs(folder: int) -> None:
