@@ -72,7 +72,8 @@ def limit(folders: Sequence[Path], size: int) -> None:
 
     What is in them counts, and of inodes they get as large a share of the file system's. They are not
     written to yet, and lie in a folder of no project. NotSupported where it cannot be had, and
-    ResourceExhausted for less than they hold already: each says what to do.
+    ResourceExhausted for less than they hold already: each says what to do. Links and special files that
+    are there already stay in no project: xfs does not rename those (EXDEV), as if they were elsewhere.
     """
     check_quotas(folders[0].parent)
     with ExitStack() as stack, os_errors(f"quota of {folders[0]}"):
