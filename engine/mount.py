@@ -32,7 +32,6 @@ __all__ = [
     "activate",
     "deactivate",
     "deactivate_below",
-    "grows",
     "mounted",
     "with_options",
     "writes_to",
@@ -259,22 +258,14 @@ def with_options(mounts: Sequence[Mount], options: Sequence[str]) -> list[Mount]
 
 def writes_to(mounts: Sequence[Mount]) -> Path | None:
     """Return the folder that takes what is written through mounts; None where nothing can be."""
-    return next(iter(grows(mounts)), None)
-
-
-def grows(mounts: Sequence[Mount]) -> list[Path]:
-    """Return the folders that grow with what is written through mounts, first the one that takes it."""
-    found = []
     for mount in mounts:
         if "ro" in mount.options:
             continue
         if mount.type == "bind":
-            found.append(Path(mount.source))
+            return Path(mount.source)
         for option in mount.options:
             if option.startswith("upperdir="):
-                found.insert(0, Path(option.removeprefix("upperdir=")))
-            if option.startswith("workdir="):
-                found.append(Path(option.removeprefix("workdir=")))
+                return Path(option.removeprefix("upperdir="))
             if option.startswith("br:"):
-                found.append(Path(option[3:].partition("=")[0]))
-    return found
+                return Path(option[3:].partition("=")[0])
+    return None
