@@ -129,7 +129,7 @@ class RootFileSystems:
         return self._stores.content.read_all(parse_digest(container.config), limits.CONFIG)
 
     def resize(self, container: Container, quota: int) -> None:
-        """Change how much may be in what a container writes to. FailedPrecondition if it had no limit."""
+        """Change how much may be in what a container writes to. FailedPrecondition without a limit."""
         mounts = self._stores.snapshotter(container.backend).mounts(mount_keys(container)[0])
         written = writes_to(mounts)
         if written and quota != container.quota:
