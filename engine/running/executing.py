@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from engine.errors import os_errors
-from engine.running.runc import ENVIRONMENT, Execution, Runtime, exec_argv, exec_failure
+from engine.running.runc import ENVIRONMENT, ExecCommand, Runtime, exec_argv, exec_failure
 from engine.running.runtime_log import said
 
 __all__ = ["execute"]
@@ -23,7 +23,7 @@ async def execute(
     runtime: Runtime,
     states: Path,
     folder: Path,
-    execution: Execution,
+    execution: ExecCommand,
     *,
     stdin: int | None = None,
     stdout: int | None = None,

@@ -29,7 +29,7 @@ from engine.running.runtime_log import RUNTIME_LOG
 
 __all__ = [
     "ENVIRONMENT",
-    "Execution",
+    "ExecCommand",
     "Runtime",
     "RuntimeState",
     "delete",
@@ -76,7 +76,7 @@ class RuntimeState(msgspec.Struct, frozen=True):
     pid: int = 0
 
 
-class Execution(msgspec.Struct, frozen=True, kw_only=True):
+class ExecCommand(msgspec.Struct, frozen=True, kw_only=True):
     """A further command for a container that runs; what is empty is as for its first one."""
 
     args: Sequence[str]
@@ -164,7 +164,7 @@ def run_argv(
 
 
 def exec_argv(
-    runtime: Runtime, states: Path, container: str, execution: Execution, log: Path
+    runtime: Runtime, states: Path, container: str, execution: ExecCommand, log: Path
 ) -> tuple[str, ...]:
     """Return the command that runs a further one in a container; its own errors go to the file `log`."""
     options: list[str] = []

@@ -14,6 +14,7 @@ from engine.running.runc import Runtime, find_runtime
 from tests.conftest import peer
 from tests.monitors.monitored import Bundle, bundle_in
 
+
 @pytest.fixture(scope="session")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root file system with busybox in it; containers only read it."""

@@ -52,7 +52,10 @@ class Bundle:
                 try:
                     in_group = cgroups.name_of(self.id) in (entry / "cgroup").read_text(encoding="ascii")
                     is_ours = in_group or (entry / "cwd").readlink() == self.folder
-                    is_dead = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in {b"Z", b"X"}
+                    is_dead = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in {
+                        b"Z",
+                        b"X",
+                    }
                 except OSError:
                     continue
                 if is_ours and not is_dead:
