@@ -8,8 +8,8 @@ import ctypes
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = [
     "BENEATH",
@@ -89,8 +89,7 @@ class _QuotaState(ctypes.Structure):
     _fields_ = [("version", ctypes.c_int8), ("flags", ctypes.c_uint16), ("more", ctypes.c_char * 124)]
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectQuota:
+class ProjectQuota(NamedTuple):
     """What a project of a file system has in bytes and inodes, and may have at most; 0 for any."""
 
     size: int

@@ -22,12 +22,12 @@ from engine.running.frames import (
 )
 from engine.running.polling import Polling
 
-__all__ = ["Client", "Clients"]
+__all__ = ["Connection", "Clients"]
 
 _BACKLOG = 128
 
 
-class Client:
+class Connection:
     """One connection."""
 
     def __init__(self, connection: socket.socket, *, attached: bool) -> None:
@@ -58,7 +58,7 @@ class Clients:
         self._has_told_end = False
         self.any_saw_end = False
         """Whether a client that is sent the output took all of it, and how the container ended."""
-        self._all: set[Client] = set()
+        self._all: set[Connection] = set()
         self._listening: socket.socket | None = None
 
     def listen(self) -> None:
@@ -80,10 +80,10 @@ class Clients:
             return
         self.add(connection, attached=False)
 
-    def add(self, connection: socket.socket, *, attached: bool) -> Client:
+    def add(self, connection: socket.socket, *, attached: bool) -> Connection:
         """Take a connection that was made otherwise."""
         connection.setblocking(False)
-        client = Client(connection, attached=attached)
+        client = Connection(connection, attached=attached)
         client.receive = lambda: self._receive(client)
         client.send_on = lambda: self._send_on(client)
         self._all.add(client)
@@ -124,12 +124,12 @@ class Clients:
             client.is_paused = False
             self._heed(client)
 
-    def send(self, client: Client, data: bytes) -> None:
+    def send(self, client: Connection, data: bytes) -> None:
         """Send a frame, at once or when the client takes it."""
         client.to_send += data
         self._send_on(client)
 
-    def _send_on(self, client: Client) -> None:
+    def _send_on(self, client: Connection) -> None:
         try:
             sent = client.connection.send(client.to_send)
         except BlockingIOError:
@@ -142,14 +142,14 @@ class Clients:
             self.any_saw_end = True
         self._wait_for(client)
 
-    def _wait_for(self, client: Client) -> None:
+    def _wait_for(self, client: Connection) -> None:
         self._polling.on(
             client.connection.fileno(),
             read=None if client.is_paused else client.receive,
             write=client.send_on if client.to_send else None,
         )
 
-    def _receive(self, client: Client) -> None:
+    def _receive(self, client: Connection) -> None:
         try:
             data = client.connection.recv(LARGEST)
         except BlockingIOError:
@@ -162,7 +162,7 @@ class Clients:
         client.came += data
         self._heed(client)
 
-    def _heed(self, client: Client) -> None:
+    def _heed(self, client: Connection) -> None:
         """Do what a client has asked for."""
         try:
             while not client.is_paused and (taken := take(client.came)):
@@ -183,12 +183,12 @@ class Clients:
         if client in self._all:
             self._wait_for(client)
 
-    def _attach(self, client: Client) -> None:
+    def _attach(self, client: Connection) -> None:
         if sum(one.attached for one in self._all) >= CLIENTS:
             raise FrameError("there are too many clients")
         client.attached = True
 
-    def drop(self, client: Client) -> None:
+    def drop(self, client: Connection) -> None:
         """Let go of a client; the container goes on."""
         if client in self._all:
             self._all.remove(client)

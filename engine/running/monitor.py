@@ -15,8 +15,8 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,9 +65,9 @@ def watch(launch: Launch, channel: socket.socket) -> None:
         return
     try:
         _attend(launch, channel, *pid)
-    except BaseException:
-        os.write(claim, traceback.format_exc().encode())
-        raise
+    except Exception:  # noqa: BLE001  there is nobody to raise it to
+        os.dup2(claim, 2)
+        sys.excepthook(*sys.exc_info())
 
 
 def _told(error: BaseException) -> bytes:

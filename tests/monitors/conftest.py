@@ -1,18 +1,16 @@
 """Bundles that real runtimes run, and the check that nothing of a container is left."""
 
-import json
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from engine.running import cgroups
 from engine.running.runc import Runtime, find_runtime
 from tests.conftest import peer
 from tests.monitors.monitored import Bundle, bundle_in
+
+COMMANDS = "sh true false cat echo sleep stty tty head dd id kill yes seq setsid"
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +20,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("bin", "etc", "proc", "sys", "dev", "tmp"):
         (folder / name).mkdir()
     shutil.copy(peer("busybox"), folder / "bin" / "busybox")
-    for name in "sh true false cat echo sleep stty tty head dd id kill yes seq setsid".split():
+    for name in COMMANDS.split():
         (folder / "bin" / name).symlink_to("busybox")
     (folder / "bin" / "text").write_text("no program\n")
     return folder

@@ -80,7 +80,7 @@ class Bundle:
         return left and f"{self.id}: {left}"
 
 
-def bundle_in(  # noqa: PLR0917
+def bundle_in(
     parent: Path,
     rootfs: Path,
     runtime: Runtime,
@@ -104,7 +104,7 @@ def bundle_in(  # noqa: PLR0917
         "args": args,
         "env": ["PATH=/bin", "HERE=yes"],
         "cwd": cwd,
-        "capabilities": {kind: CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         "noNewPrivileges": True,
     }
     if size:
