@@ -115,6 +115,7 @@ ASYNC = {
     "engine.running.attaching",
     "engine.running.containerizer",
     "engine.running.executing",
+    "engine.running.log_following",
     "engine.running.monitors",
     "engine.cli.running",
     "engine.cli.demo",
