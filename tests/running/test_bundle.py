@@ -156,6 +156,10 @@ def test_the_command_is_dockers(
         (RunOptions(entrypoint=[]), "the image names no command"),
         (RunOptions(args=[""]), "the name of the command is empty"),
         (RunOptions(args=["a\0"]), "has a NUL"),
+        (RunOptions(args=["a", "b\udcff"]), "in a command is not UTF-8"),
+        (shell("", env=["A=\udcff"]), "in the environment is not UTF-8"),
+        (shell("", user="\udcff"), "is not a user"),
+        (shell("", binds=[Bind(source="/\udcff", target="/x")]), "is not UTF-8"),
         (shell("", env=["A"]), "'A' is not KEY=VALUE"),
         (shell("", cwd="srv"), "'srv' is not an absolute path"),
         (shell("", hostname="-a"), "is not a host name"),
@@ -349,6 +353,7 @@ def test_what_is_mounted_below_is_read_only_too(bench: Bench, tmp_path: Path) ->
         (Bind(source="/etc", target="/dev"), Refused, "at or below /dev"),
         (Bind(source="/etc", target="/dev/fd/1"), Refused, "at or below /dev"),
         (Bind(source="/etc", target="/out/x"), Refused, "at or below /proc"),
+        (Bind(source="/etc", target="/\udcff"), Refused, "is not UTF-8"),
         (Bind(source="/etc", target="/top"), Refused, "is the root folder in the image"),
     ],
     ids=lambda value: value.target if isinstance(value, Bind) else "",
@@ -515,9 +520,13 @@ def test_what_takes_root(reachable: Path) -> None:
 # -- nested ---------------------------------------------------------------------------------------
 
 
-def test_a_nested_container_shares_what_its_parent_has(tmp_path: Path) -> None:
-    outer, inner = Bench(tmp_path / "outer"), Bench(tmp_path / "inner")
-    running = outer.started(shell(f"{SHOWN}; sleep 60"))
+@pytest.mark.parametrize("maps", [(), MAPS])
+def test_a_nested_container_shares_what_its_parent_has(reachable: Path, maps: tuple[IDMap, ...]) -> None:
+    outer, inner = Bench(reachable / "outer"), Bench(reachable / "inner")
+    if maps:
+        outer.give(100_000)
+        inner.give(100_000)
+    running = outer.started(shell(f"{SHOWN}; sleep 60", id_maps=maps))
     try:
         pid = 0
 
@@ -531,7 +540,7 @@ def test_a_nested_container_shares_what_its_parent_has(tmp_path: Path) -> None:
         until(is_up)
         theirs = namespaces(str(pid))
         script = f"{SHOWN}; busybox hostname; ps | wc -l"
-        found = inner.lines(shell(script), parent=pid)
+        found = inner.lines(shell(script, id_maps=maps), parent=pid)
         mine = dict(zip(theirs, found, strict=False))
         assert {name for name in theirs if theirs[name] == mine[name]} == {"ipc", "net", "uts"}
         assert found[6:] == [outer.unique[:12], "4"]
