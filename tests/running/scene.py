@@ -154,8 +154,7 @@ def working_for(root: Path) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
             files = [os.readlink(file) for file in (entry / "fd").iterdir()]
-            if int(entry.name) != os.getpid() and any(
-                f.startswith(f"{root.absolute()}/") for f in files
-            ):
+            is_other = int(entry.name) != os.getpid()
+            if is_other and any(file.startswith(f"{root.absolute()}/") for file in files):
                 found.append(f"{entry.name}: {(entry / 'cmdline').read_bytes()!r}")
     return found
