@@ -11,6 +11,8 @@ from pathlib import Path
 
 __all__ = [
     "BENEATH",
+    "IN_ROOT",
+    "LINK_FREE",
     "NO_SYMLINKS",
     "ioctl_ficlone",
     "open_beneath",
@@ -30,8 +32,11 @@ _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
+_RESOLVE_IN_ROOT = 0x10
 BENEATH = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
 NO_SYMLINKS = BENEATH | _RESOLVE_NO_SYMLINKS
+LINK_FREE = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS
+IN_ROOT = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
 
 _PATH_LIMIT = 4000  # PATH_MAX is 4096 with its NUL
 _TRIES = 100
@@ -57,7 +62,9 @@ def syscall(number: int, *args: object) -> int:
 def open_beneath(folder: int, path: bytes, flags: int, resolve: int = NO_SYMLINKS) -> int:
     """Open `path` below the descriptor `folder`: through no symlink and across no mount.
 
-    With `resolve` BENEATH through symlinks that stay below the folder. A path of any length will do.
+    With `resolve` BENEATH through symlinks that stay below the folder; with IN_ROOT through any: the
+    folder is their `/`; with LINK_FREE through none, but across mounts. A path of any length will do,
+    but with IN_ROOT.
     Raises OSError: ELOOP for a symlink on the way, EXDEV for a mount or a way out.
     """
     opened = -1
