@@ -28,7 +28,7 @@ from engine.provision.provisioner import Provisioner
 from engine.running.launching import Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import Resources, RunOptions
-from engine.running.settling import RunOrder, Settling, told
+from engine.running.settling import Settling, told
 from engine.running.statuses import ContainerStatus, Ended, Failure, Launched, RecoveredContainers
 
 if TYPE_CHECKING:  # which loads httpcore
@@ -51,7 +51,7 @@ class Containerizer:
     def __init__(self, engine: Engine, monitors: Monitors) -> None:
         self.stores = engine.stores
         self._engine = engine
-        self._settling = Settling(engine.stores.root, engine.stores.namespace)
+        self._settling = Settling(engine.stores)
         self._ending = Ending(self._settling, monitors)
         self._launching = Launching(engine.stores, self._settling, monitors)
         self._monitors = monitors
@@ -98,7 +98,7 @@ class Containerizer:
             platform=platform,
             quota=quota,
             labels=options.labels,
-            order=msgspec.json.encode(RunOrder(options=options)),
+            order=msgspec.json.encode(options),
             client=client,
             report=report,
         )

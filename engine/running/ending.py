@@ -40,20 +40,24 @@ class Ending:
         self._runtime = runtime
         self._vigils: dict[str, list[_Vigil]] = {}
 
+    # -- by itself, or by a signal ------------------------------------------------------------
+
     async def wait(self, record: Container) -> Ended:
         """Wait until the process of a container has ended."""
         with self._vigil(record.unique) as vigil:
             while vigil.ended is None and record.state != ContainerState.STOPPED:
                 await self._something_happens(record)
-                try:
-                    found = await trio.to_thread.run_sync(self._settling.get, record.id)
-                except NotFound:
-                    found = None
-                if found is None or found.unique != record.unique:
-                    # Removed by another process, and what it left with it.
+                found = await trio.to_thread.run_sync(self._found, record)
+                if found is None:  # removed, perhaps by another process, and what it left with it
                     return vigil.ended or Ended(None, now())
                 record = found
         return vigil.ended or Ended(record.exit_code, record.ended)
+
+    def _found(self, record: Container) -> Container | None:
+        with suppress(NotFound):
+            found = self._settling.get(record.id)
+            return found if found.unique == record.unique else None
+        return None
 
     @contextmanager
     def _vigil(self, unique: str) -> Iterator[_Vigil]:
@@ -66,6 +70,49 @@ class Ending:
             vigils.remove(mine)
             if not vigils:
                 self._vigils.pop(unique, None)
+
+    async def _something_happens(self, record: Container) -> None:
+        """Wait until the monitor of a container ends, or a moment if it has none."""
+        watched = None
+        if record.state in {ContainerState.RUNNING, ContainerState.DESTROYING}:
+            watched = await trio.to_thread.run_sync(outcome.watch, self._settling.folder(record))
+        if watched is None:
+            await trio.sleep(limits.CONTAINER_LOOK_S)
+            return
+        try:
+            await trio.lowlevel.wait_readable(watched)
+        finally:
+            os.close(watched)
+
+    async def signal(self, record: Container, number: int) -> None:
+        """Send a signal to the first process of a container."""
+        await trio.to_thread.run_sync(self._runtime.kill, record.unique, number)
+
+    async def stop(self, record: Container, number: int, grace_s: float) -> Ended:
+        """Ask a container to end, and kill it if it has not after some time."""
+        with suppress(FailedPrecondition):  # it ended just now
+            await self.signal(record, number)
+        with trio.move_on_after(grace_s):
+            return await self.wait(record)
+        with suppress(FailedPrecondition):
+            await self.signal(record, signal.SIGKILL)
+        return await self.wait(record)
+
+    # -- for it to be removed -----------------------------------------------------------------
+
+    async def end(self, record: Container) -> None:
+        """See to it that nothing runs in a container, and that nothing of its runtime is left.
+
+        Each step after the one before, and each bounded in time. Unavailable for what does not end.
+        """
+        await trio.to_thread.run_sync(self._runtime.kill_all, record.unique)
+        hit("destroy.killed")
+        await self._quiet(record)
+        await trio.to_thread.run_sync(self._runtime.delete, record.unique)
+        hit("destroy.deleted")
+        await trio.to_thread.run_sync(self._tell, record)
+        await trio.to_thread.run_sync(cgroups.remove, record.unique)
+        hit("destroy.stopped")
 
     def _tell(self, record: Container) -> None:
         """Tell those who wait here how it ended, before that is removed."""

@@ -17,7 +17,7 @@ from engine.provision.provisioned import Provisioned
 from engine.running.bundle import Setting, make_spec, stop_signal, write_bundle
 from engine.running.monitors import Monitors
 from engine.running.options import Bind, RunOptions
-from engine.running.settling import RunOrder, Settling
+from engine.running.settling import Settling
 from engine.stores import Stores, host_platform
 from engine.unpack.lease import begun_lease
 
@@ -32,35 +32,35 @@ class Launching:
         self._settling = settling
         self._monitors = monitors
 
-    async def start(self, provisioned: Provisioned, options: RunOptions, parent: str) -> Container:
+    async def start(self, provisioned: Provisioned, options: RunOptions, parent: str) -> Container | None:
         """Run what is wanted in a container that is provisioned; return its record.
 
-        FailedPrecondition if it was removed meanwhile, or its parent does not run.
+        None if somebody else has launched or removed it. FailedPrecondition if it is removed meanwhile,
+        or its parent does not run.
         """
         stores, record = self._stores, provisioned.container
         async with begun_lease(stores.root.meta, stores.namespace) as lease:
-            order = RunOrder(options=options)
-            record = await self._move(record, ContainerState.PREPARING, order, lease=lease.id)
+            try:
+                record = await self._move(record, ContainerState.PREPARING, lease=lease.id)
+            except FailedPrecondition:
+                return None
             hit("launch.preparing")
-            order = await trio.to_thread.run_sync(self._prepare, provisioned, options, parent)
+            about = await trio.to_thread.run_sync(self._prepare, provisioned, options, parent)
             hit("launch.prepared")
-            record = await self._move(record, ContainerState.STARTING, order)
+            record = await self._move(record, ContainerState.STARTING, **about)
             hit("launch.starting")
-            # Neither is it cut off half way: whoever clears up afterwards has to know what there is.
+            # It is not cut off half way: who clears up afterwards has to know what there is.
             with trio.CancelScope(shield=True):
                 pid = await self._monitors.start(provisioned.folder, record.unique, options)
             hit("launch.started")
-            return await self._move(record, ContainerState.RUNNING, order, pid=pid, lease="")
+            return await self._move(record, ContainerState.RUNNING, pid=pid, lease="")
 
-    async def _move(
-        self, record: Container, state: ContainerState, order: RunOrder, **changes: object
-    ) -> Container:
-        text = msgspec.json.encode(order)
-        move = partial(self._settling.records.move, record, state, order=text, **changes)
+    async def _move(self, record: Container, state: ContainerState, **changes: object) -> Container:
+        move = partial(self._settling.records.move, record, state, **changes)
         return await trio.to_thread.run_sync(move)
 
-    def _prepare(self, provisioned: Provisioned, options: RunOptions, parent: str) -> RunOrder:
-        """Write the bundle; return what it has been told to run."""
+    def _prepare(self, provisioned: Provisioned, options: RunOptions, parent: str) -> dict[str, object]:
+        """Write the bundle; return what its record says of it."""
         execution = parse_execution(provisioned.config)
         images = [
             Bind(source=str(folder), target=target, readonly=True)
@@ -75,14 +75,11 @@ class Launching:
         wanted = msgspec.structs.replace(options, binds=[*images, *options.binds])
         spec = make_spec(execution, wanted, setting)
         write_bundle(provisioned.folder, spec)
-        return RunOrder(
-            options=options, args=spec.process.args, stop_signal=stop_signal(execution, options)
-        )
+        signal = stop_signal(execution, options)
+        return {"command": list(spec.process.args), "stop_signal": signal}
 
     def _process_of(self, parent: str) -> int:
         found = self._settling.get(parent)
         if found.state != ContainerState.RUNNING:
-            raise FailedPrecondition(
-                f"parent {parent} is {found.state}; a container joins one that runs"
-            )
+            raise FailedPrecondition(f"parent {parent} is {found.state}; a container joins one that runs")
         return found.pid

@@ -9,42 +9,30 @@ writes none, and nobody may be there at that moment: whoever asks for a containe
                 else it stays, half made, for `recover` or a `launch` of the same ID to clear
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.errors import FailedPrecondition
 from engine.kv.schema import now
-from engine.metadata.containers import Container, ContainerState, ContainerStore
-from engine.root import Root
+from engine.metadata.containers import Container, ContainerState
+from engine.provision.places import folder_of
 from engine.running import cgroups, outcome
-from engine.running.options import RunOptions
 from engine.running.statuses import ContainerStatus
+from engine.stores import Stores
 
-__all__ = ["RunOrder", "Settling", "told"]
-
-
-class RunOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a container runs, as its record has it."""
-
-    options: RunOptions
-    args: Sequence[str] = ()
-    """The whole command, as it was settled from image and options; empty before that."""
-    stop_signal: int = 0
+__all__ = ["Settling", "told"]
 
 
 class Settling:
     """The containers of one namespace, each as it is now."""
 
-    def __init__(self, root: Root, namespace: str) -> None:
-        self._root = root
-        self.records = ContainerStore(root.meta, namespace)
+    def __init__(self, stores: Stores) -> None:
+        self._root = stores.root
+        self.records = stores.containers
 
     def folder(self, container: Container) -> Path:
         """Return where all that there is of a container is."""
-        return self._root.containers / container.unique
+        return folder_of(self._root.path, container.unique)
 
     def get(self, container: str) -> Container:
         """Return the record of a container by its ID, settled. NotFound."""
@@ -93,7 +81,6 @@ class Settling:
 
 def told(record: Container) -> ContainerStatus:
     """Return what is told of a container."""
-    order = msgspec.json.decode(record.order, type=RunOrder) if record.order else None
     return ContainerStatus(
         id=record.id,
         unique=record.unique,
@@ -103,7 +90,7 @@ def told(record: Container) -> ContainerStatus:
         image=record.image,
         target=record.target,
         backend=record.backend,
-        args=order.args or order.options.args if order else (),
+        command=record.command,
         parent=record.parent,
         labels=record.labels,
         pid=record.pid,

@@ -27,8 +27,8 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     """What that meant then, by digest."""
     backend: str
-    args: Sequence[str] = ()
-    """What it runs, as far as that was said; else what its image says."""
+    command: Sequence[str] = ()
+    """What it runs in the end, of its image and its options; empty before it is prepared."""
     parent: str = ""
     labels: Mapping[str, str] = {}
     pid: int = 0
