@@ -2,8 +2,8 @@
 
 Sync; safe from any thread and process. The record of a container is a claim: it comes before everything
 that is made for it (references to images, mounts, folders, processes), all of which is found by its ID,
-and goes last. Whoever works on it holds it by a lease; one whose lease is dead is what a crash left. Every
-change is made only to the record that was read.
+and goes last. Whoever works on it holds it by a lease; one whose lease is dead is what a crash left.
+Every change is made only to the record that was read.
 
     provisioning   its root file systems are being made, while `lease` lives
     provisioned    they are there; nothing runs in them
