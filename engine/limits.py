@@ -58,6 +58,18 @@ XATTR_BYTES = 64 * 1024  # names and values of one file together
 ZSTD_WINDOW = 128 * MIB
 XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 
+# What an image wants to be run with.
+RUN_WORDS = 10_000  # its environment and command
+RUN_BYTES = 1 * MIB  # of these
+RUN_VOLUMES = 1000
+RUN_PORTS = 3 << 16  # exposed
+RUN_LABELS = 10_000
+RUN_LABEL_BYTES = 4 * MIB
+ACCOUNTS = 10 * MIB  # `/etc/passwd` or `/etc/group` of a root file system, as in containerd
+ACCOUNT_GROUPS = 1 << 16  # of one user
+INSIDE_PATH = 4000  # bytes of a path within a root file system
+INSIDE_STEPS = 4096  # names looked up for one such path, those that links add among them
+
 COLLECT_WAIT_S = 30  # for another collection of the same namespace that does not get on
 FLUSH_EVERY_S = 0.5  # while layers are written; between two flushes, however long one takes
 FLUSH_AFTER_S = 60.0  # what was not flushed; the kernel has written it by then (30 s by default)
