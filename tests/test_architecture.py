@@ -114,6 +114,7 @@ ASYNC = {
     "engine.running.attaching",
     "engine.running.containerizer",
     "engine.running.monitors",
+    "engine.cli.attending",
     "engine.cli.running",
     "engine.cli.demo",
 }
