@@ -46,7 +46,10 @@ class Attended(Protocol):
     """A connection to a process in a container."""
 
     async def receive(self) -> tuple[int, bytes] | None:
-        """Return what comes next, 1 before it for standard output, 2 for standard error; None at last."""
+        """Return what comes next, with 1 for standard output and 2 for standard error.
+
+        None at the end.
+        """
 
     async def send(self, data: bytes) -> None:
         """Have the process read something; nothing happens if it reads no more."""
