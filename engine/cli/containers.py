@@ -72,7 +72,7 @@ def _number(_context: click.Context, _parameter: click.Parameter, text: str) -> 
 @action
 @click.pass_obj
 def stop(context: Context, names: tuple[str, ...], seconds: float, name: str, view: View) -> None:
-    """End what runs in containers: by their stop signal, and later by SIGKILL.
+    """End containers: by their stop signal, and later by SIGKILL.
 
     What they wrote stays until `lamina rm`.
     """
@@ -103,7 +103,9 @@ def stop(context: Context, names: tuple[str, ...], seconds: float, name: str, vi
 @action
 @click.pass_obj
 def kill(context: Context, names: tuple[str, ...], number: int, view: View) -> None:
-    """Send a signal to the first process of containers, SIGKILL if nothing else is said."""
+    """Send a signal to the first process of containers.
+
+    SIGKILL if nothing else is said, as 9, KILL or SIGKILL."""
 
     async def act(containers: Containerizer, one: str) -> object:
         await containers.kill(one, number)
@@ -120,7 +122,9 @@ def kill(context: Context, names: tuple[str, ...], number: int, view: View) -> N
 @action
 @click.pass_obj
 def remove(context: Context, names: tuple[str, ...], force: bool, view: View) -> None:
-    """Remove containers, and what they wrote; with --force also those that run."""
+    """Remove containers, and what they wrote.
+
+    One that runs is not removed without --force."""
 
     async def act(containers: Containerizer, one: str) -> object:
         status = await containers.status(one)
