@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.observing.metering import Statistics
     from engine.observing.metrics import exposition
     from engine.observing.watching import Watch
+    from engine.provision.provisioner import Provisioner
 
 __all__ = [
     "Coordinator",
@@ -29,6 +30,7 @@ __all__ = [
     "Missed",
     "Mount",
     "Policy",
+    "Provisioner",
     "Schedule",
     "Statistics",
     "Topic",
@@ -47,6 +49,7 @@ _HOMES = {
     "ImageService": "images.service",
     "Missed": "observing.listening",
     "Policy": "gc.policy",
+    "Provisioner": "provision.provisioner",
     "Schedule": "gc.scheduler",
     "Statistics": "observing.metering",
     "Topic": "metadata.events",

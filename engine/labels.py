@@ -14,6 +14,7 @@ from engine.errors import InvalidArgument, printable
 __all__ = [
     "DIFF_ID",
     "DISTRIBUTION_SOURCE",
+    "EPHEMERAL",
     "GC",
     "GC_BREF",
     "GC_BREF_TARGET",
@@ -94,6 +95,9 @@ HELD_IMAGE = "lamina.held/image"
 
 HELD_NAME = "lamina.held/name"
 """On such a lease: the name that it was asked for by, if by one."""
+
+EPHEMERAL = "lamina.container/ephemeral"
+"""On a container, any value: who recovers after a restart removes it, whatever else he knows of."""
 
 SHAREABLE = "containerd.io/namespace.shareable"
 """On a namespace, `true`: others may use its blobs, isolated though it or they are."""

@@ -32,6 +32,7 @@ __all__ = [
     "activate",
     "deactivate",
     "deactivate_below",
+    "grows_with",
     "mounted",
     "with_options",
     "writes_to",
@@ -258,14 +259,20 @@ def with_options(mounts: Sequence[Mount], options: Sequence[str]) -> list[Mount]
 
 def writes_to(mounts: Sequence[Mount]) -> Path | None:
     """Return the folder that takes what is written through mounts; None where nothing can be."""
+    return next(grows_with(mounts), None)
+
+
+def grows_with(mounts: Sequence[Mount]) -> Iterator[Path]:
+    """Yield the folders that grow with what is written through mounts, the one that has it first."""
     for mount in mounts:
         if "ro" in mount.options:
             continue
         if mount.type == "bind":
-            return Path(mount.source)
+            yield Path(mount.source)
         for option in mount.options:
             if option.startswith("upperdir="):
-                return Path(option.removeprefix("upperdir="))
-            if option.startswith("br:"):
-                return Path(option[3:].partition("=")[0])
-    return None
+                yield Path(option.removeprefix("upperdir="))
+            elif option.startswith("workdir="):
+                yield Path(option.removeprefix("workdir="))
+            elif option.startswith("br:"):
+                yield Path(option[3:].partition("=")[0])

@@ -33,11 +33,13 @@ from engine.gc.survey import Places
 from engine.identifiers import check_identifier
 from engine.kv.schema import Image, MountRecord
 from engine.kv.space import give_back
+from engine.metadata.containers import ContainerStore
 from engine.metadata.images import ImageStore
 from engine.metadata.leases import LeaseStore
 from engine.metadata.lineage import full_key
 from engine.metadata.namespaces import NamespaceStore
 from engine.metadata.nodes import snapshot_node
+from engine.metadata.provisions import ProvisionStore
 from engine.metadata.pulls import PullStore
 from engine.metadata.references import ReferenceStore
 from engine.mounts.mounting import Mounting
@@ -89,6 +91,8 @@ class Stores:
         self.leases = LeaseStore(root.meta, namespace)
         self.pulls = PullStore(root.meta, namespace, self.images)
         self.references = ReferenceStore(root.meta, namespace)
+        self.containers = ContainerStore(root.meta, namespace)
+        self.provisions = ProvisionStore(root.meta, namespace, self.containers, self.references)
         self.namespaces = NamespaceStore(root.meta)
         self.mounting = Mounting(root, namespace, self.snapshotter)
         self._snapshotters: dict[str, Snapshotter] = {}
@@ -232,6 +236,7 @@ class Stores:
         backend, _ = _only([(place, key) for place in places if self._has(place, key)], key)
         if backend.stat(key).kind is Kind.COMMITTED:
             raise FailedPrecondition(f"snapshot {key} is a layer; `lamina snapshots rm` removes those")
+        self.mounting.check_removable(key)
         table = MountTable.read()
         number = backend.remove(key, table=table)
         _tell(backend.cleanup(only={number}, table=table))

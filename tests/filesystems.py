@@ -5,7 +5,7 @@ Sync.
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,9 +38,11 @@ def in_memory(folder: Path, mebibytes: int = 512) -> Iterator[Path]:
 
 
 @contextmanager
-def formatted(kind: str, image: Path, target: Path, *options: str) -> Iterator[Path]:
-    """Mount a new file system at a folder."""
-    program, *words = _MAKE[kind]
+def formatted(
+    kind: str, image: Path, target: Path, *options: str, make: Sequence[str] = ()
+) -> Iterator[Path]:
+    """Mount a new file system at a folder; `make` is more for what makes it."""
+    program, *words = [*_MAKE[kind], *make]
     with image.open("wb") as file:
         file.truncate(_BYTES[kind])
     subprocess.run([peer(program), *words, image], check=True, capture_output=True)

@@ -110,6 +110,7 @@ ASYNC = {
     "engine.observing.watching",
     "engine.pushing",
     "engine.copying",
+    "engine.provision.destroying",
     "engine.provision.provisioner",
     "engine.running.attaching",
     "engine.running.containerizer",

@@ -4,8 +4,7 @@ Sync. Its config is the image's own text: nothing in it is taken for granted, al
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import click
 import msgspec
@@ -18,11 +17,12 @@ from engine.cli.ending import Incomplete
 from engine.cli.output import View, document, human_bytes, write
 from engine.cli.table import Column
 from engine.content.image import ResolvedImage
-from engine.errors import DataLoss, NotFound, printable
+from engine.errors import DataLoss, NotFound, Refused, printable
 from engine.images.states import parts_of
 from engine.kv.schema import Image
 from engine.oci.digest import Digest
 from engine.oci.documents import decode_json
+from engine.oci.execution import read_execution
 from engine.oci.platform import Platform
 from engine.oci.reference import familiar
 from engine.stores import Stores
@@ -31,10 +31,6 @@ __all__ = ["inspect"]
 
 _MOST = 100  # values of one kind that are shown to people
 _LONGEST = 2000
-_TEXTS = (("USER", "User"), ("WORKDIR", "WorkingDir"), ("STOP SIGNAL", "StopSignal"))
-_WORDS = (("ENTRYPOINT", "Entrypoint"), ("COMMAND", "Cmd"))
-_SETS = (("PORTS", "ExposedPorts"), ("VOLUMES", "Volumes"))
-
 Facts = Iterator[tuple[str, Sequence[str]]]
 
 
@@ -60,10 +56,9 @@ def inspect(context: Context, name: str, platform: Platform | None, view: View) 
     elif view.quiet:
         write([image.target.digest])
     elif not view.json:
-        values = _mapping(config)
-        _print_facts([*_facts(about, resolved), *_run_facts(_mapping(values.get("config")))])
+        _print_facts([*_facts(about, resolved), *_run_facts(config)])
         _print_layers(view, resolved)
-        _print_history(view, resolved, values.get("history"))
+        _print_history(view, resolved, config.get("history") if isinstance(config, dict) else None)
     if about.error:
         error = DataLoss(f"image {familiar(image.name)}: {about.error}")
         raise Incomplete(error, msgspec.to_builtins(shown))
@@ -96,26 +91,27 @@ def _facts(about: shapes.ShownImage, resolved: ResolvedImage) -> Facts:
     yield "GOOD FOR", [", ".join(about.uses or ()) or "-"]
 
 
-def _run_facts(config: Mapping[str, Any]) -> Facts:
-    """Yield what a config says of running the image, where it does."""
-    for title, key in _WORDS:
-        if isinstance(config.get(key), list) and config[key]:
-            yield title, [json.dumps(config[key], ensure_ascii=False)]
-    for title, key in _TEXTS:
-        if isinstance(config.get(key), str) and config[key]:
-            yield title, [config[key]]
-    for title, key in _SETS:
-        if _mapping(config.get(key)):
-            yield title, [", ".join(config[key])]
-    if isinstance(config.get("Env"), list) and config["Env"]:
-        yield "ENVIRONMENT", [str(line) for line in config["Env"]]
-    labels = _mapping(config.get("Labels"))
-    if labels:
-        yield "LABELS", [f"{key}={value}" for key, value in labels.items()]
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _run_facts(config: object) -> Facts:
+    """Yield what a config says of running the image, or why it cannot be run."""
+    try:
+        run = read_execution(config)
+    except Refused as error:
+        yield "NO RUN", [str(error)]
+        return
+    for title, words in (("ENTRYPOINT", run.entrypoint), ("COMMAND", run.cmd)):
+        if words:
+            yield title, [json.dumps(words, ensure_ascii=False)]
+    texts = (("USER", run.user), ("WORKDIR", run.working_dir), ("STOP SIGNAL", run.stop_signal))
+    for title, text in texts:
+        if text:
+            yield title, [text]
+    for title, several in (("PORTS", run.exposed_ports), ("VOLUMES", run.volumes)):
+        if several:
+            yield title, [", ".join(several)]
+    if run.env:
+        yield "ENVIRONMENT", run.env
+    if run.labels:
+        yield "LABELS", [f"{key}={value}" for key, value in run.labels.items()]
 
 
 def _print_facts(facts: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -7,14 +7,24 @@ Linux gained since 2011; x86-64 shares them from 424 up.
 import ctypes
 import errno
 import os
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
     "BENEATH",
+    "IN_ROOT",
+    "LINK_FREE",
     "NO_SYMLINKS",
+    "ProjectQuota",
+    "enforces_project_quotas",
     "ioctl_ficlone",
+    "limit_project",
     "open_beneath",
+    "project_of",
+    "project_quota",
     "punch_hole",
+    "put_in_project",
     "release_mapped",
     "syncfs",
     "syscall",
@@ -25,13 +35,24 @@ _OPENAT2 = 437
 _FICLONE = 0x40049409
 _MADV_DONTNEED = 4
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
+_QUOTACTL_FD = 443
+_FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
+_FS_XFLAG_PROJINHERIT = 0x200
+_PRJQUOTA = 2
+_Q_GETQUOTA, _Q_SETQUOTA, _Q_XGETQSTAT = 0x800007, 0x800008, 0x5805
+_QIF_BLIMITS, _QIF_ILIMITS = 0x1, 0x4
+_QUOTA_BLOCK = 1024  # the unit of limits, whatever the file system (quotactl(2))
+_FS_QUOTA_PDQ_ENFD = 1 << 5
 
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
+_RESOLVE_IN_ROOT = 0x10
 BENEATH = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
 NO_SYMLINKS = BENEATH | _RESOLVE_NO_SYMLINKS
+LINK_FREE = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS
+IN_ROOT = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
 
 _PATH_LIMIT = 4000  # PATH_MAX is 4096 with its NUL
 _TRIES = 100
@@ -43,6 +64,37 @@ class _OpenHow(ctypes.Structure):
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
     ]
+
+
+class _FsXattr(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ("xflags", "extsize", "nextents", "projid", "cowextsize")),
+        ("pad", ctypes.c_char * 8),
+    ]
+
+
+class _DiskQuota(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("bhard", "bsoft", "space", "ihard", "isoft", "inodes", "btime", "itime")
+        ),
+        ("valid", ctypes.c_uint32),
+    ]
+
+
+class _QuotaState(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_int8), ("flags", ctypes.c_uint16), ("more", ctypes.c_char * 124)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectQuota:
+    """What a project of a file system has in bytes and inodes, and may have at most; 0 for any."""
+
+    size: int
+    inodes: int
+    most_size: int
+    most_inodes: int
 
 
 def syscall(number: int, *args: object) -> int:
@@ -57,7 +109,9 @@ def syscall(number: int, *args: object) -> int:
 def open_beneath(folder: int, path: bytes, flags: int, resolve: int = NO_SYMLINKS) -> int:
     """Open `path` below the descriptor `folder`: through no symlink and across no mount.
 
-    With `resolve` BENEATH through symlinks that stay below the folder. A path of any length will do.
+    With `resolve` BENEATH through symlinks that stay below the folder; with IN_ROOT through any: the
+    folder is their `/`; with LINK_FREE through none, but across mounts. A path of any length will do,
+    but with IN_ROOT.
     Raises OSError: ELOOP for a symlink on the way, EXDEV for a mount or a way out.
     """
     opened = -1
@@ -138,3 +192,77 @@ def ioctl_ficlone(target: int, source: int) -> None:
     if _libc.ioctl(ctypes.c_int(target), ctypes.c_ulong(_FICLONE), ctypes.c_int(source)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+# -- projects of a file system (ext4(5), xfs_quota(8)) ------------------------------------------
+
+
+def project_of(file: int) -> int:
+    """Return the project that an open file or folder counts for, 0 if none.
+
+    Raises OSError, ENOTTY or EOPNOTSUPP, where the file system has no projects.
+    """
+    return int(_attributes(file).projid)
+
+
+def put_in_project(file: int, project: int) -> None:
+    """Have an open file count for a project; a folder with all that is made in it from then on.
+
+    0 is none. Raises OSError.
+    """
+    found = _attributes(file)
+    found.projid = project
+    if stat.S_ISDIR(os.fstat(file).st_mode):
+        found.xflags = found.xflags & ~_FS_XFLAG_PROJINHERIT | bool(project) * _FS_XFLAG_PROJINHERIT
+    _ioctl(file, _FS_IOC_FSSETXATTR, found)
+
+
+def _attributes(file: int) -> _FsXattr:
+    found = _FsXattr()
+    _ioctl(file, _FS_IOC_FSGETXATTR, found)
+    return found
+
+
+def _ioctl(file: int, request: int, argument: ctypes.Structure) -> None:
+    if _libc.ioctl(ctypes.c_int(file), ctypes.c_ulong(request), ctypes.byref(argument)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def enforces_project_quotas(file: int) -> bool:
+    """Say whether the file system of an open file holds projects to their limits. Raises OSError."""
+    state = _QuotaState()
+    _quotactl(file, _Q_XGETQSTAT, 0, state)
+    return bool(state.flags & _FS_QUOTA_PDQ_ENFD)
+
+
+def project_quota(file: int, project: int) -> ProjectQuota:
+    """Return what a project has on the file system of an open file. Raises OSError."""
+    found = _DiskQuota()
+    try:
+        _quotactl(file, _Q_GETQUOTA, project, found)
+    except FileNotFoundError:
+        pass  # of a project that never had anything xfs knows nothing
+    return ProjectQuota(found.space, found.inodes, found.bhard * _QUOTA_BLOCK, found.ihard)
+
+
+def limit_project(file: int, project: int, size: int, inodes: int) -> None:
+    """Set how much a project may have on the file system of an open file. Raises OSError."""
+    wanted = _DiskQuota(bhard=-(-size // _QUOTA_BLOCK), ihard=inodes, valid=_QIF_BLIMITS | _QIF_ILIMITS)
+    _quotactl(file, _Q_SETQUOTA, project, wanted)
+
+
+def _quotactl(file: int, command: int, project: int, argument: ctypes.Structure) -> None:
+    whole = ctypes.c_uint(command << 8 | _PRJQUOTA)
+    number, place = ctypes.c_uint(project), ctypes.byref(argument)
+    try:
+        syscall(_QUOTACTL_FD, ctypes.c_int(file), whole, number, place)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        # Linux before 5.14; or a file system without quotas, which that says, too.
+        device = os.fstat(file).st_dev
+        block = f"/dev/block/{os.major(device)}:{os.minor(device)}".encode()
+        if _libc.quotactl(whole, block, number, place) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code)) from None

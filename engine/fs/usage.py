@@ -11,12 +11,14 @@ from engine.fs.kernel import open_beneath
 __all__ = ["BLOCK", "measure", "own", "taken"]
 
 BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 def measure(root: int) -> tuple[int, int]:
     """Return (bytes on disk, inodes) of all below the directory `root` is a descriptor of.
 
-    What someone mounted in it does not count: only the folder below that, as an inode.
+    What someone mounted in it does not count: only the folder below that, as an inode. Nor does what
+    goes meanwhile.
     """
     size, inodes = 0, 0
     seen: set[int] = set()
@@ -26,9 +28,10 @@ def measure(root: int) -> tuple[int, int]:
         try:
             folder = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            # A container may be at work there: a folder goes, or becomes something else.
+            if error.errno not in {errno.EXDEV, *_GONE} or not path:
                 raise
-            inodes += 1
+            inodes += error.errno == errno.EXDEV
             continue
         try:
             if path:
@@ -39,7 +42,10 @@ def measure(root: int) -> tuple[int, int]:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(os.path.join(path, os.fsencode(entry.name)))
                         continue
-                    info = entry.stat(follow_symlinks=False)
+                    try:
+                        info = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
                     if info.st_nlink > 1:
                         if info.st_ino in seen:
                             continue

@@ -17,8 +17,8 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     touched       NS token                   Touched      metadata.ledger, while a mark is under way
     marks         NS                         Mark         metadata.marks
     namespaces    NS                         Namespace    metadata.namespaces
-    mounts        NS key                     MountRecord  metadata.mounts
-    containers    NS id                      Container    metadata.containers
+    mounts        NS key                     MountRecord  metadata.mounts, .provisions
+    containers    NS id                      Container    metadata.containers, .provisions
     clocks        "last"                     Clock        gc.clock
     unflushed     backend id                 Unflushed    metadata.unflushed
     trash         kind backend number        Trash        whoever drops the record of bytes
@@ -265,8 +265,9 @@ class Namespace(Record, frozen=True):
 
 
 class MountRecord(Record, frozen=True):
-    """What a command mounted; the snapshot `key` of `backend` is its own.
+    """What was mounted; the snapshot `key` of `backend` is its own.
 
+    That of a `container` is its provisioner's to make, mount again and remove, else it is a command's.
     `space` and `processes` are the inodes of the mount and pid namespaces of whoever mounted it;
     `mount_id`, `unique_id` and `device` are what the kernel knows the mount by, in this `boot`.
     """
@@ -286,6 +287,7 @@ class MountRecord(Record, frozen=True):
     unique_id: int = 0
     device: str = ""
     lease: str = ""
+    container: str = ""
 
 
 class Container(Record, frozen=True):
@@ -307,7 +309,11 @@ class Container(Record, frozen=True):
     created: int
     boot: str
     parent: str = ""
+    config: str = ""
+    """The digest of the image's config, which is its ID."""
     top: str = ""
+    platform: str = ""
+    """What the image was asked for; "" is the host's."""
     readonly: bool = False
     volumes: dict[str, str] = msgspec.field(default_factory=dict)
     """Images that are mounted in it, by the path there."""

@@ -25,8 +25,9 @@ from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import CONTAINERS, LEASES, Container, now
 from engine.kv.table import Damaged
 from engine.metadata.leases import is_live
+from engine.processes import boot_id
 
-__all__ = ["TRANSITIONS", "Container", "ContainerState", "ContainerStore"]
+__all__ = ["TRANSITIONS", "Container", "ContainerState", "ContainerStore", "may_run"]
 
 
 class ContainerState(StrEnum):
@@ -55,6 +56,12 @@ TRANSITIONS: Mapping[ContainerState, frozenset[ContainerState]] = {
 """Which states follow which; from `destroying` the only other way is that the record goes."""
 
 
+def may_run(container: Container) -> bool:
+    """Say whether a process of this boot may run in a container, as far as its record tells."""
+    began = ContainerState.STARTING in container.since or ContainerState.RUNNING in container.since
+    return began and ContainerState.STOPPED not in container.since and container.boot == boot_id()
+
+
 class ContainerStore:
     """The containers of one namespace."""
 
@@ -68,12 +75,16 @@ class ContainerStore:
         FailedPrecondition for a parent that is on its way out.
         """
         with self._meta.write() as txn:
-            if CONTAINERS.get(txn, self._namespace, container.id) is not None:
-                raise AlreadyExists(f"container {container.id} exists; choose another name")
-            parent = self._get(txn, container.parent) if container.parent else None
-            if parent and parent.state == ContainerState.DESTROYING:
-                raise FailedPrecondition(f"container {parent.id} is being removed")
-            CONTAINERS.put(txn, container, self._namespace, container.id)
+            self.put_new(txn, container)
+
+    def put_new(self, txn: Transaction, container: Container) -> None:
+        """Do what `add` does, within a transaction."""
+        if CONTAINERS.any(txn, self._namespace, container.id):
+            raise AlreadyExists(f"container {container.id} exists; choose another name")
+        parent = self._get(txn, container.parent) if container.parent else None
+        if parent and parent.state == ContainerState.DESTROYING:
+            raise FailedPrecondition(f"container {parent.id} is being removed")
+        CONTAINERS.put(txn, container, self._namespace, container.id)
 
     def get(self, name: str) -> Container:
         """Return a container by its ID. Raises NotFound."""
@@ -100,8 +111,12 @@ class ContainerStore:
     def is_held(self, container: Container) -> bool:
         """Say whether somebody works on it now."""
         with self._meta.read() as txn:
-            lease = LEASES.get(txn, self._namespace, container.lease) if container.lease else None
-            return lease is not None and is_live(self._meta.owners, lease, now())
+            return self.is_held_in(txn, container)
+
+    def is_held_in(self, txn: Transaction, container: Container) -> bool:
+        """Do what `is_held` does, within a transaction."""
+        lease = LEASES.get(txn, self._namespace, container.lease) if container.lease else None
+        return lease is not None and is_live(self._meta.owners, lease, now())
 
     def move(self, old: Container, state: ContainerState, **changes: Any) -> Container:  # noqa: ANN401
         """Have a container enter a state, and change what else is said; return its record.
@@ -132,8 +147,20 @@ class ContainerStore:
         FailedPrecondition if it has children, or is not as it was read any more.
         """
         with self._meta.write() as txn:
-            if CONTAINERS.get(txn, self._namespace, old.id) != old:
-                raise FailedPrecondition(f"container {old.id} was changed meanwhile; try again")
-            if any(one.parent == old.id for one in CONTAINERS.survey(txn, self._namespace)[0]):
-                raise FailedPrecondition(f"container {old.id} has children; remove those first")
-            CONTAINERS.delete(txn, self._namespace, old.id)
+            self.drop_in(txn, old)
+
+    def drop_in(self, txn: Transaction, old: Container) -> None:
+        """Do what `drop` does, within a transaction."""
+        if CONTAINERS.get(txn, self._namespace, old.id) != old:
+            raise FailedPrecondition(f"container {old.id} was changed meanwhile; try again")
+        if self._children(txn, old.id):
+            raise FailedPrecondition(f"container {old.id} has children; remove those first")
+        CONTAINERS.delete(txn, self._namespace, old.id)
+
+    def children(self, name: str) -> list[str]:
+        """Return the IDs of the containers whose parent is `name`."""
+        with self._meta.read() as txn:
+            return self._children(txn, name)
+
+    def _children(self, txn: Transaction, name: str) -> list[str]:
+        return [one.id for one in CONTAINERS.survey(txn, self._namespace)[0] if one.parent == name]

@@ -1,8 +1,9 @@
-"""The mounts that commands made: what is mounted where, of which snapshot, and since which boot.
+"""The mounts of commands and containers: what is mounted where, of which snapshot, since which boot.
 
 Sync; safe from any thread and process. A record is a claim: it comes before the snapshot and the mount,
 and goes after them. Whoever changes one holds it by a lease of its own; a record whose lease is dead is
-what a crash left, for anyone to clear. Every change is made only to the record that was read.
+what a crash left, for anyone to clear. Every change is made only to the record that was read. Those of
+a container are its own: they are made, held and removed with its record (`metadata.provisions`).
 
     changing   someone is mounting, unmounting or clearing it, while `lease` lives
     mounted    it was mounted; the kernel's table says whether it still is
@@ -18,7 +19,7 @@ import msgspec
 
 from engine.errors import AlreadyExists, DataLoss, FailedPrecondition
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import LEASES, MOUNTS, SNAPSHOTS, MountRecord, now
+from engine.kv.schema import CONTAINERS, LEASES, MOUNTS, SNAPSHOTS, MountRecord, now
 from engine.kv.table import Damaged
 from engine.metadata.leases import is_live, leased
 
@@ -90,6 +91,11 @@ class MountStore:
             except DataLoss:
                 return True  # what it says is lost, its files are not
             return snapshot is not None and not snapshot.lease
+
+    def has_container(self, record: MountRecord) -> bool:
+        """Say whether it is that of a container which is there."""
+        with self._meta.read() as txn:
+            return bool(record.container) and CONTAINERS.any(txn, self._namespace, record.container)
 
     @contextmanager
     def claimed(

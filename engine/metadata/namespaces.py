@@ -15,6 +15,7 @@ from engine.identifiers import check_identifier
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
+    CONTAINERS,
     IMAGES,
     INGESTS,
     LEASES,
@@ -33,7 +34,7 @@ from engine.metadata.nodes import LEASE, Node
 __all__ = ["NamespaceStore"]
 
 _NO_LABELS: Labels = MappingProxyType({})
-_PLACES = (IMAGES, BLOBS, INGESTS, MOUNTS, LEASES)
+_PLACES = (CONTAINERS, IMAGES, BLOBS, INGESTS, MOUNTS, LEASES)
 
 
 class NamespaceStore:

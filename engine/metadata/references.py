@@ -27,7 +27,10 @@ from engine.metadata.leases import expiry
 from engine.metadata.nodes import CONTENT, LEASE, Node, blob_node
 from engine.oci.reference import familiar
 
-__all__ = ["HeldImage", "ReferenceStore", "check_owner"]
+__all__ = ["CONTAINER", "HeldImage", "ReferenceStore", "check_owner"]
+
+CONTAINER = "container/"
+"""The owner that a container is begins so: its references go with it, by nobody else's call."""
 
 _PREFIX = "held."
 _HASH = 16  # bytes of each of the two hashes in a reference's ID
@@ -72,16 +75,32 @@ class ReferenceStore:
         NotFound if it went meanwhile, InvalidArgument for what is no owner.
         """
         check_owner(owner)
+        with self._meta.write() as txn:
+            return self.put(txn, owner, image, target, name)
+
+    def is_here(self, txn: Transaction, target: str) -> bool:
+        """Say whether what a reference would hold is here, within a transaction."""
+        return BLOBS.any(txn, self._namespace, target)
+
+    def put(self, txn: Transaction, owner: str, image: str, target: str, name: str) -> HeldImage:
+        """Have an owner hold an image, within a transaction. Raises NotFound."""
         about = {labels.HELD_OWNER: owner, labels.HELD_IMAGE: image, labels.HELD_NAME: name}
         key = _of_owner(owner) + _hash(name, target)
-        with self._meta.write() as txn:
-            if BLOBS.get(txn, self._namespace, target) is None:
-                raise NotFound(f"image {familiar(name) if name else image} was removed meanwhile")
-            old = self._get(txn, key)
-            lease = Lease(id=key, created=old.created if old else now(), labels=labels.merge({}, about))
-            ledger.put(txn, self._namespace, lease)
-            ledger.pin(txn, self._namespace, key, blob_node(target))
-            return self._told(txn, lease)
+        if BLOBS.get(txn, self._namespace, target) is None:
+            raise NotFound(f"image {familiar(name) if name else image} was removed meanwhile")
+        old = self._get(txn, key)
+        lease = Lease(id=key, created=old.created if old else now(), labels=labels.merge({}, about))
+        ledger.put(txn, self._namespace, lease)
+        ledger.pin(txn, self._namespace, key, blob_node(target))
+        return self._told(txn, lease)
+
+    def drop(self, txn: Transaction, owner: str) -> None:
+        """Take away all that an owner holds, within a transaction, at once."""
+        keys = list(self._found(txn, _of_owner(owner)))
+        for key in keys:
+            ledger.drop(txn, self._namespace, Node(LEASE, "", key))
+        if keys:
+            ledger.note_deletion(txn, self._namespace)
 
     def release(self, owner: str, images: Collection[str], *, delay_s: float) -> list[HeldImage]:
         """Release images that an owner holds, by ID, name or target; return what he held of them.
@@ -95,12 +114,16 @@ class ReferenceStore:
         )
 
     def retain(self, owners: Collection[str], *, delay_s: float) -> list[HeldImage]:
-        """Release what all other owners hold, and return that.
+        """Release what all other owners hold, and return that; containers keep what they hold.
 
         For who was restarted, and knows which owners there are still.
         """
         kept = frozenset(owners)
-        return self._release(self._keys(_PREFIX), lambda one: one.owner not in kept, delay_s)
+
+        def is_meant(one: HeldImage) -> bool:
+            return one.owner not in kept and not one.owner.startswith(CONTAINER)
+
+        return self._release(self._keys(_PREFIX), is_meant, delay_s)
 
     def walk(self) -> list[HeldImage]:
         """Return the references that can be read, the oldest first; the released ones until they go."""
@@ -167,6 +190,8 @@ def check_owner(owner: str) -> None:
     """Raise InvalidArgument for what no owner is called."""
     if not owner or not owner.isprintable():
         raise InvalidArgument(f"{printable(owner)!r} is no owner of a reference; name it in plain text")
+    if owner.startswith(CONTAINER):
+        raise InvalidArgument(f"{owner} stands for a container; name the owner in another way")
     labels.check({labels.HELD_OWNER: owner})
 
 

@@ -2,6 +2,7 @@
 
 Sync; safe from any thread and process. What a crash left half done, and what vanished without us (plain
 umount(8), another boot, a killed namespace), is cleared: a view's snapshot goes, a writable one is kept.
+What is a container's is neither: its provisioner mounts it again, or removes it.
 """
 
 import logging
@@ -73,7 +74,7 @@ class Claims:
         return [
             (record.backend, record.key)
             for record in records
-            if not record.rw and self.state(record, table) is None
+            if not (record.rw or record.container) and self.state(record, table) is None
         ]
 
     def heal(self, seen: Seen | None = None) -> list[Released]:
@@ -82,7 +83,7 @@ class Claims:
         Each record stands by itself: one that cannot be cleared waits for the next time.
         """
         records, table = seen or self.read()
-        vanished = [record for record in records if self.state(record, table) is None]
+        vanished = [r for r in records if not r.container and self.state(r, table) is None]
         busy: Collection[MountID] = ()
         try:
             busy = self.busy(vanished)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from engine.errors import Unavailable
 from engine.mounts.table import MountID, mount_id
 
-__all__ = ["Holder", "describe", "held", "holders"]
+__all__ = ["Holder", "describe", "held", "holders", "occupied"]
 
 _SECONDS = 5.0
 _NAMED = 5
@@ -62,6 +62,11 @@ def held(mounts: Collection[MountID]) -> set[MountID]:
     if not mounts:
         return set()
     return {mount for _, on in _scan() for mount in mounts if _same(on, mount)}
+
+
+def occupied() -> set[MountID]:
+    """Return the mounts that some process is in. Unavailable if time was up before all were seen."""
+    return {on for _, on in _scan()}
 
 
 def _scan() -> Iterator[tuple[Holder, MountID]]:

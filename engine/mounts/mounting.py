@@ -68,13 +68,15 @@ class Mounting:
     def walk(self) -> list[MountRecord]:
         """Return all records, each in the state and at the place that the kernel's table gives it.
 
-        A vanished writable mount is `kept`; a vanished view is left out, as it is about to be cleared.
+        A vanished writable mount, or a container's, is `kept`; any other vanished view is left out, as
+        it is about to be cleared.
         """
         records, table = self.claims.read()
         shown = []
         for record in records:
             state = self.claims.state(record, table)
-            if state is None and record.rw and self._records.has_snapshot(record):
+            keeps = record.rw or bool(record.container)
+            if state is None and keeps and self._records.has_snapshot(record):
                 state = MountState.KEPT
             if state:
                 where = placed(record, table) if state is MountState.MOUNTED else record
@@ -250,6 +252,7 @@ class Mounting:
         # In this order: whatever a record says was so before the table was read.
         records, table = self._records.walk(), MountTable.read_own()
         record, state = self._named(places, records, table)
+        self._check_free_of_container(record)
         if state is MountState.CHANGING:
             raise FailedPrecondition(f"{places[1]} is being mounted or unmounted; try again")
         if state is None:
@@ -351,6 +354,7 @@ class Mounting:
             with self._removing_unrecorded(key, record):
                 yield
             return
+        self._check_free_of_container(record)
         state = self.claims.state(record, table)
         if state in {MountState.MOUNTED, MountState.CHANGING}:
             raise FailedPrecondition(
@@ -367,6 +371,19 @@ class Mounting:
                 self._records.swap(mine, record)
                 raise
             self._records.drop(mine)
+
+    def check_removable(self, key: str) -> None:
+        """Raise FailedPrecondition if the snapshot of a key is a container's."""
+        record = self._records.get(key)
+        if record is not None:
+            self._check_free_of_container(record)
+
+    def _check_free_of_container(self, record: MountRecord) -> None:
+        if self._records.has_container(record):
+            raise FailedPrecondition(
+                f"{record.key} is a root file system of container {record.container}; "
+                f"remove that with `lamina rm {record.container}`"
+            )
 
     @contextmanager
     def _removing_unrecorded(self, key: str, seen: MountRecord | None) -> Iterator[None]:

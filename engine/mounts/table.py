@@ -161,6 +161,11 @@ class MountTable:
         return cls(own, tuple(_others(own.number)), pid_namespace() in {0, _INITIAL_PIDS})
 
     @classmethod
+    def blank(cls) -> "MountTable":
+        """Return one that shows nothing: for who knows that what he asks about is not mounted."""
+        return cls(Space(0, "", ()), (), sees_all=False)
+
+    @classmethod
     def read_own(cls) -> "MountTable":
         """Read this namespace alone: it says what is mounted where, not whether a folder is in use."""
         return cls(_own(), (), sees_all=False)
@@ -262,7 +267,7 @@ class MountTable:
 
 def _is_still(mount: MountID, device: str, space: Space, entry: MountEntry) -> bool:
     """Say whether the entry with a mount's ID is that mount."""
-    if entry.device != device:
+    if (device or not mount.unique) and entry.device != device:  # not noted where the ID tells
         return False
     now = mount_id(space.root + entry.point)
     # An ID is soon used again; the one for ever can only be asked of what is on top.

@@ -16,7 +16,15 @@ from engine.oci.documents import convert, decode_json
 from engine.oci.platform import Platform
 from engine.oci.signals import parse_signal
 
-__all__ = ["Execution", "check_command", "check_env", "parse_execution", "split_user"]
+__all__ = [
+    "IDS",
+    "Execution",
+    "check_command",
+    "check_env",
+    "parse_execution",
+    "read_execution",
+    "split_user",
+]
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,14 +68,19 @@ class _RunConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NUMBER = re.compile(r"[-+]?[0-9]+")
-_IDS = range(2**32 - 1)  # the last, -1 to the kernel, is nobody's
+IDS = range(2**32 - 1)  # the last, -1 to the kernel, is nobody's
 _NAME_LENGTH = 256  # characters: LOGIN_NAME_MAX
 _PORT = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(?:tcp|udp|sctp))?", re.IGNORECASE)
 
 
 def parse_execution(data: bytes, what: str = "config") -> Execution:
     """Return how the image is run whose config is `data`. Raises Refused."""
-    read = convert(decode_json(data, what, limits.CONFIG), _RunConfig, what)
+    return read_execution(decode_json(data, what, limits.CONFIG), what)
+
+
+def read_execution(config: object, what: str = "config") -> Execution:
+    """Return how the image is run that has this config, a JSON value. Raises Refused."""
+    read = convert(config, _RunConfig, what)
     run = read.config
     try:
         _check_words(run)
@@ -107,17 +120,22 @@ def check_command(words: Sequence[str]) -> None:
             raise InvalidArgument(f"{printable(word)!r} in a command has a NUL")
 
 
-def split_user(text: str) -> tuple[str, str]:
-    """Return the user and the group of `USER[:GROUP]`, empty where there is none; InvalidArgument."""
+def split_user(text: str) -> tuple[int | str, int | str]:
+    """Return user and group of `USER[:GROUP]`: numbers as such, "" for none. Raises InvalidArgument."""
     user, colon, group = text.partition(":")
     if not text.isprintable() or ":" in group or (colon and not group):
         raise InvalidArgument(f"{printable(text)!r} is not a user; write USER or USER:GROUP")
-    for part in (user, group):
-        if len(part) > _NAME_LENGTH:
-            raise InvalidArgument(f"a user or group of over {_NAME_LENGTH} characters")
-        if _NUMBER.fullmatch(part) and not (part.isdigit() and int(part) in _IDS):
-            raise InvalidArgument(f"{part} is not a user or group; numbers go from 0 to {_IDS[-1]}")
-    return user, group
+    return _account(user), _account(group)
+
+
+def _account(text: str) -> int | str:
+    if len(text) > _NAME_LENGTH:
+        raise InvalidArgument(f"{printable(text)!r} is too long for a user or group")
+    if not _NUMBER.fullmatch(text):
+        return text
+    if not text.isdigit() or int(text) not in IDS:
+        raise InvalidArgument(f"{text} is no user or group; their numbers go from 0 to {IDS[-1]}")
+    return int(text)
 
 
 def _check_words(run: _Run) -> None:

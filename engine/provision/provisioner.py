@@ -1,18 +1,36 @@
-"""Root file systems for containers: made of images, held while they are there, gone when they should be.
+"""Root file systems for containers: made of images, held while they are there, and gone after that.
 
-Async.
+Async. All that anybody has to know is in records (`engine.metadata.provisions`): several of these, in
+any processes, may work on one store, and none has to be there for another's containers to be safe. Who
+makes a container holds it by a lease; who wants it gone moves its record, which the other's next step
+finds: then that one removes what he made. Who finds work in progress waits for its end.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
+import trio
+
+from engine import labels as label_rules
 from engine.app import Engine
+from engine.beside import beside
+from engine.errors import AlreadyExists, EngineError, FailedPrecondition, InvalidArgument, NotFound
+from engine.failpoints import hit
 from engine.gc.collect import Collected
-from engine.kv.schema import Container
+from engine.kv.schema import Container, now
 from engine.labels import Labels
+from engine.metadata.containers import ContainerState
 from engine.oci.platform import Platform
+from engine.oci.reference import parse_reference
+from engine.processes import boot_id
 from engine.progress import Report, silent
+from engine.provision.destroying import FIRST_LOOK_S, Destroyer, Stop, rest
 from engine.provision.provisioned import Provisioned, Recovered
+from engine.provision.rootfs import RootFileSystems, Sight, joined
+from engine.provision.wanted import FoundImage, ImageChoice, Wanted
 from engine.snapshots import Usage
 
 if TYPE_CHECKING:  # which loads httpcore
@@ -20,12 +38,13 @@ if TYPE_CHECKING:  # which loads httpcore
 
 __all__ = ["Provisioner", "Stop"]
 
-Stop = Callable[[Container], Awaitable[None]]
-"""Sees to it that nothing runs in a container any more, and that nothing of its runtime is left.
+_log = logging.getLogger(__name__)
 
-Called, and perhaps called again after a crash, with the record of a container that is `destroying`,
-before anything of it is unmounted; raises if it cannot be done, and then the container stays.
-"""
+T = TypeVar("T")
+
+_HALF_MADE = {ContainerState.PROVISIONING, ContainerState.PREPARING, ContainerState.DESTROYING}
+_NO_LABELS: Labels = MappingProxyType({})
+_NO_VOLUMES: Mapping[str, str] = MappingProxyType({})
 
 
 class Provisioner:
@@ -33,6 +52,15 @@ class Provisioner:
 
     def __init__(self, engine: Engine, *, stop: Stop | None = None) -> None:
         """`stop` ends what runs in a container; without it one that may run is not destroyed."""
+        self._engine = engine
+        self._stores = engine.stores
+        self._containers = engine.stores.containers
+        self._provisions = engine.stores.provisions
+        self._roots = RootFileSystems(engine.stores)
+        self._choice = ImageChoice(engine.stores)
+        self._destroyer = Destroyer(engine.stores, self._roots, stop)
+
+    # -- making -------------------------------------------------------------------------------
 
     async def provision(  # noqa: PLR0913  each is another's matter
         self,
@@ -40,12 +68,12 @@ class Provisioner:
         image: str,
         *,
         parent: str = "",
-        volumes: Mapping[str, str] | None = None,
+        volumes: Mapping[str, str] = _NO_VOLUMES,
         readonly: bool = False,
         snapshotter: str | None = None,
         platform: Platform | None = None,
         quota: int = 0,
-        labels: Labels | None = None,
+        labels: Labels = _NO_LABELS,
         order: bytes = b"",
         client: "Client | None" = None,
         report: Report = silent,
@@ -53,61 +81,338 @@ class Provisioner:
         """Make, mount and hold the root file system of a container; what is not unpacked is.
 
         `volumes` are images by the absolute path at which they are to be in the container: mounted
-        read-only beside it. With a `client` what is not here is pulled. `quota` is in bytes, `order` what
-        the container is to run. The same asked again is given again, at whatever state it is; so is what
-        others are making just now, once it is made. What fails, or is cancelled, leaves nothing.
+        read-only beside it. With a `client` what is not here is pulled. `quota` is in bytes, `order`
+        what the container is to run. The same asked again is given again, whatever state it is in; so
+        is what others are making just now, once it is made. What fails, or is cancelled, leaves nothing.
 
-        AlreadyExists for an ID with another image, parent, volumes, platform or backend; NotFound for what
-        is not here; FailedPrecondition if it was destroyed meanwhile, or its parent is.
+        AlreadyExists for an ID with another image, parent, volumes, platform or backend; NotFound for
+        what is not here; FailedPrecondition if it is destroyed meanwhile, or its parent is.
         """
-        raise NotImplementedError
+
+        def want() -> Wanted:
+            stores, name = self._stores, self._choice.full_name
+            wanted = Wanted(
+                container=container,
+                image=name(image),
+                volumes={path: name(one) for path, one in volumes.items()},
+                parent=parent,
+                readonly=readonly,
+                backend=stores.working(snapshotter) if snapshotter else stores.snapshotter(),
+                is_backend_named=snapshotter is not None,
+                platform=platform,
+                quota=quota,
+                labels=labels,
+                order=order,
+            )
+            wanted.check()
+            return wanted
+
+        wanted = await trio.to_thread.run_sync(want)
+        while True:
+            try:
+                mine, found = await trio.to_thread.run_sync(self._begin, wanted)
+            except AlreadyExists:
+                standing = await self._standing(wanted)
+                if standing:
+                    return standing
+                continue  # it is gone by now
+            return await self._make(mine, wanted, found, client, report)
+
+    def _begin(self, wanted: Wanted) -> tuple[Container, Sequence[FoundImage]]:
+        """Put the record of a container; return it, and its images if they are here and held."""
+        found = [one for name in wanted.images if (one := self._choice.find(name, wanted))]
+        is_whole = len(found) == len(wanted.images)
+        record = wanted.record()
+        roots = self._choice.roots(record, found) if is_whole else ()
+        mine, is_held = self._provisions.begin(record, roots)
+        hit("provision.recorded")
+        if not is_held:
+            return mine, ()
+        for one in found:
+            self._stores.images.note_use(one.image)
+        return mine, found
+
+    async def _make(
+        self,
+        mine: Container,
+        wanted: Wanted,
+        found: Sequence[FoundImage],
+        client: "Client | None",
+        report: Report,
+    ) -> Provisioned:
+        try:
+            if not found:
+                async with self._unless_moved(mine):
+                    found = await self._bring_all(mine, wanted, client, report)
+                hit("provision.brought")
+                mine = await trio.to_thread.run_sync(self._hold, mine, found)
+            hit("provision.held")
+            claims = [root.mount for root in self._choice.roots(mine, found)]
+            return await trio.to_thread.run_sync(self._roots.make, mine, claims)
+        except BaseException:
+            was_asked = False
+            try:
+                was_asked = await self._destroyer.undo(mine)
+            except EngineError as error:  # what failed first says more, and this is in the record
+                _log.warning("what was made of container %s stays for now: %s", mine.id, error)
+            if was_asked:
+                raise FailedPrecondition(
+                    f"container {mine.id} was removed while it was being made"
+                ) from None
+            raise
+
+    def _hold(self, mine: Container, found: Sequence[FoundImage]) -> Container:
+        return self._provisions.hold(mine, self._choice.roots(mine, found))
+
+    async def _standing(self, wanted: Wanted) -> Provisioned | None:
+        """Return the container that is there, once nobody makes it any more; None if it is gone then."""
+        pause = FIRST_LOOK_S
+        while (
+            found := await trio.to_thread.run_sync(self._destroyer.look, wanted.container)
+        ) is not None:
+            if not wanted.is_met_by(found):
+                raise AlreadyExists(
+                    f"container {found.id} exists, and was made with other options; choose another name"
+                )
+            if found.state == ContainerState.DESTROYING:
+                raise FailedPrecondition(f"container {found.id} is being removed; try again")
+            is_held = await trio.to_thread.run_sync(self._containers.is_held, found)
+            if is_held and found.state == ContainerState.PROVISIONING:
+                pause = await rest(pause)
+            elif found.state == ContainerState.PROVISIONING:  # a crash left it
+                await self.destroy(found.id)
+            else:
+                return await self._given(found)
+        return None
+
+    async def _given(self, found: Container) -> Provisioned:
+        def given() -> Provisioned:
+            whole = found if self._roots.is_whole(found) else self._restore(found, Sight())
+            return self._roots.provisioned(whole)
+
+        return await trio.to_thread.run_sync(given)
+
+    # -- images that are not here yet ---------------------------------------------------------
+
+    async def _bring_all(
+        self, mine: Container, wanted: Wanted, client: "Client | None", report: Report
+    ) -> list[FoundImage]:
+        """Pull and unpack what is missing, all at once."""
+        found: dict[str, FoundImage] = {}
+        errors: list[EngineError] = []
+
+        async def bring(name: str) -> None:
+            try:
+                found[name] = await self._bring(mine, name, wanted, client, report)
+            except EngineError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name in dict.fromkeys(wanted.images):
+                nursery.start_soon(bring, name)
+        if errors:
+            raise joined(errors)
+        return [found[name] for name in wanted.images]
+
+    async def _bring(
+        self,
+        mine: Container,
+        name: str,
+        wanted: Wanted,
+        client: "Client | None",
+        report: Report,
+    ) -> FoundImage:
+        """Return an image, held by the lease of the container, which is made to be here unpacked."""
+        engine, backend = self._engine.using(mine.lease), wanted.backend.name
+        try:
+            image = await trio.to_thread.run_sync(self._stores.images.get, name)
+            await engine.unpack(name, snapshotter=backend, platform=wanted.platform, report=report)
+        except NotFound:
+            if client is None:
+                raise
+            pulled = await engine.pull(
+                name, client, snapshotter=backend, platform=wanted.platform, report=report
+            )
+            image = pulled.image
+        return await trio.to_thread.run_sync(self._choice.look, image, wanted)
+
+    @asynccontextmanager
+    async def _unless_moved(self, mine: Container) -> AsyncIterator[None]:
+        """End the block once somebody moves the record of a container. FailedPrecondition."""
+
+        async def watch() -> None:
+            pause = FIRST_LOOK_S
+            while await trio.to_thread.run_sync(self._destroyer.look, mine.id) == mine:
+                pause = await rest(pause)
+            scope.cancel()
+
+        with trio.CancelScope() as scope:
+            async with beside() as nursery:
+                nursery.start_soon(watch)
+                yield
+        if scope.cancelled_caught:
+            raise FailedPrecondition(f"container {mine.id} was changed meanwhile")
+
+    # -- removing -----------------------------------------------------------------------------
 
     async def destroy(self, container: str) -> bool:
         """Unmount and remove all of a container, children first; False if there is none.
 
-        One that is being made is cancelled, whoever makes it, and what was made goes once that has really
-        ended. Who asks for the same at the same time gets the same answer; a caller who is cancelled
-        cancels nothing. What fails stays in its record (`destroying`, `errors`, `error`): asked again, it
-        is tried again. FailedPrecondition if something may run in it and nobody was given to stop that.
+        One that is being made is cancelled, whoever makes it, and what was made goes once that has
+        really ended. Who asks for the same at the same time gets the same answer; a caller who is
+        cancelled cancels nothing. What fails stays in its record (`destroying`, `errors`, `error`):
+        asked again, it is tried again. FailedPrecondition if something may run in it and nobody was
+        given to stop that.
         """
-        raise NotImplementedError
+        return await self._destroyer.destroy(container)
+
+    # -- after a crash ------------------------------------------------------------------------
 
     async def recover(self, known: Collection[str] | None = None) -> Recovered:
         """Put in order what a crash or a reboot left: once after each start.
 
         All but the `known` are destroyed, children first; without `known` only what was half made or
-        half destroyed. Of the others what is not mounted any more is mounted again.
+        half destroyed. What is labelled `labels.EPHEMERAL` is known to nobody, and with a parent go its
+        children, known or not. Of the others what is not mounted any more is mounted again, and what
+        ran in another boot is `stopped`.
         """
-        raise NotImplementedError
+        if isinstance(known, str):
+            raise InvalidArgument("recover takes a list of containers, not one")
+        found = await trio.to_thread.run_sync(self._containers.walk)
+        damaged = await trio.to_thread.run_sync(self._containers.damaged)
+        failed = {record.name: record.error for record in damaged}
+
+        def going() -> list[str]:
+            return [container.id for container in found if self._is_to_go(container, known)]
+
+        for container in await trio.to_thread.run_sync(going):
+            try:
+                await self.destroy(container)
+            except EngineError as error:
+                failed[container] = str(error)
+        left = await trio.to_thread.run_sync(self._containers.walk)
+        sight = Sight()
+        kept: list[str] = []
+        for one in left:
+            if one.id not in failed:
+                try:
+                    await trio.to_thread.run_sync(self._keep, one, sight)
+                    kept.append(one.id)
+                except EngineError as error:
+                    failed[one.id] = str(error)
+        await trio.to_thread.run_sync(self._roots.sweep, self._roots.uniques)
+        there = {container.id for container in left}
+        destroyed = [container.id for container in found if container.id not in there]
+        return Recovered(kept=kept, destroyed=destroyed, failed=failed)
+
+    def _is_to_go(self, container: Container, known: Collection[str] | None) -> bool:
+        if known is not None and (
+            container.id not in known or label_rules.EPHEMERAL in container.labels
+        ):
+            return True
+        return container.state in _HALF_MADE and not self._containers.is_held(container)
+
+    def _keep(self, container: Container, sight: Sight) -> None:
+        """Mount again what a container has and is not mounted; one that somebody works on is his."""
+        is_his = container.state == ContainerState.DESTROYING or self._containers.is_held(container)
+        if not (is_his or self._roots.is_whole(container)):
+            self._restore(container, sight)
+
+    def _restore(self, old: Container, sight: Sight) -> Container:
+        mine = self._provisions.resume(old)
+        try:
+            mounts = self._roots.restore(mine, sight)
+            return self._provisions.settle(mine, mounts, **_as_of(mine, boot_id()))
+        except BaseException:
+            self._provisions.leave(mine)
+            raise
+
+    # -- images -------------------------------------------------------------------------------
 
     async def prune(self, keep: Collection[str] = ()) -> Collected:
-        """Remove the names of all images but those to `keep` and those in use, and collect.
+        """Remove the names of all images but those to `keep`, in use or pinned, and collect.
 
-        InvalidArgument for what is no name, before anything is removed; FailedPrecondition if the record of
-        a container cannot be read, as nobody knows what that uses.
+        InvalidArgument for what is no name, before anything is removed; FailedPrecondition if the
+        record of a container cannot be read, as nobody knows what that uses.
         """
-        raise NotImplementedError
+        if isinstance(keep, str):
+            raise InvalidArgument("prune takes a list of names to keep, not one")
+        kept = {str(parse_reference(name)) for name in keep}
+        await trio.to_thread.run_sync(self._drop_names, kept)
+        return await self._engine.collect()
+
+    def _drop_names(self, kept: Collection[str]) -> None:
+        # First the images: a name that is given to a container after this is one that it was made of.
+        images = self._stores.images.walk()
+        damaged = self._containers.damaged()
+        if damaged:
+            names = ", ".join(one.name for one in damaged)
+            raise FailedPrecondition(
+                f"nobody knows what containers {names} use, their records cannot be read; "
+                "see `lamina fsck`"
+            )
+        containers = self._containers.walk()
+        used = {name for one in containers for name in (one.image, *one.volumes.values())}
+        targets = {one.target for one in containers}
+        going = {
+            image.name: image.target.digest
+            for image in images
+            if image.name not in kept
+            and image.name not in used
+            and image.target.digest not in targets
+            and image.labels.get(label_rules.PINNED) != label_rules.PINNED_VALUE
+        }
+        self._stores.images.drop_all(going)
+
+    # -- asking and changing ------------------------------------------------------------------
 
     async def usage(self, container: str) -> dict[str, Usage]:
         """Return what a container itself takes up: bytes and inodes, by where it is mounted in it.
 
-        The root is "/"; read-only ones take up nothing of their own. NotFound.
+        The root is "/"; read-only ones take up nothing of their own but an inode. NotFound.
         """
-        raise NotImplementedError
+
+        def measured() -> dict[str, Usage]:
+            return self._roots.usage(self._containers.get(container))
+
+        return await trio.to_thread.run_sync(measured)
 
     async def status(self, container: str) -> Container:
         """Return the record of a container. NotFound."""
-        raise NotImplementedError
+        return await trio.to_thread.run_sync(self._containers.get, container)
 
     async def walk(self) -> list[Container]:
         """Return the containers, the oldest first."""
-        raise NotImplementedError
+        return await trio.to_thread.run_sync(self._containers.walk)
 
     async def update(
-        self, container: str, *, labels: Labels | None = None, quota: int | None = None
+        self, container: str, *, labels: Labels = _NO_LABELS, quota: int | None = None
     ) -> Container:
         """Change labels, deleting those whose new value is empty, and the quota; return the record.
 
         What it is made of stays: whatever becomes of a tag, a container holds what it runs.
+        FailedPrecondition while somebody works on it.
         """
-        raise NotImplementedError
+
+        def updated() -> Container:
+            mine = self._provisions.resume(self._containers.get(container))
+            try:
+                changes = {"labels": label_rules.merge(mine.labels, labels)}
+                return self._provisions.settle(
+                    mine, (), **changes, quota=mine.quota if quota is None else quota
+                )
+            except BaseException:
+                self._provisions.leave(mine)
+                raise
+
+        return await trio.to_thread.run_sync(updated)
+
+
+def _as_of(container: Container, boot: str) -> dict[str, object]:
+    """Return what to change of a container that is mounted again: what ran in another boot does not."""
+    if container.boot == boot:
+        return {}
+    if container.state not in {ContainerState.STARTING, ContainerState.RUNNING}:
+        return {"boot": boot}
+    stopped = str(ContainerState.STOPPED)
+    return {"boot": boot, "state": stopped, "since": {**container.since, stopped: now()}, "pid": 0}

@@ -135,12 +135,12 @@ def test_inspect_shows_how_an_image_is_run_and_was_made(tmp_path: Path):
             "Entrypoint": ["/bin/sh", "-c"],
             "Cmd": ["echo", f"a b{evil}"],
             "Env": ["PATH=/bin", "LONG=" + "x" * 5000, *(f"N{n}=" for n in range(200))],
-            "Labels": {"maintainer": "someone", "odd": 5},
+            "Labels": {"maintainer": "someone", "odd": "5"},
             "User": "nobody",
             "WorkingDir": "/srv",
             "ExposedPorts": {"80/tcp": {}},
             "Volumes": None,
-            "StopSignal": 9,
+            "StopSignal": "9",
         },
         "history": [
             {"created": "2024-01-02T03:04:05Z", "created_by": "COPY  . \n/srv"},
@@ -160,6 +160,7 @@ def test_inspect_shows_how_an_image_is_run_and_was_made(tmp_path: Path):
     assert (facts["USER"], facts["WORKDIR"], facts["PORTS"]) == ("nobody", "/srv", "80/tcp")
     assert facts["LABELS"] == "maintainer=someone"
     assert "odd=5" in text
+    assert facts["STOP SIGNAL"] == "9"
     assert "… and 102 more" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) < 2100
@@ -173,12 +174,26 @@ def test_inspect_shows_how_an_image_is_run_and_was_made(tmp_path: Path):
     assert shown["config"]["history"][1]["empty_layer"] is True
 
 
-@pytest.mark.parametrize("config", [{"config": None}, {"config": []}, {"history": {}}, {"config": "x"}])
-def test_inspect_of_an_odd_config(tmp_path: Path, config: dict[str, object]):
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"config": None}, ""),
+        ({"history": {}}, ""),
+        ({"config": []}, "Expected"),
+        ({"config": "x"}, "Expected"),
+        ({"config": {"Labels": {"odd": 5}}}, "Expected `str`, got `int`"),
+        ({"config": {"StopSignal": "KI\x1bLL"}}, "LL' is not a signal"),
+    ],
+)
+def test_inspect_of_an_odd_config(tmp_path: Path, config: dict[str, object], why: str):
+    """M-15: what could not be run is said to be so, and the rest shown."""
     root = tmp_path / "root"
     image = layout(tmp_path / "app", [archive(member("a"))], tag="1", config=config)
     lamina(root, "import", "--no-unpack", image)
-    assert "PLATFORM" in lamina(root, "image", "inspect", "app:1").stdout
+    text = lamina(root, "image", "inspect", "app:1").stdout
+    assert "PLATFORM" in text
+    assert ("NO RUN" in text) == bool(why)
+    assert why in text
 
 
 def test_a_digest_in_a_name_is_short_on_a_terminal_and_taken_back(

@@ -2,10 +2,13 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from engine.fs import usage
 from engine.fs.attributes import folder_descriptor
 from engine.fs.kernel import open_beneath
 from engine.fs.usage import measure
@@ -142,3 +145,43 @@ def apply_stack_on(backend: Snapshotter, parent: str) -> None:
     tree = Path(backend.sink("above").place) / "fs"
     (tree / "above").write_bytes(b"x" * 100_000)
     backend.commit(Commit(name="top", key="above"))
+
+
+@pytest.mark.parametrize("becomes", ["nothing", "file", "link"])
+def test_what_goes_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+):
+    """As in the folder of a container that runs."""
+    (tmp_path / "stays/below").mkdir(parents=True)
+    (tmp_path / "goes").mkdir()
+    open_beneath = usage.open_beneath
+
+    def late(root: int, path: bytes, flags: int) -> int:
+        if path == b"goes":
+            (tmp_path / "goes").rmdir()
+            if becomes == "file":
+                (tmp_path / "goes").touch()
+            elif becomes == "link":
+                (tmp_path / "goes").symlink_to("stays")
+        return open_beneath(root, path, flags)
+
+    monkeypatch.setattr(usage, "open_beneath", late)
+    with folder_descriptor(tmp_path) as top:
+        assert measure(top)[1] == 2
+
+
+def test_a_file_that_goes_meanwhile_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(3):
+        (tmp_path / str(number)).touch()
+    scandir = os.scandir
+
+    @contextmanager
+    def late(folder: int) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            found = list(entries)
+        (tmp_path / "1").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", late)
+    with folder_descriptor(tmp_path) as top:
+        assert measure(top)[1] == 2
