@@ -107,6 +107,7 @@ BOUNDS = {
     "REMOVE_DELAY_S": (180, "as in Nomad"),
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
     "PULL_STALL_S": (300, "as in containerd's CRI"),
+    "LOG": (10 * MIB, "as kubelet has it; twice that of each container is kept"),
     "EVENTS": (10_000, "some MiB; a store of that many images, removed at once"),
     "REFERRERS": (1000, "signatures and SBOMs of one image are tens"),
     "REFERRER_PAGES": (100, "a page has tens"),
