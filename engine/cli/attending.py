@@ -11,14 +11,15 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple
 
 import trio
 
 from engine.cli.terminal import DetachKeys, raw, size_of
 from engine.errors import FailedPrecondition, from_os_error
+from engine.running.attaching import Attachment, Channel
 
-__all__ = ["Attended", "Leaving", "attend"]
+__all__ = ["Leaving", "Left", "attend"]
 
 _STDIN, _STDOUT, _STDERR = range(3)
 _CHUNK = 1 << 16
@@ -42,30 +43,19 @@ class Leaving(Enum):
     """The terminal was closed."""
 
 
-class Attended(Protocol):
-    """A connection to a process in a container."""
+class Left(NamedTuple):
+    """How it came that nobody attends to a process any more."""
 
-    async def receive(self) -> tuple[int, bytes] | None:
-        """Return what comes next, with 1 for standard output and 2 for standard error.
-
-        None at the end.
-        """
-
-    async def send(self, data: bytes) -> None:
-        """Have the process read something; nothing happens if it reads no more."""
-
-    async def end_input(self) -> None:
-        """Have the process come to the end of its standard input."""
-
-    async def resize(self, rows: int, columns: int) -> None:
-        """Tell the process's terminal its size."""
+    why: Leaving
+    signal: int = 0
+    """What this command was asked to end with in the end."""
 
 
 Kill = Callable[[int], Awaitable[object]]
 """Sends a signal to the process; FailedPrecondition once it has ended."""
 
 
-async def attend(attended: Attended, kill: Kill, *, stdin: bool, terminal: bool) -> Leaving:
+async def attend(attachment: Attachment, kill: Kill, *, stdin: bool, terminal: bool) -> Left:
     """Pass on what is typed, said and signalled until the process has said all; return why that ended.
 
     With `stdin` it reads what comes here. With `terminal` it has one of its own, which takes the size of
@@ -73,7 +63,7 @@ async def attend(attended: Attended, kill: Kill, *, stdin: bool, terminal: bool)
     it alone. Signals are passed on by `kill`; what was ignored when this command began stays so.
     """
     has_keys = stdin and terminal
-    attending = _Attending(attended, kill, DetachKeys() if has_keys else None)
+    attending = _Attending(attachment, kill, DetachKeys() if has_keys else None)
     with raw(_STDIN) if has_keys else nullcontext():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attending.pass_signals_on)
@@ -84,37 +74,33 @@ async def attend(attended: Attended, kill: Kill, *, stdin: bool, terminal: bool)
             nursery.start_soon(attending.pass_output_on)
             await attending.over.wait()
             nursery.cancel_scope.cancel()
-    return attending.why
+    return attending.left
 
 
 class _Attending:
-    def __init__(self, attended: Attended, kill: Kill, keys: DetachKeys | None) -> None:
-        self._attended = attended
+    def __init__(self, attachment: Attachment, kill: Kill, keys: DetachKeys | None) -> None:
+        self._attachment = attachment
         self._kill = kill
         self._keys = keys
         self.over = trio.Event()
-        self.why = Leaving.ENDED
+        self.left = Left(Leaving.ENDED)
 
-    def _leave(self, why: Leaving) -> None:
+    def _leave(self, why: Leaving, number: int = 0) -> None:
         if not self.over.is_set():
-            self.why = why
+            self.left = Left(why, number)
             self.over.set()
 
     async def pass_output_on(self) -> None:
-        dead = set[int]()
-        while (came := await self._attended.receive()) is not None:
-            stream, data = came
-            if stream in dead:
-                continue
+        async for channel, data in self._attachment:
+            number = _STDERR if channel is Channel.STDERR else _STDOUT
             try:
-                await trio.to_thread.run_sync(_write, stream, data, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(_write, number, data, abandon_on_cancel=True)
             except BrokenPipeError:
-                dead.add(stream)
-                if stream == _STDOUT:
+                if number == _STDOUT:
                     self._leave(Leaving.UNREAD)
             except OSError as error:
                 if error.errno != errno.EIO:
-                    name = "standard output" if stream == _STDOUT else "standard error"
+                    name = "standard output" if number == _STDOUT else "standard error"
                     raise from_os_error(error, name) from error
                 await self._hang_up()
         self._leave(Leaving.ENDED)
@@ -123,19 +109,19 @@ class _Attending:
         while data := await _read():
             passed = self._keys.feed(data) if self._keys else data
             if passed:
-                await self._attended.send(passed)
+                await self._attachment.send(passed)
             if self._keys and self._keys.came:
                 self._leave(Leaving.DETACHED)
                 return
         if self._keys:  # what is typed at a terminal that is raw comes to no other end
             await self._hang_up()
         else:
-            await self._attended.end_input()
+            await self._attachment.close_stdin()
 
     async def _hang_up(self) -> None:
         """Tell the process that the terminal is gone, and leave it."""
         await self._pass_on(signal.SIGHUP)
-        self._leave(Leaving.HUNG_UP)
+        self._leave(Leaving.HUNG_UP, signal.SIGHUP)
 
     async def pass_signals_on(self) -> None:
         heard = [n for n in _PASSED_ON if signal.getsignal(n) is not signal.SIG_IGN]
@@ -145,7 +131,7 @@ class _Attending:
                 await self._pass_on(number)
                 asked += number in _STOPS
                 if asked >= _PATIENCE:
-                    self._leave(Leaving.FORCED)
+                    self._leave(Leaving.FORCED, number)
 
     async def _pass_on(self, number: int) -> None:
         try:
@@ -162,7 +148,7 @@ class _Attending:
     async def _tell_size(self) -> None:
         size = size_of(_STDOUT, _STDIN)
         if size:
-            await self._attended.resize(size.rows, size.columns)
+            await self._attachment.resize(size.rows, size.columns)
 
 
 async def _read() -> bytes:
@@ -190,10 +176,10 @@ def _read_some() -> bytes:
             raise from_os_error(error, "standard input") from error
 
 
-def _write(stream: int, data: bytes) -> None:
+def _write(number: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         try:
-            left = left[os.write(stream, left) :]
+            left = left[os.write(number, left) :]
         except BlockingIOError:
-            select.select([], [stream], [])
+            select.select([], [number], [])

@@ -19,6 +19,7 @@ from engine.errors import InvalidArgument, printable
 from engine.running.options import Bind, Network, Resources, RunOptions
 
 __all__ = [
+    "check_terminal",
     "environment_option",
     "parse_bind",
     "parse_bytes",
@@ -111,6 +112,12 @@ def parse_labels(words: Sequence[str]) -> dict[str, str]:
             raise InvalidArgument(f"{printable(word)!r} is no label; write KEY=VALUE")
         found[key] = value
     return found
+
+
+def check_terminal(*, stdin: bool, terminal: bool) -> None:
+    """Raise InvalidArgument unless there is a terminal here, if what is typed goes to another."""
+    if stdin and terminal and not os.isatty(0):
+        raise InvalidArgument("-t with -i: standard input is no terminal; leave -t out for a pipe")
 
 
 def _parsed(parse: Callable[[Any], object]) -> Callable[..., Any]:
