@@ -14,10 +14,10 @@ from engine.cli.context import Context, action
 from engine.cli.ending import Incomplete
 from engine.cli.naming import container_named
 from engine.cli.output import View, document
-from engine.cli.run_options import parse_signal
 from engine.cli.running import run
 from engine.errors import EngineError, FailedPrecondition
 from engine.metadata.containers import ContainerState
+from engine.oci.signals import parse_signal
 from engine.running.containerizer import Containerizer, open_containerizer
 
 __all__ = ["kill", "remove", "stop"]

@@ -1,4 +1,4 @@
-"""Words of a command line that say how a container is run: sizes, signals, environment, folders, labels.
+"""Words of a command line that say how a container is run: sizes, environment, folders, labels.
 
 Sync. They mean what they mean to docker and podman. What is only a word there, such as a volume with a
 name, is refused with what to write here.
@@ -6,7 +6,6 @@ name, is refused with what to write here.
 
 import os
 import re
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import isfinite
@@ -16,6 +15,7 @@ import click
 
 from engine.cli.context import Command
 from engine.errors import InvalidArgument, printable
+from engine.oci.signals import parse_signal
 from engine.running.options import Bind, Network, Resources, RunOptions
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "parse_bytes",
     "parse_environment",
     "parse_labels",
-    "parse_signal",
     "run_options",
     "stdin_option",
     "terminal_option",
@@ -37,7 +36,6 @@ _UNITS = " kmgtp"
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
 _LEAST_MEMORY = 6 << 20  # bytes: with less the runtime itself is killed before it gets to the command
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", re.ASCII)
-_RELATIVE = re.compile(r"(?:SIG)?RT(MIN\+|MAX-)(\d{1,2})", re.ASCII)
 
 
 def parse_bytes(text: str) -> int:
@@ -47,23 +45,6 @@ def parse_bytes(text: str) -> int:
     if not 0 < count < 1 << 63:
         raise InvalidArgument(f"{printable(text)!r} is no size; write bytes, or as 512m and 1.5g")
     return count
-
-
-def parse_signal(text: str) -> int:
-    """Return a signal's number: `KILL`, `SIGKILL`, `9` and `RTMIN+3` are understood."""
-    name = text.upper()
-    number = 0
-    if name.isascii() and name.isdigit():
-        number = int(name[:4])
-    elif found := _RELATIVE.fullmatch(name):
-        apart = int(found[2])
-        number = signal.SIGRTMIN + apart if found[1] == "MIN+" else signal.SIGRTMAX - apart
-        number = number if signal.SIGRTMIN <= number <= signal.SIGRTMAX else 0
-    else:
-        number = signal.Signals.__members__.get("SIG" + name.removeprefix("SIG"), 0)
-    if not 0 < number < signal.NSIG:
-        raise InvalidArgument(f"{printable(text)!r} is no signal; write one as TERM, SIGTERM or 15")
-    return int(number)
 
 
 def parse_environment(words: Sequence[str], known: Mapping[str, str]) -> tuple[str, ...]:

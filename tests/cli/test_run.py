@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli.run_options import parse_signal
+from engine.oci.signals import parse_signal
 from tests.cli.container_places import Place, place_at
 from tests.cli.failing import assert_one_line
 from tests.conftest import peer
