@@ -95,13 +95,13 @@ def read_execution(config: object, what: str = "config") -> Execution:
     return Execution(
         platform=Platform(os=read.os, architecture=read.architecture, variant=read.variant),
         user=run.user,
-        env=run.env,
-        entrypoint=run.entrypoint,
-        cmd=run.cmd,
+        env=tuple(run.env),
+        entrypoint=tuple(run.entrypoint),
+        cmd=tuple(run.cmd),
         working_dir=run.working_dir,
-        volumes=list(run.volumes),
+        volumes=tuple(run.volumes),
         stop_signal=run.stop_signal,
-        exposed_ports=list(run.exposed_ports),
+        exposed_ports=tuple(run.exposed_ports),
         labels=run.labels,
     )
 

@@ -30,6 +30,7 @@ BOUNDS = {
     "ARCHIVE_LIST": (20 * MIB, "what containerd takes; 10,000 images with 25 layers each"),
     "ARCHIVE_DOCUMENTS": (128 * MIB, "10,000 images with 12 KiB of documents each"),
     "ARCHIVE_LINKS": (16, "old docker links once"),
+    "MONITOR_ENDS_S": (20, "it writes one file then; a busy machine takes some seconds"),
     "IMAGE": (256 * GIB, "the largest images, with models, have 100 GiB"),
     "IMAGE_ENTRIES": (8_000_000, "four layers at their bound"),
     "LAYER": (64 * GIB, "the largest layers, a model each, have 50 GiB"),
@@ -105,6 +106,10 @@ BOUNDS = {
     "DOCUMENTS": (128 * MIB, "as many as an archive may have; a manifest has some KiB"),
     "KNOWN_IMAGES": (20_000, "20 MiB; a store of so many is listed without reading documents again"),
     "REMOVE_DELAY_S": (180, "as in Nomad"),
+    "CONTAINER_LOOK_S": (
+        0.05,
+        "a person sees no wait, and 20 reads of one record a second cost nothing",
+    ),
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
     "PULL_STALL_S": (300, "as in containerd's CRI"),
     "LOG": (10 * MIB, "as kubelet has it; twice that of each container is kept"),

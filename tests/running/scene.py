@@ -1,6 +1,8 @@
 """An engine and its containers, for tests that run them; what they leave is looked for everywhere."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ import pytest
 import trio
 
 from engine.app import Engine, open_engine
-from engine.kv.schema import CONTAINERS, LEASES, MOUNTS, Container
+from engine.kv.schema import BLOBS, CONTAINERS, LEASES, MOUNTS, Container
 from engine.root import Root
 from engine.running.containerizer import Containerizer, open_containerizer
 from engine.running.options import RunOptions
@@ -27,6 +29,20 @@ IMAGE = "image:latest"
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+class Gate:
+    """A place where a thread waits until it is let on."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._token = token
+        self.reached = trio.Event()
+        self.open = threading.Event()
+
+    def wait(self) -> None:
+        """Wait in a thread; once it is open, for ever."""
+        self._token.run_sync_soon(self.reached.set)
+        assert self.open.wait(20)
+
+
 @dataclass
 class Floor:
     """What a test works with while an engine is open."""
@@ -34,14 +50,17 @@ class Floor:
     scene: "Scene"
     engine: Engine
     containers: Containerizer
+    gates: list[Callable[[], Any]]
+    """What each job of a worker has to pass first."""
 
     @property
     def stores(self) -> Stores:
         return self.engine.stores
 
-    async def bring(self, layout: Path, name: str = IMAGE) -> str:
-        """Import an image and unpack it; return its name."""
-        await self.engine.import_image(layout, name=name, snapshotter=self.scene.backend)
+    async def bring(self, layout: Path, name: str = IMAGE, *, unpacks: bool = True) -> str:
+        """Import an image, and unpack it; return its name."""
+        backend = self.scene.backend if unpacks else None
+        await self.engine.import_image(layout, name=name, snapshotter=backend)
         return name
 
     async def launch(self, container: str, *args: str, **options: Any) -> Launched:
@@ -72,6 +91,62 @@ class Floor:
         parts = (line.split(b" ", 3) for line in lines)  # CRI: time, stream, F or P, text
         return b"".join(text if mark == b"F" else text[:-1] for _, _, mark, text in parts)
 
+    async def writes(self, container: str, what: bytes) -> None:
+        """Wait until a container has written something."""
+        with trio.fail_after(20):
+            while what not in self.written(container):  # noqa: ASYNC110  another process writes
+                await trio.sleep(0.002)
+
+    async def becomes(self, container: str, state: str) -> None:
+        """Wait until a container is in a state."""
+        with trio.fail_after(20):
+            while (await self.containers.status(container)).state != state:  # noqa: ASYNC110
+                await trio.sleep(0.002)
+
+    async def goes(self, container: str) -> None:
+        """Wait until there is no such container."""
+        with trio.fail_after(20):
+            while self.exists(container):  # noqa: ASYNC110
+                await trio.sleep(0.002)
+
+    def exists(self, container: str) -> bool:
+        with self.stores.root.meta.read() as txn:
+            return CONTAINERS.any(txn, self.stores.namespace, container)
+
+    def has_content(self, digest: str) -> bool:
+        with self.stores.root.meta.read() as txn:
+            return BLOBS.any(txn, self.stores.namespace, digest)
+
+    def note(self, container: str) -> None:
+        """Have it looked for what is left of a container that another process launched."""
+        self.scene.uniques.add(self.record(container).unique)
+
+    def kill_monitor(self, container: str) -> None:
+        """Kill who watches over a container."""
+        os.kill(int((self.folder(container) / "monitor").read_text()), signal.SIGKILL)
+
+    def held(self, monkeypatch: pytest.MonkeyPatch, state: str) -> "Gate":
+        """Have the next launch stay in a state until the gate is opened."""
+        gate = Gate(trio.lowlevel.current_trio_token())
+        launching = self.containers._launching
+        if state == "preparing":
+            prepare = launching._prepare
+
+            def prepared(*arguments: Any) -> Any:
+                gate.wait()
+                return prepare(*arguments)
+
+            monkeypatch.setattr(launching, "_prepare", prepared)
+        else:
+            start = launching._monitors.start
+
+            async def started(*arguments: Any) -> Any:
+                await trio.to_thread.run_sync(gate.wait)
+                return await start(*arguments)
+
+            monkeypatch.setattr(launching._monitors, "start", started)
+        return gate
+
     def record(self, container: str) -> Container:
         """Return the record of a container that is there."""
         with self.stores.root.meta.read() as txn:
@@ -92,16 +167,16 @@ class Scene:
     backend: str = "overlay"
     uniques: set[str] = field(default_factory=set)
 
-    def run(self, work: Callable[[Floor], Any], *, imports: bool = True) -> Any:
+    def run(self, work: Callable[[Floor], Any], *, imports: bool = True, unpacks: bool = True) -> Any:
         """Open the engine, with workers in this process, and have `work` done."""
 
         async def opened() -> Any:
             async with open_engine(self.root) as engine:
-                with workers_inline(pytest.MonkeyPatch(), engine.stores.root):
+                with workers_inline(pytest.MonkeyPatch(), engine.stores.root) as gates:
                     async with open_containerizer(engine) as containers:
-                        floor = Floor(self, engine, containers)
+                        floor = Floor(self, engine, containers, gates)
                         if imports:
-                            await floor.bring(self.layout)
+                            await floor.bring(self.layout, unpacks=unpacks)
                         return await work(floor)
 
         return trio.run(opened)
