@@ -120,6 +120,8 @@ ASYNC = {
     "engine.running.executing",
     "engine.running.monitors",
     "engine.cli.attending",
+    "engine.cli.executing",
+    "engine.cli.launching",
     "engine.cli.running",
     "engine.cli.demo",
 }

@@ -5,6 +5,7 @@ else; a thread that blocks for ever ends with this process.
 """
 
 import errno
+import math
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ __all__ = ["Leaving", "Left", "attend"]
 
 _STDIN, _STDOUT, _STDERR = range(3)
 _CHUNK = 1 << 16
+_AHEAD = 1 << 18  # bytes; then the process waits until they are written
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _PASSED_ON = (*_STOPS, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _PATIENCE = 3  # signals that ask to end, with which a command ends whose process does not; as docker's
@@ -53,17 +55,21 @@ class Left(NamedTuple):
 
 Kill = Callable[[int], Awaitable[object]]
 """Sends a signal to the process; FailedPrecondition once it has ended."""
+Ended = Callable[[], Awaitable[object]]
 
 
-async def attend(attachment: Attachment, kill: Kill, *, stdin: bool, terminal: bool) -> Left:
+async def attend(
+    attachment: Attachment, kill: Kill, ended: Ended, *, stdin: bool, terminal: bool
+) -> Left:
     """Pass on what is typed, said and signalled until the process has said all; return why that ended.
 
     With `stdin` it reads what comes here. With `terminal` it has one of its own, which takes the size of
     the one here; with both it gets each byte that is typed, Ctrl-C among them, and Ctrl-P Ctrl-Q leaves
-    it alone. Signals are passed on by `kill`; what was ignored when this command began stays so.
+    it alone. Signals are passed on by `kill`; what was ignored when this command began stays so. `ended`
+    waits for the process's end.
     """
     has_keys = stdin and terminal
-    attending = _Attending(attachment, kill, DetachKeys() if has_keys else None)
+    attending = _Attending(attachment, kill, ended, DetachKeys() if has_keys else None)
     with raw(_STDIN) if has_keys else nullcontext():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attending.pass_signals_on)
@@ -78,9 +84,15 @@ async def attend(attachment: Attachment, kill: Kill, *, stdin: bool, terminal: b
 
 
 class _Attending:
-    def __init__(self, attachment: Attachment, kill: Kill, keys: DetachKeys | None) -> None:
+    def __init__(
+        self, attachment: Attachment, kill: Kill, ended: Ended, keys: DetachKeys | None
+    ) -> None:
         self._attachment = attachment
         self._kill = kill
+        self._ended = ended
+        self._has_ended = False
+        self._ahead = 0  # bytes that are here and not yet written
+        self._room = trio.Event()
         self._keys = keys
         self.over = trio.Event()
         self.left = Left(Leaving.ENDED)
@@ -91,19 +103,47 @@ class _Attending:
             self.over.set()
 
     async def pass_output_on(self) -> None:
-        async for channel, data in self._attachment:
-            number = _STDERR if channel is Channel.STDERR else _STDOUT
-            try:
-                await trio.to_thread.run_sync(_write, number, data, abandon_on_cancel=True)
-            except BrokenPipeError:
-                if number == _STDOUT:
-                    self._leave(Leaving.UNREAD)
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    name = "standard output" if number == _STDOUT else "standard error"
-                    raise from_os_error(error, name) from error
-                await self._hang_up()
+        """Write what the process says; what is left of it once it has ended is fetched first.
+
+        It waits for a reader who stalls. Its monitor does not, when it has ended: not for long.
+        """
+        send, receive = trio.open_memory_channel[tuple[int, bytes]](math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._fetch, send)
+            nursery.start_soon(self._notice_end)
+            async for number, data in receive:
+                await self._write(number, data)
+                self._ahead -= len(data)
+                if self._ahead < _AHEAD:
+                    self._room.set()
+            nursery.cancel_scope.cancel()
         self._leave(Leaving.ENDED)
+
+    async def _fetch(self, send: trio.MemorySendChannel[tuple[int, bytes]]) -> None:
+        async with send:
+            async for channel, data in self._attachment:
+                await send.send((_STDERR if channel is Channel.STDERR else _STDOUT, data))
+                self._ahead += len(data)
+                if self._ahead >= _AHEAD and not self._has_ended:
+                    self._room = trio.Event()
+                    await self._room.wait()
+
+    async def _notice_end(self) -> None:
+        await self._ended()
+        self._has_ended = True
+        self._room.set()
+
+    async def _write(self, number: int, data: bytes) -> None:
+        try:
+            await trio.to_thread.run_sync(_write, number, data, abandon_on_cancel=True)
+        except BrokenPipeError:
+            if number == _STDOUT:
+                self._leave(Leaving.UNREAD)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                name = "standard output" if number == _STDOUT else "standard error"
+                raise from_os_error(error, name) from error
+            await self._hang_up()
 
     async def pass_input_on(self) -> None:
         while data := await _read():

@@ -58,7 +58,7 @@ def shown(status: ContainerStatus) -> ShownContainer:
         image=status.image,
         digest=status.target,
         snapshotter=status.backend,
-        command=list(status.args),
+        command=list(status.command),
         state=str(status.state),
         created=rfc3339(status.created),
         started=rfc3339(started) if started else UNSET,
@@ -97,5 +97,5 @@ def list_containers(
 
 
 def _row(status: ContainerStatus) -> Sequence[str]:
-    command = shlex.join(status.args)
+    command = shlex.join(status.command)
     return status.id, familiar(status.image), command, state_of(status), age(status.created)

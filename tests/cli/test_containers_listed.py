@@ -38,7 +38,7 @@ def _status(state: ContainerState = ContainerState.RUNNING, **changes: Any) -> C
         "image": "docker.io/library/busybox:latest",
         "target": "sha256:" + "a" * 64,
         "backend": "overlay",
-        "args": ("sh", "-c", "echo a b; sleep 1"),
+        "command": ("sh", "-c", "echo a b; sleep 1"),
     }
     return ContainerStatus(**(about | changes))
 
@@ -69,7 +69,7 @@ def _lines(capsys: pytest.CaptureFixture[str], width: int | None, *found: Contai
 
 
 def test_a_listing_fits_a_terminal(capsys: pytest.CaptureFixture[str]):
-    long = _status(id="web", image=_LONG, args=("a command that is long",) * 5)
+    long = _status(id="web", image=_LONG, command=("a command that is long",) * 5)
     header, first, second, lost = _lines(capsys, 80, _status(pid=7), long)
     assert max(map(len, (header, first, second))) <= 80
     assert header.split() == ["NAME", "IMAGE", "STATE"]
