@@ -4,7 +4,7 @@ Async.
 """
 
 import sys
-from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import click
@@ -25,14 +25,13 @@ from engine.cli.signals import Stopped
 from engine.errors import AlreadyExists, EngineError, NotFound
 from engine.identifiers import check_identifier
 from engine.oci.platform import Platform
-from engine.progress import silent
 from engine.provision.places import folder_of
 from engine.registry.client import Access, open_client
 from engine.running.attaching import Attachment, ended
 from engine.running.containerizer import Containerizer, open_containerizer
 from engine.running.options import RunOptions
 from engine.running.settling import told
-from engine.running.statuses import ContainerStatus
+from engine.running.statuses import ContainerStatus, Launched
 
 __all__ = ["attach", "launch"]
 
@@ -78,64 +77,113 @@ def launch(
         check_identifier(name, "container name")
     if not detach:
         check_terminal(stdin=options.stdin, terminal=options.terminal)
-    called = name or new_name()
-
-    async def work(engine: Engine) -> int:
-        async with AsyncExitStack() as stack:
-            containers = await stack.enter_async_context(open_containerizer(engine))
-            is_asked = pull == "always" or (pull == "missing" and not _is_here(engine, image, platform))
-            client = await stack.enter_async_context(open_client(access)) if is_asked else None
-            with progress(View(quiet=quiet)) if is_asked else nullcontext(silent) as report:
-                if client and pull == "always":
-                    await engine.pull(image, client, platform=platform, report=report)
-                launched = await containers.launch(
-                    called,
-                    image,
-                    options,
-                    snapshotter=snapshotter,
-                    platform=platform,
-                    client=client,
-                    attached=not detach,
-                    exit_argv=_removal(context) if remove else (),
-                    report=report,
-                )
-            if launched.already:
-                raise AlreadyExists(
-                    f"container {called} exists; choose another name, or remove it with `lamina rm`"
-                )
-            if launched.attachment is None:
-                write([called])
-                return 0
-            stack.push_async_callback(launched.attachment.aclose)
-            return await _foreground(
-                containers,
-                launched.status,
-                launched.attachment,
-                stdin=options.stdin,
-                terminal=options.terminal,
-                remove=remove,
-            )
-
-    code = run(context, work, create=pull != "never")
+    order = _Order(
+        name=name or new_name(),
+        image=image,
+        options=options,
+        pull=pull,
+        platform=platform,
+        snapshotter=snapshotter,
+        access=access,
+        quiet=quiet,
+        attached=not detach,
+        exit_argv=_removal(context) if remove else (),
+    )
+    code = run(context, order.carry_out, create=pull != "never")
     if code:
         raise click.exceptions.Exit(code)
-
-
-def _is_here(engine: Engine, image: str, platform: Platform | None) -> bool:
-    """Say whether an image can be run without asking anybody; another platform's may have to come."""
-    if platform is not None:
-        return False
-    try:
-        engine.stores.images.get(image)
-    except NotFound:
-        return False
-    return True
 
 
 def _removal(context: Context) -> tuple[str, ...]:
     """Return the command that removes a container; what it is called is still to be added."""
     command = (sys.executable, "-P", "-m", "engine", "--root", str(context.root.absolute()))
     return (*command, "--namespace", context.namespace, "rm", "--force")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What is to be run, and how."""
+
+    name: str
+    image: str
+    options: RunOptions
+    pull: str
+    platform: Platform | None
+    snapshotter: str | None
+    access: Access
+    quiet: bool
+    attached: bool
+    exit_argv: tuple[str, ...]
+    """What removes the container once it has ended, if anything."""
+
+    async def carry_out(self, engine: Engine) -> int:
+        """Run it; return the command's exit code."""
+        async with open_containerizer(engine) as containers:
+            launched = await self._launched(engine, containers)
+            if launched.already:
+                raise AlreadyExists(
+                    f"container {self.name} exists; choose another name, or remove it: lamina rm"
+                )
+            if launched.attachment is None:
+                write([self.name])
+                return 0
+            try:
+                return await self._attended(containers, launched.status, launched.attachment)
+            except trio.Cancelled:  # by a signal from before any was passed on
+                with trio.CancelScope(shield=True):
+                    await containers.destroy(self.name)
+                raise
+
+    async def _launched(self, engine: Engine, containers: Containerizer) -> Launched:
+        launch = partial(
+            containers.launch,
+            self.name,
+            self.image,
+            self.options,
+            snapshotter=self.snapshotter,
+            platform=self.platform,
+            attached=self.attached,
+            exit_argv=self.exit_argv,
+        )
+        if self.pull == "never" or (self.pull == "missing" and self._is_here(engine)):
+            return await launch()
+        async with open_client(self.access) as client:
+            with progress(View(quiet=self.quiet)) as report:
+                if self.pull == "missing":
+                    return await launch(client=client, report=report)
+                await engine.pull(
+                    self.image,
+                    client,
+                    snapshotter=self.snapshotter or engine.stores.snapshotter().name,
+                    platform=self.platform,
+                    report=report,
+                )
+            return await launch()
+
+    def _is_here(self, engine: Engine) -> bool:
+        """Say whether the image can be run without asking anybody; another platform's may be missing."""
+        if self.platform is not None:
+            return False
+        try:
+            engine.stores.images.get(self.image)
+        except NotFound:
+            return False
+        return True
+
+    async def _attended(
+        self, containers: Containerizer, status: ContainerStatus, attachment: Attachment
+    ) -> int:
+        stdin, terminal = self.options.stdin, self.options.terminal
+        try:
+            is_over, code = await _foreground(
+                containers, status, attachment, stdin=stdin, terminal=terminal
+            )
+        finally:
+            await attachment.aclose()
+        if self.exit_argv and is_over:
+            with trio.CancelScope(shield=True):
+                await containers.destroy(self.name)
+        return code
 
 
 async def _foreground(
@@ -145,9 +193,8 @@ async def _foreground(
     *,
     stdin: bool,
     terminal: bool,
-    remove: bool = False,
-) -> int:
-    """Attend to a container until it ends, or is left; return this command's exit code."""
+) -> tuple[bool, int]:
+    """Attend to a container until it ends, or is left; return which, and this command's exit code."""
     name = status.id
     end = partial(ended, folder_of(containers.stores.root.path, status.unique))
     kill = partial(containers.kill, name)
@@ -155,23 +202,19 @@ async def _foreground(
     match left.why:
         case Leaving.DETACHED:
             say(f"lamina: {name} goes on; `lamina attach {name}` comes back to it")
-            return 0
+            return False, 0
         case Leaving.FORCED:
             say(f"lamina: {name} goes on; `lamina kill {name}` ends it")
-            return 128 + left.signal
+            return False, 128 + left.signal
         case Leaving.HUNG_UP:
             raise Stopped(left.signal)
         case Leaving.UNREAD:
             await containers.stop(name, grace_s=0)  # as SIGPIPE ends who writes to nobody
-    if remove:
-        with trio.CancelScope(shield=True):
-            await containers.destroy(name)
-    if left.why is Leaving.UNREAD:
-        return 0
+            return True, 0
     outcome = attachment.outcome
     if outcome is None or outcome.code is None:
         raise EngineError(f"nobody saw how container {name} ended; its monitor was killed")
-    return outcome.code
+    return True, outcome.code
 
 
 @click.command("attach")
@@ -189,13 +232,13 @@ def attach(context: Context, word: str, no_stdin: bool) -> None:
         options = msgspec.json.decode(record.order, type=RunOptions)
         stdin = options.stdin and not no_stdin
         check_terminal(stdin=stdin, terminal=options.terminal)
-        async with (
-            open_containerizer(engine) as containers,
-            containers.attach(record.id) as attachment,
-        ):
-            return await _foreground(
-                containers, told(record), attachment, stdin=stdin, terminal=options.terminal
-            )
+        status = told(record)
+        async with open_containerizer(engine) as containers:
+            async with containers.attach(record.id) as attachment:
+                is_over, code = await _foreground(
+                    containers, status, attachment, stdin=stdin, terminal=options.terminal
+                )
+        return code
 
     code = run(context, work)
     if code:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from engine.cli.context import Command
+from engine.cli.terminal import size_of
 from engine.errors import InvalidArgument, printable
 from engine.oci.signals import parse_signal
 from engine.running.options import Bind, Network, Resources, RunOptions
@@ -249,6 +250,7 @@ def run_options(command: Command) -> Command:
         stop_signal: str | None,
         **rest: Any,  # noqa: ANN401
     ) -> object:
+        size = size_of(1, 0) if rest["terminal"] else None
         same = {name: rest.pop(name) for name in ("stdin", "terminal", "env", "binds", "user", "labels")}
         options = RunOptions(
             args=arguments,
@@ -257,6 +259,7 @@ def run_options(command: Command) -> Command:
             network=Network(network),
             cwd=workdir or "",
             hostname=hostname or "",
+            terminal_size=size,
             resources=Resources(memory=memory or 0, cpus=cpus or 0, pids=pids_limit or 0),
             stop_signal=stop_signal or "",
             **same,
