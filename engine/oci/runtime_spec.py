@@ -26,6 +26,7 @@ __all__ = [
     "Seccomp",
     "Spec",
     "SpecMount",
+    "SyscallArgument",
     "SyscallRule",
 ]
 
@@ -137,11 +138,21 @@ class LinuxResources(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     pids: PidsLimit | None = None
 
 
+class SyscallArgument(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What an argument of a system call has to be, from 0, for a rule to hold."""
+
+    index: int
+    value: int
+    value_two: int = 0
+    op: str
+
+
 class SyscallRule(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """What becomes of system calls of these names."""
+    """What becomes of system calls of these names, with these arguments."""
 
     names: Sequence[str]
     action: str
+    args: Sequence[SyscallArgument] = ()
 
 
 class Seccomp(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

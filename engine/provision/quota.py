@@ -14,8 +14,7 @@ there is nothing to clear, and nothing that a crash could leave. The range is sm
 back the room in which it notes what a number has.
 
 A process that is root outside all user namespaces can take its own files out of a project (ioctl(2) with
-FS_IOC_FSSETXATTR or FS_IOC_SETFLAGS): a container that is to be held to its limit has its IDs mapped, or
-those calls filtered.
+FS_IOC_FSSETXATTR or FS_IOC_SETFLAGS): containers may not call that (`engine.running.confinement`).
 """
 
 import errno
