@@ -232,12 +232,13 @@ def attach(context: Context, word: str, no_stdin: bool) -> None:
         options = msgspec.json.decode(record.order, type=RunOptions)
         stdin = options.stdin and not no_stdin
         check_terminal(stdin=stdin, terminal=options.terminal)
-        status = told(record)
-        async with open_containerizer(engine) as containers:
-            async with containers.attach(record.id) as attachment:
-                is_over, code = await _foreground(
-                    containers, status, attachment, stdin=stdin, terminal=options.terminal
-                )
+        async with (
+            open_containerizer(engine) as containers,
+            containers.attach(record.id) as attachment,
+        ):
+            _, code = await _foreground(
+                containers, told(record), attachment, stdin=stdin, terminal=options.terminal
+            )
         return code
 
     code = run(context, work)
