@@ -119,6 +119,9 @@ ASYNC = {
     "engine.running.turns",
     "engine.running.executing",
     "engine.running.monitors",
+    "engine.cli.attending",
+    "engine.cli.executing",
+    "engine.cli.launching",
     "engine.cli.running",
     "engine.cli.demo",
 }
