@@ -177,6 +177,7 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.metadata.events",
     "engine.metadata.nodes",
     "engine.metadata.resources",
+    "engine.running.statuses",
     "engine.registry.addresses",
     "engine.registry.challenge",
     "engine.registry.credentials",
