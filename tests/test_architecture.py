@@ -116,6 +116,7 @@ ASYNC = {
     "engine.running.containerizer",
     "engine.running.executing",
     "engine.running.monitors",
+    "engine.cli.attending",
     "engine.cli.running",
     "engine.cli.demo",
 }
