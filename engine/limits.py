@@ -91,6 +91,8 @@ EVENTS = 10_000  # that wait for one who listens; he is told how many he missed
 USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
 
+LOG = 10 * MIB  # of what a container writes, in each of two files
+
 # What a registry decides.
 CHALLENGE = 16 * 1024  # characters of what a host asks for credentials with
 CHALLENGE_PARAMETERS = 64

@@ -94,7 +94,7 @@ def default_mounts(*, tty_group: bool, own_sys: bool, cgroup: bool) -> list[Spec
         ("/dev/mqueue", "mqueue", "mqueue", strict),
         ("/sys", "sysfs", "sysfs", (*strict, "ro"))
         if own_sys
-        else ("/sys", "none", "/sys", ("rbind", *strict, "ro")),
+        else ("/sys", "none", "/sys", ("rbind", *strict, "ro", "rro")),
     ]
     if cgroup:
         mounts.append(("/sys/fs/cgroup", "cgroup", "cgroup", (*strict, "relatime", "ro")))

@@ -105,8 +105,13 @@ BOUNDS = {
     "DOCUMENTS": (128 * MIB, "as many as an archive may have; a manifest has some KiB"),
     "KNOWN_IMAGES": (20_000, "20 MiB; a store of so many is listed without reading documents again"),
     "REMOVE_DELAY_S": (180, "as in Nomad"),
+    "CONTAINER_LOOK_S": (
+        0.05,
+        "a person sees no wait, and 20 reads of one record a second cost nothing",
+    ),
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
     "PULL_STALL_S": (300, "as in containerd's CRI"),
+    "LOG": (10 * MIB, "as kubelet has it; twice that of each container is kept"),
     "EVENTS": (10_000, "some MiB; a store of that many images, removed at once"),
     "REFERRERS": (1000, "signatures and SBOMs of one image are tens"),
     "REFERRER_PAGES": (100, "a page has tens"),

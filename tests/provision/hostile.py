@@ -28,7 +28,8 @@ class Host:
         self._before = self._seen()
 
     def _seen(self) -> dict[str, object]:
-        found: dict[str, object] = {"..": sorted(path.name for path in self.victim.parent.iterdir())}
+        beside = {path.name for path in self.victim.parent.iterdir()}
+        found: dict[str, object] = {"..": beside - {"config.json", "runc"}}  # a bundle's
         for path in (self.victim, *sorted(self.victim.rglob("*"))):
             about = path.lstat()
             found[path.name] = (about.st_mode, about.st_mtime_ns, about.st_ctime_ns, about.st_size)
