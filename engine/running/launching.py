@@ -32,7 +32,9 @@ class Launching:
         self._settling = settling
         self._monitors = monitors
 
-    async def start(self, provisioned: Provisioned, options: RunOptions, parent: str) -> Container | None:
+    async def start(
+        self, provisioned: Provisioned, options: RunOptions, parent: str
+    ) -> Container | None:
         """Run what is wanted in a container that is provisioned; return its record.
 
         None if somebody else has launched or removed it. FailedPrecondition if it is removed meanwhile,
@@ -81,5 +83,7 @@ class Launching:
     def _process_of(self, parent: str) -> int:
         found = self._settling.get(parent)
         if found.state != ContainerState.RUNNING:
-            raise FailedPrecondition(f"parent {parent} is {found.state}; a container joins one that runs")
+            raise FailedPrecondition(
+                f"parent {parent} is {found.state}; a container joins one that runs"
+            )
         return found.pid
