@@ -81,6 +81,7 @@ PULLERS = 100  # credentials of which it is noted that they got an image: those 
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
 KNOWN_IMAGES = 20_000  # of which it is remembered what their documents say, 1 KiB each
 REMOVE_DELAY_S = 180.0  # from an image's last release to its removal, as in Nomad
+MONITOR_ENDS_S = 20  # after all processes of its container were killed
 CONTAINER_LOOK_S = 0.05  # between two looks at a container that another makes or removes, at most
 PULLS = 8  # of different images at once, for those who hold them
 PULL_STALL_S = 300.0  # of a pull without progress, as in containerd's CRI

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from engine.metadata.containers import ContainerState
+from engine.running.attaching import Attachment
+from engine.running.cgroups import Consumption
+from engine.snapshots import Usage
 
-__all__ = ["ContainerStatus", "Ended", "Failure", "Launched", "RecoveredContainers"]
+__all__ = ["ContainerStatus", "ContainerUsage", "Ended", "Failure", "Launched", "RecoveredContainers"]
 
 
 class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,11 +52,23 @@ class Ended(msgspec.Struct, frozen=True):
     at: int
 
 
-class Launched(msgspec.Struct, frozen=True):
-    """A container that was asked for, and whether it was there already."""
+class Launched(msgspec.Struct, frozen=True, kw_only=True):
+    """A container that was asked for."""
 
     status: ContainerStatus
     already: bool = False
+    """Whether it was there."""
+    attachment: Attachment | None = None
+    """The caller's connection to it, where he asked to be its first client: his to close."""
+
+
+class ContainerUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container takes up."""
+
+    disk: Mapping[str, Usage]
+    """Its own bytes and inodes, by where they are mounted in it."""
+    consumed: Consumption | None
+    """Memory, processor time and processes; None if it does not run."""
 
 
 class Failure(msgspec.Struct, frozen=True):

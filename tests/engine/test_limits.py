@@ -30,6 +30,7 @@ BOUNDS = {
     "ARCHIVE_LIST": (20 * MIB, "what containerd takes; 10,000 images with 25 layers each"),
     "ARCHIVE_DOCUMENTS": (128 * MIB, "10,000 images with 12 KiB of documents each"),
     "ARCHIVE_LINKS": (16, "old docker links once"),
+    "MONITOR_ENDS_S": (20, "it writes one file then; a busy machine takes some seconds"),
     "IMAGE": (256 * GIB, "the largest images, with models, have 100 GiB"),
     "IMAGE_ENTRIES": (8_000_000, "four layers at their bound"),
     "LAYER": (64 * GIB, "the largest layers, a model each, have 50 GiB"),

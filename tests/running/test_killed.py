@@ -34,7 +34,7 @@ trio.run(main, *sys.argv[1:])
 
 BEFORE = ("launch.preparing", "launch.prepared", "launch.starting")
 AFTER = ("launch.started",)
-DESTROYING = ("destroy.killed", "destroy.deleted", "destroy.stopped")
+DESTROYING = ("destroy.recorded", "destroy.killed", "destroy.deleted", "destroy.discarded")
 
 
 def killed(scene: Scene, verb: str, where: str) -> None:
@@ -91,7 +91,7 @@ def test_killed_when_it_runs(each: Scene, where: str) -> None:
         status = await floor.containers.status("one")
         assert status.state == "running"
         os.kill(status.pid, 0)
-        assert (await floor.launch("one", "true")).already
+        assert (await floor.launch("one", "sleep", "1000")).already
         await floor.containers.kill("one")
         assert (await floor.containers.wait("one")).code == 137
 
@@ -199,7 +199,7 @@ def test_two_engines_on_one_root(scene: Scene) -> None:
         try:
             assert other.stdout.readline() == "launched\n"
             floor.note("one")
-            assert (await floor.launch("one", "true")).already
+            assert (await floor.launch("one", "sleep", "1000")).already
             await floor.containers.kill("one")
             assert (await floor.containers.wait("one")).code == 137
             assert other.stdout.readline() == "137\n"
