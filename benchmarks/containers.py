@@ -39,6 +39,7 @@ from engine.oci.execution import parse_execution
 from engine.provision.provisioned import Provisioned
 from engine.provision.provisioner import Provisioner
 from engine.running.bundle import Setting, make_spec, write_bundle
+from engine.running.containerizer import open_containerizer
 from engine.running.options import RunOptions
 from engine.stores import host_platform
 from engine.testing.archives import archive, layout, member
@@ -168,7 +169,7 @@ def _runc(folder: Path, bundle: Path, name: str) -> Sequence[str | Path]:
 
 async def _run(folder: Path, options: argparse.Namespace) -> Turns:
     image, numbers = _image(folder / "image"), count()
-    async with open_engine(folder / "root") as engine:
+    async with open_engine(folder / "root") as engine, open_containerizer(engine) as containers:
         await _import(engine, image)
         provisioner = Provisioner(engine)
         standing = await provisioner.provision("standing", _IMAGE, snapshotter=_BACKEND)
@@ -184,7 +185,14 @@ async def _run(folder: Path, options: argparse.Namespace) -> Turns:
             await _command(*_runc(folder, made.folder, made.container.unique))
             await provisioner.destroy(name)
 
-        found = await _in_turn({"runc run": beforehand, "provisioned": provisioned}, options.repeat)
+        async def launched() -> None:
+            name = f"c{next(numbers)}"
+            await containers.launch(name, _IMAGE, _COMMAND, snapshotter=_BACKEND)
+            await containers.wait(name)
+            await containers.destroy(name)
+
+        turns = {"runc run": beforehand, "provisioned": provisioned, "launched": launched}
+        found = await _in_turn(turns, options.repeat)
         await provisioner.destroy("standing")
     return found
 
