@@ -13,10 +13,13 @@ from engine.metadata.nodes import IMAGE, SNAPSHOT, Node, blob_node, snapshot_nod
 from engine.oci.short import beginnings
 from engine.stores import Stores
 
-__all__ = ["MOUNT", "explain_named", "explain_store"]
+__all__ = ["CONTAINER", "MOUNT", "explain_named", "explain_store"]
 
 MOUNT = "mounts"
 """The kind of what holds a mount's snapshot; its key is the mount's name."""
+
+CONTAINER = "containers"
+"""The kind of what holds a container's snapshots; its key is the container's ID."""
 
 
 def explain_store(stores: Stores) -> Explained:
@@ -61,7 +64,10 @@ def _mounts(stores: Stores) -> dict[Node, Keeper]:
     """Return what to say of the snapshots that are mounted, or kept for a mount."""
     return {
         Node(SNAPSHOT, record.backend, record.key): Keeper(
-            Node(MOUNT, record.backend, record.key), f"{record.state} at {record.target}"
+            Node(CONTAINER, "", record.container)
+            if record.container
+            else Node(MOUNT, record.backend, record.key),
+            f"{record.state} at {record.target}",
         )
         for record in stores.mounting.walk()
     }

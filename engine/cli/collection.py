@@ -14,7 +14,7 @@ from engine.cli.output import View, counted, document, human_bytes, resisting, s
 from engine.cli.shapes import SnapshotName
 from engine.cli.table import Column
 from engine.errors import EngineError
-from engine.explaining import MOUNT
+from engine.explaining import CONTAINER, MOUNT
 from engine.gc.collect import Collected
 from engine.gc.explain import Explained, Keeper, Kept
 from engine.gc.policy import Enforced
@@ -31,6 +31,7 @@ _KINDS = {
     IMAGE: "image",
     INGEST: "ingest",
     LEASE: "lease",
+    CONTAINER: "container",
     MOUNT: "mount",
 }
 

@@ -89,12 +89,13 @@ class Destroyer:
 
         What fails stays in the record: what failed first says more.
         """
+        removing: Removing | None = None
         with trio.CancelScope(shield=True):
             begin = partial(self._provisions.removing, mine.id, mine=mine.lease)
             removing = await trio.to_thread.run_sync(begin)
-            assert removing is not None
-            await self._remove(removing.container, frozenset())
-        return removing.was_asked
+            if removing is not None:
+                await self._remove(removing.container, frozenset())
+        return removing is not None and removing.was_asked
 
     async def _remove(self, mine: Container, above: frozenset[str]) -> None:
         """Remove a container that is ours to remove; what fails stays in its record."""

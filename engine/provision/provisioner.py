@@ -30,7 +30,7 @@ from engine.progress import Report, silent
 from engine.provision.destroying import FIRST_LOOK_S, Destroyer, Stop, rest
 from engine.provision.provisioned import Provisioned, Recovered
 from engine.provision.rootfs import RootFileSystems, Sight, joined
-from engine.provision.wanted import FoundImage, ImageChoice, Wanted
+from engine.provision.wanted import ContainerWanted, FoundImage, ImageChoice
 from engine.snapshots import Usage
 
 if TYPE_CHECKING:  # which loads httpcore
@@ -89,9 +89,9 @@ class Provisioner:
         what is not here; FailedPrecondition if it is destroyed meanwhile, or its parent is.
         """
 
-        def want() -> Wanted:
+        def want() -> ContainerWanted:
             stores, name = self._stores, self._choice.full_name
-            wanted = Wanted(
+            wanted = ContainerWanted(
                 container=container,
                 image=name(image),
                 volumes={path: name(one) for path, one in volumes.items()},
@@ -118,37 +118,32 @@ class Provisioner:
                 continue  # it is gone by now
             return await self._make(mine, wanted, found, client, report)
 
-    def _begin(self, wanted: Wanted) -> tuple[Container, Sequence[FoundImage]]:
+    def _begin(self, wanted: ContainerWanted) -> tuple[Container, Sequence[FoundImage]]:
         """Put the record of a container; return it, and its images if they are here and held."""
         found = [one for name in wanted.images if (one := self._choice.find(name, wanted))]
         is_whole = len(found) == len(wanted.images)
         record = wanted.record()
         roots = self._choice.roots(record, found) if is_whole else ()
         mine, is_held = self._provisions.begin(record, roots)
-        hit("provision.recorded")
-        if not is_held:
-            return mine, ()
-        for one in found:
-            self._stores.images.note_use(one.image)
-        return mine, found
+        return mine, found if is_held else ()
 
     async def _make(
         self,
         mine: Container,
-        wanted: Wanted,
+        wanted: ContainerWanted,
         found: Sequence[FoundImage],
         client: "Client | None",
         report: Report,
     ) -> Provisioned:
         try:
+            hit("provision.recorded")
             if not found:
                 async with self._unless_moved(mine):
                     found = await self._bring_all(mine, wanted, client, report)
                 hit("provision.brought")
                 mine = await trio.to_thread.run_sync(self._hold, mine, found)
             hit("provision.held")
-            claims = [root.mount for root in self._choice.roots(mine, found)]
-            return await trio.to_thread.run_sync(self._roots.make, mine, claims)
+            return await trio.to_thread.run_sync(self._made, mine, found)
         except BaseException:
             was_asked = False
             try:
@@ -164,7 +159,13 @@ class Provisioner:
     def _hold(self, mine: Container, found: Sequence[FoundImage]) -> Container:
         return self._provisions.hold(mine, self._choice.roots(mine, found))
 
-    async def _standing(self, wanted: Wanted) -> Provisioned | None:
+    def _made(self, mine: Container, found: Sequence[FoundImage]) -> Provisioned:
+        for one in found:
+            self._stores.images.note_use(one.image)
+        claims = [root.mount for root in self._choice.roots(mine, found)]
+        return self._roots.make(mine, claims)
+
+    async def _standing(self, wanted: ContainerWanted) -> Provisioned | None:
         """Return the container that is there, once nobody makes it any more; None if it is gone then."""
         pause = FIRST_LOOK_S
         while (
@@ -195,7 +196,7 @@ class Provisioner:
     # -- images that are not here yet ---------------------------------------------------------
 
     async def _bring_all(
-        self, mine: Container, wanted: Wanted, client: "Client | None", report: Report
+        self, mine: Container, wanted: ContainerWanted, client: "Client | None", report: Report
     ) -> list[FoundImage]:
         """Pull and unpack what is missing, all at once."""
         found: dict[str, FoundImage] = {}
@@ -218,7 +219,7 @@ class Provisioner:
         self,
         mine: Container,
         name: str,
-        wanted: Wanted,
+        wanted: ContainerWanted,
         client: "Client | None",
         report: Report,
     ) -> FoundImage:

@@ -27,11 +27,11 @@ from engine.provision.places import folder_of, mount_keys, target_of
 from engine.snapshots import Snapshotter
 from engine.stores import Stores
 
-__all__ = ["FoundImage", "ImageChoice", "Wanted"]
+__all__ = ["ContainerWanted", "FoundImage", "ImageChoice"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class ContainerWanted:
     """A container as it was asked for; names of images are in full."""
 
     container: str
@@ -127,7 +127,7 @@ class ImageChoice:
         except NotFound:
             return str(parse_reference(name))
 
-    def find(self, name: str, wanted: Wanted) -> FoundImage | None:
+    def find(self, name: str, wanted: ContainerWanted) -> FoundImage | None:
         """Return the image of a full name if it is here and unpacked."""
         image = self._stores.images.named(name)
         try:
@@ -135,7 +135,7 @@ class ImageChoice:
         except NotFound:  # it is not all here
             return None
 
-    def look(self, image: Image, wanted: Wanted) -> FoundImage:
+    def look(self, image: Image, wanted: ContainerWanted) -> FoundImage:
         """Return what an image means for a container. NotFound if it is not all here, or not unpacked.
 
         FailedPrecondition if the backend cannot stack so many layers.

@@ -105,6 +105,10 @@ BOUNDS = {
     "DOCUMENTS": (128 * MIB, "as many as an archive may have; a manifest has some KiB"),
     "KNOWN_IMAGES": (20_000, "20 MiB; a store of so many is listed without reading documents again"),
     "REMOVE_DELAY_S": (180, "as in Nomad"),
+    "CONTAINER_LOOK_S": (
+        0.05,
+        "a person sees no wait, and 20 reads of one record a second cost nothing",
+    ),
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
     "PULL_STALL_S": (300, "as in containerd's CRI"),
     "EVENTS": (10_000, "some MiB; a store of that many images, removed at once"),

@@ -1,0 +1,1 @@
+"""Provisioning: root file systems of containers, on real mounts."""
