@@ -118,7 +118,6 @@ ASYNC = {
     "engine.running.launching",
     "engine.running.turns",
     "engine.running.executing",
-    "engine.running.log_following",
     "engine.running.monitors",
     "engine.cli.attending",
     "engine.cli.executing",

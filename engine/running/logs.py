@@ -6,7 +6,7 @@ Sync; safe from any process. Who follows a log looks again from time to time: so
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from engine.errors import os_errors
 from engine.limits import LOG_LINE
 from engine.times import moment
 
-__all__ = ["LogLine", "LogReader", "open_log", "read_log"]
+__all__ = ["LogFollower", "LogLine", "read_log"]
 
 _PIECE = 256 * 1024
 _RECORD = 1 << 20  # beyond that it is none of a monitor's
@@ -32,10 +32,14 @@ class LogLine(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class LogReader:
-    """Reads a log on, from where it came to; get one from `open_log`."""
+class LogFollower:
+    """Reads a log, and on where it grows; `close` it in the end.
 
-    def __init__(self, folder: Path, tail: int | None, since: int) -> None:
+    Who takes long over it misses what was rotated away meanwhile.
+    """
+
+    def __init__(self, folder: Path, *, tail: int | None = None, since: int = 0) -> None:
+        """Begin with the last `tail` lines of those from `since` on, else with the first."""
         self._folder = folder
         self._tail = tail
         self._since = since
@@ -144,18 +148,8 @@ def _inode(file: int) -> int:
     return os.fstat(file).st_ino if file >= 0 else -1
 
 
-@contextmanager
-def open_log(folder: Path, *, tail: int | None = None, since: int = 0) -> Iterator[LogReader]:
-    """Give a reader of a container's log, or of the last `tail` lines of it from `since` on."""
-    reader = LogReader(folder, tail, since)
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
 def read_log(folder: Path, *, tail: int | None = None, since: int = 0) -> Iterator[LogLine]:
     """Iterate over the lines of a container's log: the last `tail` of those from `since` on."""
-    with open_log(folder, tail=tail, since=since) as reader:
-        while lines := reader.more():
+    with closing(LogFollower(folder, tail=tail, since=since)) as follower:
+        while lines := follower.more():
             yield from lines

@@ -235,7 +235,8 @@ def test_the_runtime_has_nothing_of_the_engine(bundle, tmp_path, monkeypatch):
     numbers = sorted(line.split()[8] for line in files.splitlines() if "->" in line)
     assert set(numbers) <= {"0", "1", "2", "10"}  # a shell keeps its script open
     assert "NOTIFY_SOCKET" not in environment
-    assert [int(line.split()[1], 16) for line in signals.splitlines()] == [0, 0]
+    within_glibc = 0b11 << 31  # 32 and 33, which its posix_spawn leaves ignored
+    assert [int(line.split()[1], 16) & ~within_glibc for line in signals.splitlines()] == [0, 0]
     assert terminal.strip() == "?"
 
 
