@@ -97,6 +97,12 @@ class ContainerStore:
             raise NotFound(f"no container {name}; `lamina ps --all` lists them")
         return found
 
+    def find(self, name: str) -> tuple[Container, bool] | None:
+        """Return a container, if there is one, and whether somebody works on it now."""
+        with self._meta.read() as txn:
+            found = CONTAINERS.get(txn, self._namespace, name)
+            return None if found is None else (found, self.is_held_in(txn, found))
+
     def walk(self) -> list[Container]:
         """Return the containers whose records can be read, the oldest first."""
         with self._meta.read() as txn:

@@ -9,8 +9,9 @@ finds: then that one removes what he made. Who finds work in progress waits for 
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:  # which loads httpcore
 __all__ = ["Provisioner", "Stop"]
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _HALF_MADE = {ContainerState.PROVISIONING, ContainerState.PREPARING, ContainerState.DESTROYING}
 _NO_LABELS: Labels = MappingProxyType({})
@@ -172,16 +171,15 @@ class Provisioner:
     async def _standing(self, wanted: ContainerWanted) -> Provisioned | None:
         """Return the container that is there, once nobody makes it any more; None if it is gone then."""
         pause = FIRST_LOOK_S
-        while (
-            found := await trio.to_thread.run_sync(self._destroyer.look, wanted.container)
-        ) is not None:
+        looking = partial(self._containers.find, wanted.container)
+        while (looked := await trio.to_thread.run_sync(looking)) is not None:
+            found, is_held = looked
             if not wanted.is_met_by(found):
                 raise AlreadyExists(
                     f"container {found.id} exists, and was made with other options; choose another name"
                 )
             if found.state == ContainerState.DESTROYING:
                 raise FailedPrecondition(f"container {found.id} is being removed; try again")
-            is_held = await trio.to_thread.run_sync(self._containers.is_held, found)
             if is_held and found.state == ContainerState.PROVISIONING:
                 pause = await rest(pause)
             elif found.state == ContainerState.PROVISIONING:  # a crash left it
@@ -247,7 +245,7 @@ class Provisioner:
 
         async def watch() -> None:
             pause = FIRST_LOOK_S
-            while await trio.to_thread.run_sync(self._destroyer.look, mine.id) == mine:
+            while await trio.to_thread.run_sync(self._containers.find, mine.id) == (mine, True):
                 pause = await rest(pause)
             scope.cancel()
 
