@@ -11,6 +11,7 @@ import msgspec
 __all__ = [
     "VERSION",
     "CapabilitySets",
+    "ConsoleSize",
     "ContainerProcess",
     "ContainerUser",
     "CpuLimit",
@@ -48,10 +49,18 @@ class CapabilitySets(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     permitted: Sequence[str] = ()
 
 
+class ConsoleSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a terminal is when it is made."""
+
+    height: int
+    width: int
+
+
 class ContainerProcess(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """What is run."""
 
     terminal: bool = False
+    console_size: ConsoleSize | None = None
     user: ContainerUser
     args: Sequence[str]
     env: Sequence[str]

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.root
 
 _DOCS = (TOP / "docs" / "json.md").read_text(encoding="utf-8")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
-_WITHOUT = {("content", "get"), ("completion",)}
+_WITHOUT = {("content", "get"), ("completion",), ("run",), ("exec",), ("attach",), ("logs",)}
 _LISTS = {"list of images": "image", "list of unpackings": "unpacking"}
 _RARE = {
     "removal of snapshots": {"left[].path", "left[].reason"},
