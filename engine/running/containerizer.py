@@ -120,7 +120,6 @@ class Containerizer:
             image,
             parent=parent,
             volumes=volumes,
-            readonly=options.readonly,
             snapshotter=snapshotter,
             platform=platform,
             quota=quota,
