@@ -119,6 +119,9 @@ ASYNC = {
     "engine.running.turns",
     "engine.running.executing",
     "engine.running.monitors",
+    "engine.cli.attending",
+    "engine.cli.executing",
+    "engine.cli.launching",
     "engine.cli.running",
     "engine.cli.demo",
 }
@@ -166,6 +169,8 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.limits",
     "engine.observing.metrics",
     "engine.mounts.options",
+    "engine.running.confinement",
+    "engine.running.options",
     "engine.progress",
     "engine.archive.choosing",
     "engine.content.keeping",

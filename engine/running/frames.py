@@ -9,8 +9,8 @@ set the size of its terminal (`RESIZE`: rows, columns). A connection that ends w
 the monitor is gone.
 
 Who starts a container has such a connection from before it starts, and is told of that first: `STARTED`
-with the pid, or `FAILED` with what the runtime said. Where the job says `attached` he is a client like
-others then; else the connection ends. Who closes it before has everything killed.
+with the pid, or `FAILED` with what went wrong. Where the job says `attached` he is a client as if he had
+sent `ATTACH`. If he leaves before he is told, or says `KILL`, the container is killed.
 """
 
 import struct
@@ -19,6 +19,7 @@ __all__ = [
     "ATTACH",
     "EXIT",
     "FAILED",
+    "KILL",
     "RESIZE",
     "STARTED",
     "STDERR",
@@ -31,7 +32,7 @@ __all__ = [
     "take",
 ]
 
-ATTACH, STDIN, RESIZE = b"a", b"i", b"r"
+ATTACH, STDIN, RESIZE, KILL = b"a", b"i", b"r", b"k"
 STARTED, FAILED, STDOUT, STDERR, EXIT = b"s", b"f", b"o", b"e", b"x"
 
 LARGEST = 1 << 16  # bytes in one

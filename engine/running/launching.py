@@ -37,7 +37,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     attached: bool = False
     """Whether the caller is its first client."""
     exit_argv: Sequence[str] = ()
-    """Run when it has ended and no client is there to see that."""
+    """Run when it has ended and no client is there to see that, with its `unique` as the last word."""
     keep: bool = False
     """Whether the container stays if its command cannot be started."""
 
@@ -123,7 +123,7 @@ class Launching:
             terminal=options.terminal,
             stdin=options.stdin,
             attached=begin.attached,
-            exit_argv=(*begin.exit_argv, record.id) if begin.exit_argv else (),
+            exit_argv=(*begin.exit_argv, record.unique) if begin.exit_argv else (),
         )
         try:
             return await self._monitors.start(launch)

@@ -60,6 +60,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`USER[:GROUP]`, by name or number."""
     hostname: str = ""
     terminal: bool = False
+    terminal_size: tuple[int, int] | None = None
+    """Rows and columns that it has at first."""
     stdin: bool = False
     """Whether somebody may write to its standard input; else that is empty."""
     readonly: bool = False
