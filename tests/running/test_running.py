@@ -133,8 +133,8 @@ def test_folders_of_the_host(each: Scene, tmp_path: Path) -> None:
             Bind(source=source, target="/mnt/rw"),
             Bind(source=source, target="/mnt/ro", readonly=True),
         )
-        script = "exec 2>&1; cat /mnt/ro/host; echo mine > /mnt/rw/mine; touch /mnt/ro/no || echo refused"
-        await floor.launch("one", "sh", "-c", script, binds=binds)
+        script = "cat /mnt/ro/host; echo mine > /mnt/rw/mine; touch /mnt/ro/no || echo refused"
+        await floor.launch("one", "sh", "-c", f"exec 2>&1; {script}", binds=binds)
         found = await floor.output("one")
         assert found.startswith(b"from the host\n")
         assert found.endswith(b"refused\n")
