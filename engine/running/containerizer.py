@@ -6,7 +6,7 @@ process launched, and a container does not notice that the engine that launched 
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -303,10 +303,13 @@ class Containerizer:
         """
         cleared, failed = await self._clear_half_made()
         found = await self._provisioner.recover(known)
-        kept = await self.walk()
+        kept: dict[str, list[str]] = defaultdict(list)
+        for one in await self.walk():
+            kept[one.state].append(one.id)
         return RecoveredContainers(
-            running=[one.id for one in kept if one.state == ContainerState.RUNNING],
-            stopped=[one.id for one in kept if one.state == ContainerState.STOPPED],
+            running=kept[ContainerState.RUNNING],
+            stopped=kept[ContainerState.STOPPED],
+            provisioned=kept[ContainerState.PROVISIONED],
             destroyed=[*cleared, *found.destroyed],
             failed=[Failure(*one) for one in {**failed, **found.failed}.items()],
         )

@@ -35,7 +35,6 @@ trio.run(main, *sys.argv[1:])
 BEFORE = (
     "provision.recorded",
     "provision.mounted",
-    "provision.settled",
     "launch.preparing",
     "launch.prepared",
     "launch.starting",
@@ -75,6 +74,21 @@ def test_killed_before_the_process(each: Scene, where: str, known: bool) -> None
     each.run(nothing)
     killed(each, "launch", where)
     each.run(work, imports=False)
+
+
+def test_killed_between_provisioning_and_the_rest(scene: Scene) -> None:
+    """What is there is whole, and a launch goes on from there."""
+
+    async def work(floor: Floor) -> None:
+        recovered = await floor.containers.recover(["one"])
+        assert (recovered.provisioned, recovered.destroyed) == (["one"], [])
+        unique = floor.record("one").unique
+        launched = await floor.launch("one", "sleep", "1000")
+        assert (launched.already, launched.status.unique) == (False, unique)
+
+    scene.run(nothing)
+    killed(scene, "launch", "provision.settled")
+    scene.run(work, imports=False)
 
 
 @pytest.mark.parametrize("where", BEFORE)
