@@ -66,7 +66,7 @@ class Floor:
 
     async def launch(self, container: str, *args: str, **options: Any) -> Launched:
         """Run a command in a container of the image."""
-        apart = {"image", "parent", "volumes", "keep", "client", "report"}
+        apart = {"image", "parent", "volumes", "keep", "attached", "client", "report"}
         about = {key: value for key, value in options.items() if key in apart}
         rest = {key: value for key, value in options.items() if key not in apart}
         launched = await self.containers.launch(
