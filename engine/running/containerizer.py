@@ -39,7 +39,7 @@ from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
 from engine.running.runc import ExecCommand
-from engine.running.settling import Settling, told
+from engine.running.settling import SettledContainers, told
 from engine.running.statuses import (
     ContainerStatus,
     ContainerUsage,
@@ -75,7 +75,7 @@ class Containerizer:
         self._engine = engine
         self._monitors = monitors
         self._tool = Tool(stores.root, runtime)
-        self._settling = Settling(stores.root, stores.namespace)
+        self._settling = SettledContainers(stores.root, stores.namespace)
         self._ending = Ending(self._settling, self._tool)
         self._launching = Launching(self._settling, monitors, self._tool)
         self._provisioner = Provisioner(engine, stop=self._ending.end)
@@ -138,7 +138,7 @@ class Containerizer:
                     return launched
 
     async def _launched(self, provisioned: Provisioned, begin: Begin) -> Launched | None:
-        """Launch a container that is provisioned, or tell of one that was; None if it is to be tried anew."""
+        """Launch a container that is provisioned, or tell of one that was; None: to be tried anew."""
         mine, lease = provisioned.container, ""
         try:
             record = await trio.to_thread.run_sync(self._settling.settle, mine)

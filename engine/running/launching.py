@@ -22,7 +22,7 @@ from engine.running.jobs import Launch
 from engine.running.monitors import Begun, Monitors
 from engine.running.options import Bind, RunOptions
 from engine.running.runc import run_argv
-from engine.running.settling import Settling
+from engine.running.settling import SettledContainers
 from engine.running.tool import Tool
 from engine.stores import host_platform
 
@@ -44,7 +44,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
 class Launching:
     """Starts what containers run."""
 
-    def __init__(self, settling: Settling, monitors: Monitors, tool: Tool) -> None:
+    def __init__(self, settling: SettledContainers, monitors: Monitors, tool: Tool) -> None:
         self._settling = settling
         self._monitors = monitors
         self._tool = tool
