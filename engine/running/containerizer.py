@@ -38,7 +38,7 @@ from engine.running.executing import execute
 from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
-from engine.running.runc import Execution
+from engine.running.runc import ExecCommand
 from engine.running.settling import Settling, told
 from engine.running.statuses import (
     ContainerStatus,
@@ -255,12 +255,12 @@ class Containerizer:
         record = await self._running(container)
         folder = self._settling.folder(record)
 
-        def prepared() -> Execution:
+        def prepared() -> ExecCommand:
             account = None
             if options.user:
                 with open_rootfs(folder / "rootfs") as root:
                     account = resolve_user(root, options.user)
-            return Execution(
+            return ExecCommand(
                 args=options.args,
                 env=options.env,
                 cwd=options.cwd,
@@ -276,7 +276,6 @@ class Containerizer:
             runtime,
             self._tool.states,
             folder,
-            record.unique,
             execution,
             stdin=stdin,
             stdout=stdout,
