@@ -29,7 +29,7 @@ from engine.provision.places import all_folders, folder_of, mount_keys
 from engine.root import Root
 from engine.snapshots import Kind
 
-__all__ = ["Accounts", "ContainerUsage", "ImageUsage", "Overhead", "Share", "StoreUsage"]
+__all__ = ["Accounts", "ContainerShare", "ImageUsage", "Overhead", "Share", "StoreUsage"]
 
 _KNOWN = 20_000  # objects of which it is remembered who holds them
 _RELEASE_EVERY = 100  # images looked at between two calls that give the memory of that back
@@ -62,7 +62,7 @@ class ImageUsage(msgspec.Struct, frozen=True):
     shared: Share
 
 
-class ContainerUsage(msgspec.Struct, frozen=True, kw_only=True):
+class ContainerShare(msgspec.Struct, frozen=True, kw_only=True):
     """What a container takes up beside its image; removing it frees that."""
 
     name: str
@@ -102,7 +102,7 @@ class StoreUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What one image keeps by itself, of all images."""
     shared: Share
     """What several images keep, or containers, mounts, leases or labels."""
-    containers: list[ContainerUsage]
+    containers: list[ContainerShare]
     garbage: Share
     """What nothing holds."""
     elsewhere: Share
@@ -233,9 +233,9 @@ class Accounts:
             overhead=self._overhead((kept + garbage + elsewhere).content),
         )
 
-    def _container(self, container: Container, written: int) -> ContainerUsage:
+    def _container(self, container: Container, written: int) -> ContainerShare:
         files = self._measured(folder_of(self._root.path, container.unique))
-        return ContainerUsage(name=container.id, image=container.image, written=written, files=files)
+        return ContainerShare(name=container.id, image=container.image, written=written, files=files)
 
     def _namespaces(self) -> list[str]:
         """Return the namespaces that have anything, this one first."""

@@ -61,14 +61,14 @@ XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 # What an image wants to be run with.
 RUN_WORDS = 10_000  # its environment and command
 RUN_BYTES = 1 * MIB  # of these
-RUN_VOLUMES = 1000
+RUN_VOLUMES = 200
 RUN_PORTS = 3 << 16  # exposed
 RUN_LABELS = 10_000
 RUN_LABEL_BYTES = 4 * MIB
 ACCOUNTS = 10 * MIB  # `/etc/passwd` or `/etc/group` of a root file system, as in containerd
 ACCOUNT_GROUPS = 1 << 16  # of one user
 INSIDE_PATH = 4000  # bytes of a path within a root file system
-INSIDE_STEPS = 4096  # names looked up for one such path, those that links add among them
+INSIDE_STEPS = 512  # names looked up for one such path, those that links add among them
 
 COLLECT_WAIT_S = 30  # for another collection of the same namespace that does not get on
 FLUSH_EVERY_S = 0.5  # while layers are written; between two flushes, however long one takes
@@ -93,11 +93,12 @@ USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
 
 LOG = 10 * MIB  # of what a container writes, in each of two files
+LOG_LINE = 64 * 1024  # of what a container writes, that is joined to one line
 CLIENTS = 64  # that are sent what a container writes
 CLIENT_BEHIND = 256 * 1024  # of what a container writes, held for a client; then the container waits
 STDIN_AHEAD = 256 * 1024  # of what a client writes to a container, held until that reads it
 RUNTIME_S = 60.0  # for a command of an OCI runtime
-START_GRACE_S = 5.0  # for a runtime to end whose start nobody waits for any more
+START_GRACE_S = 2.0  # for a runtime to end whose start nobody waits for any more
 LAST_OUTPUT_S = 2.0  # after a container's end, while someone outside holds its output open
 LAST_OUTPUT = 4 * MIB  # read of it then
 CGROUP_EMPTY_S = 10.0  # for killed processes to leave their cgroup

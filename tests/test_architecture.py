@@ -169,6 +169,8 @@ PURE = {name for name in MODULES if name.startswith("engine.oci.")} | {
     "engine.limits",
     "engine.observing.metrics",
     "engine.mounts.options",
+    "engine.running.confinement",
+    "engine.running.options",
     "engine.progress",
     "engine.archive.choosing",
     "engine.content.keeping",

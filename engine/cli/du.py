@@ -10,7 +10,7 @@ import click
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.accounting import Accounts, ContainerUsage, ImageUsage, Overhead, Share, StoreUsage
+from engine.accounting import Accounts, ContainerShare, ImageUsage, Overhead, Share, StoreUsage
 from engine.cli.bars import progress
 from engine.cli.context import Context, listing
 from engine.cli.output import View, document, human_bytes, write
@@ -50,7 +50,7 @@ class ShownImageUsage(msgspec.Struct, frozen=True, kw_only=True):
     error: str | UnsetType = UNSET
 
 
-class ShownContainerUsage(msgspec.Struct, frozen=True, kw_only=True):
+class ShownContainerShare(msgspec.Struct, frozen=True, kw_only=True):
     """What a container takes up beside its image."""
 
     name: str
@@ -66,7 +66,7 @@ class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
     images: list[ShownImageUsage]
     exclusive: Share
     shared: Share
-    containers: list[ShownContainerUsage]
+    containers: list[ShownContainerShare]
     garbage: Share
     elsewhere: Share
     overhead: Overhead
@@ -105,7 +105,7 @@ class _Found:
         return sorted(rows, key=lambda row: (-row.exclusive.total, -row.shared.total, row.name))
 
     @property
-    def containers(self) -> Sequence[ContainerUsage]:
+    def containers(self) -> Sequence[ContainerShare]:
         """The containers, first what frees most."""
         return sorted(self.usage.containers, key=lambda row: (-row.total, row.name))
 
@@ -117,11 +117,11 @@ class _Found:
         ]
         images += (ShownImageUsage(name=one.name, error=one.error) for one in self.lost_images)
         containers = [
-            ShownContainerUsage(name=row.name, image=row.image, written=row.written, files=row.files)
+            ShownContainerShare(name=row.name, image=row.image, written=row.written, files=row.files)
             for row in self.containers
         ]
         containers += (
-            ShownContainerUsage(name=one.name, error=one.error) for one in self.lost_containers
+            ShownContainerShare(name=one.name, error=one.error) for one in self.lost_containers
         )
         usage = self.usage
         return ShownUsage(

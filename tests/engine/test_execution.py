@@ -72,7 +72,7 @@ WRONG = [
     ({"Env": "PATH=/bin"}, "Expected `array`"),
     ({"Env": ["NOVALUE"]}, "'NOVALUE' is not KEY=VALUE"),
     ({"Env": ["=x"]}, "'=x' is not KEY=VALUE"),
-    ({"Env": ["A=\0"]}, "is not KEY=VALUE"),
+    ({"Env": ["A=\0"]}, "in the environment has a NUL"),
     ({"Env": [1]}, "Expected `str`"),
     ({"Entrypoint": ["/bin/sh\0-x"]}, "has a NUL"),
     ({"Cmd": ["\0"]}, "has a NUL"),

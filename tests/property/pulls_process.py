@@ -1,38 +1,30 @@
 """A process that pulls, cancels, removes, collects and dies as it is told, beside a registry of its own.
 
-Sync outside, async within. It is forked for each piece of work from a process that never opens a store
-nor starts a thread (`serve`), so that it may be killed like any other, a hundred times a second. What it
-does, it writes to a file line by line, which outlasts it.
+Async; how it is told, see `tests.property.obeying`.
 """
 
 import json
 import os
 import signal
-import sys
 import threading
-import traceback
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Any
 
-import pytest
 import trio
 import trio.lowlevel
 
-from engine.app import Engine, open_engine
+from engine.app import Engine
 from engine.content.image import resolve
 from engine.errors import NotFound
 from engine.images.states import parts_of
-from engine.oci.platform import Platform, parse_platform
-from engine.registry.client import Access, Client, open_client
-from engine.registry.hosts import Host, Origin
+from engine.oci.platform import parse_platform
+from engine.registry.client import Client
 from engine.stores import Stores
 from engine.testing.archives import archive, member, pack
 from engine.testing.fake_registry import Asked, FakeRegistry
-from tests.clocks import clock_by_hand
 from tests.command import dump
 from tests.engine.image_files import (
     AMD64,
@@ -44,23 +36,21 @@ from tests.engine.image_files import (
     MANIFEST,
     config_of,
 )
-from tests.inline import workers_inline
-from tests.registry.asking import QUICK
+from tests.property.obeying import Job, Log, client_of, opened, serve, tag
 
-__all__ = ["BACKENDS", "CONTENT", "NAMES", "PARTS", "PLATFORMS", "TARGETS", "serve"]
-
-Job = Mapping[str, Any]
+__all__ = ["BACKENDS", "CONTENT", "LAYERS", "NAMES", "PARTS", "PLATFORMS", "TARGETS"]
 
 NAMES = ("r.example/a:1", "r.example/a:2", "r.example/a:3")
 BACKENDS = ("overlay", "copy")
 PLATFORMS = ("linux/amd64", "linux/arm64")
 _FOREVER = 1 << 60
-_STUCK_S = 120  # then a process ends, and its test fails
 _PATIENCE_S = 0.2  # for requests that are let through; then others have a turn
 
 
 # -- what there is ---------------------------------------------------------------------------------
 
+LAYERS = {"one": (0, 1), "two": (0, 2), "alone": (1, 0, 1)}
+"""The layers of each target for linux/amd64: layer N has the files `both`, with N in it, and `onlyN`."""
 _LAYERS = [archive(member("both", data=b"%d" % n), member(f"only{n}")) for n in range(4)]
 _ON = {"linux/amd64": AMD64, "linux/arm64": ARM64}
 
@@ -98,10 +88,10 @@ def _made() -> tuple[FakeRegistry, dict[str, str], dict[tuple[str, str], list[st
             parts[digest, f"linux/{name}"] = [digest, *parts[entry["digest"], f"linux/{name}"]]
         return digest
 
-    one = index(INDEX, amd64=(0, 1), arm64=(0, 2))
-    two = index(DOCKER_LIST, amd64=(0, 2), arm64=(0, 3))
+    one = index(INDEX, amd64=LAYERS["one"], arm64=(0, 2))
+    two = index(DOCKER_LIST, amd64=LAYERS["two"], arm64=(0, 3))
     # No index, and a layer twice.
-    alone = image("linux/amd64", (1, 0, 1))["digest"]
+    alone = image("linux/amd64", LAYERS["alone"])["digest"]
     return registry, {"one": one, "two": two, "alone": alone}, parts
 
 
@@ -112,20 +102,10 @@ CONTENT, TARGETS, PARTS = _made()
 # -- what is done ----------------------------------------------------------------------------------
 
 
-class _Log:
-    """What happened, in lines that outlast this process."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def __call__(self, **line: Any) -> None:
-        os.write(self._file, json.dumps(line).encode() + b"\n")
-
-
 class _Gate:
     """Holds every request until it is let through."""
 
-    def __init__(self, log: _Log) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
         self._may = threading.Semaphore(0)
         self._is_open = False
@@ -147,17 +127,10 @@ class _Gate:
         return True
 
 
-@asynccontextmanager
-async def _opened(job: Job) -> AsyncIterator[Engine]:
-    async with open_engine(Path(job["root"]), platform=Platform(**AMD64)) as engine:
-        with workers_inline(pytest.MonkeyPatch(), engine.stores.root):
-            yield engine
-
-
 class _Work:
     """The steps of one process, one after the other, beside the pulls that they start."""
 
-    def __init__(self, job: Job, log: _Log, engine: Engine, client: Client) -> None:
+    def __init__(self, job: Job, log: Log, engine: Engine, client: Client) -> None:
         self._job = job
         self._log = log
         self._engine = engine
@@ -170,7 +143,7 @@ class _Work:
     async def run(self) -> None:
         self._registry.plan("", self._gate, times=_FOREVER)
         for name, target in self._job["tags"].items():
-            self._tag(name, target)
+            tag(self._registry, name, TARGETS[target])
         try:
             async with trio.open_nursery() as nursery:
                 for number, (what, *words) in enumerate(self._job["steps"]):
@@ -184,11 +157,6 @@ class _Work:
                 self._gate.open()
         finally:
             self._gate.open()
-
-    def _tag(self, name: str, target: str) -> None:
-        tag = name.rpartition(":")[2]
-        media_type, data = self._registry.content[f"/a/manifests/{TARGETS[target]}"]
-        self._registry.content[f"/a/manifests/{tag}"] = (media_type, data)
 
     async def _pull(
         self, number: int, scope: trio.CancelScope, name: str, platform: str, backend: str
@@ -232,23 +200,20 @@ class _Work:
 
     async def _move(self, number: int, name: str, target: str) -> None:
         self._log(step=number, begins="move", name=name, target=TARGETS[target])
-        self._tag(name, target)
+        tag(self._registry, name, TARGETS[target])
 
     async def _die(self, _number: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _steps(job: Job, log: _Log) -> None:
-    with CONTENT.running() as registry:
-        hosts = [Host(origin=Origin("http", "127.0.0.1", registry.port))]
-        access = Access(hosts=lambda _domain: hosts, patience=QUICK)
-        async with _opened(job) as engine, open_client(access) as client:
-            await _Work(job, log, engine, client).run()
+async def _steps(job: Job, log: Log) -> None:
+    async with client_of(CONTENT) as client, opened(job) as engine:
+        await _Work(job, log, engine, client).run()
 
 
-async def _look(job: Job, log: _Log) -> None:
+async def _look(job: Job, log: Log) -> None:
     """Tell what there is; with `collects` after a collection."""
-    async with _opened(job) as engine:
+    async with opened(job) as engine:
         if job["collects"]:
             await engine.collect()
         stores = engine.stores
@@ -280,29 +245,5 @@ def _read(stores: Stores, descriptor: Any, limit: int) -> bytes:
     return stores.content.read_all(descriptor.key, limit)
 
 
-def _do(job: Job) -> None:
-    os.umask(0)
-    signal.alarm(_STUCK_S)
-    log = _Log(Path(job["log"]))
-    with clock_by_hand() as clock:
-        clock.at = job["at"]
-        trio.run({"steps": _steps, "look": _look}[job["kind"]], job, log)
-
-
-def serve() -> None:
-    """Do each job of standard input in a process of its own, and tell how that ended."""
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            try:
-                _do(json.loads(line))
-            except BaseException:  # noqa: BLE001  it is told, and the process ends
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
 if __name__ == "__main__":
-    serve()
+    serve({"steps": _steps, "look": _look})

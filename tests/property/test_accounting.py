@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from engine.accounting import Accounts, ContainerUsage, Share, StoreUsage
+from engine.accounting import Accounts, ContainerShare, Share, StoreUsage
 from engine.content.extents import stored_bytes
 from engine.fs.usage import taken
 from engine.gc.collect import Collected
@@ -119,7 +119,7 @@ def test_what_containers_wrote_is_theirs_and_all_adds_up(graph, containers, else
         event(f"{len(expected)} containers, {len(others)} elsewhere")
 
 
-def _container(stores: Stores, name: str, written: int, logged: int) -> ContainerUsage:
+def _container(stores: Stores, name: str, written: int, logged: int) -> ContainerShare:
     """Make what there is of a container but its mount; return what it takes up."""
     unique = f"{stores.namespace}{name}".encode().hex().rjust(16, "0")[-16:]
     container = Container(
@@ -139,7 +139,7 @@ def _container(stores: Stores, name: str, written: int, logged: int) -> Containe
     folder = folder_of(stores.root.path, unique)
     folder.mkdir(parents=True)
     (folder / "log").write_bytes(bytes(logged))
-    return ContainerUsage(
+    return ContainerShare(
         name=name,
         image="image",
         written=taken(Path(mount.source).parent)[0],

@@ -4,15 +4,10 @@ An image with a name is whole; what no name holds is gone after its lease's end 
 is there is not fetched again, and of those who want a blob at the same time one fetches it.
 """
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from tests.clocks import HOUR
 from tests.filesystems import shared_memory
+from tests.property.obeying import Server, served
 from tests.property.pulls_process import BACKENDS, NAMES, PARTS, PLATFORMS, TARGETS
 
 pytestmark = pytest.mark.root
@@ -57,7 +53,7 @@ class Op:
 class PullsMachine(RuleBasedStateMachine):
     """One store and one registry; processes one after the other, each with several pulls at once."""
 
-    server: "subprocess.Popen[str]"
+    server: Server
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,16 +74,9 @@ class PullsMachine(RuleBasedStateMachine):
 
     def does(self, kind: str, **job: Any) -> tuple[int, list[dict[str, Any]]]:
         """Have a process do something; return how it ended and what it told."""
-        log = self.folder / "log"
-        log.unlink(missing_ok=True)
-        job |= {"kind": kind, "root": str(self.folder / "root"), "log": str(log), "at": self.at}
-        assert self.server.stdin
-        assert self.server.stdout
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        code = int(self.server.stdout.readline())
-        lines = log.read_text().splitlines() if log.exists() else []
-        return code, [json.loads(line) for line in lines]
+        job |= {"kind": kind, "root": str(self.folder / "root"), "at": self.at}
+        (code,), told = self.server.does(self.folder / "log", job)
+        return code, told
 
     @rule(steps=STEPS, dies=st.booleans())
     def a_process(self, steps: tuple[Any, list[Any]], dies: bool) -> None:
@@ -196,18 +185,13 @@ class PullsMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def server() -> Iterator["subprocess.Popen[str]"]:
-    command = (sys.executable, "-P", "-m", "tests.property.pulls_process")
-    folder = Path(__file__).parents[2]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    with subprocess.Popen(command, env=environment, **pipes) as process:  # type: ignore[call-overload]
-        yield process
-        process.stdin.close()
+def server() -> Iterator[Server]:
+    with served("tests.property.pulls_process") as server:
+        yield server
 
 
 def test_ms_10_ms_14_cri_12_cri_13_pulls_in_any_order(
-    server: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PullsMachine, "server", server, raising=False)
     examples = settings.default.max_examples // 3  # each has some processes

@@ -154,7 +154,7 @@ def test_links_are_those_of_the_container(host: Host, root: int) -> None:
         ("x", "/" + "a/" * 2001, "is not a path"),
         ("x", "/a\0b", "is not a path"),
         (b"\xff", "/link", "not UTF-8"),
-        ("x/" * 2000 + "x", "/link/" + "x/" * 1500, "too long a path"),
+        ("n" * 250 + ("/" + "n" * 250) * 14, "/link" + ("/" + "n" * 250) * 10, "too long a path"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -191,7 +191,7 @@ def test_a_long_way_is_bounded(host: Host, root: int) -> None:
     (host.rootfs / "0").mkdir()
     for number in range(1, 200):
         (host.rootfs / str(number)).symlink_to(f"{number - 1}/../{number - 1}")
-    assert at(root, "/8") == "/0"
+    assert at(root, "/6") == "/0"
     with pytest.raises(Refused, match="too many links"):
         at(root, "/199")
 

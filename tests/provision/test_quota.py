@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from engine.app import open_engine
-from engine.errors import EngineError, FailedPrecondition, NotSupported, ResourceExhausted
+from engine.errors import FailedPrecondition, InvalidArgument, NotSupported, ResourceExhausted
 from engine.fs import kernel
 from engine.mount import Mount, mounted
 from engine.provision import quota
@@ -357,6 +357,8 @@ def test_mc15_a_container_has_its_quota_until_it_goes(tmp_path: Path, disk: Path
         assert _fill(made.rootfs / "data", 8 * _MIB) == (8 * _MIB, 0)
         with pytest.raises(FailedPrecondition, match="made without a limit"):
             await provisioner.update("free", quota=_MIB)
+        with pytest.raises(InvalidArgument, match="number of bytes"):
+            await provisioner.update("web", quota=-1)
         assert (await provisioner.status("free")).quota == 0
         for name in ("web", "free"):
             assert await provisioner.destroy(name)
@@ -382,14 +384,16 @@ def _without(kind: str, folder: Path) -> Iterator[Path]:
 def test_a_file_system_without_them_is_named_with_what_to_do(tmp_path: Path, kind: str):
     with _without(kind, tmp_path) as disk:
         folders = [_folder(disk / "1/fs"), _folder(disk / "1/work")]
-        for call in (lambda: check_quotas(disk), lambda: limit(folders, _MIB)):
+        for call in (
+            lambda: check_quotas(disk),
+            lambda: limit(folders, _MIB),
+            lambda: change_limit(folders[0], _MIB),
+        ):
             with pytest.raises(
                 NotSupported, match=r"mount it with the option prjquota .* without a limit"
             ):
                 call()
         assert quota_of(folders[0]) is None
-        with pytest.raises(EngineError):
-            change_limit(folders[0], _MIB)
 
 
 @pytest.mark.usefixtures("umask_0")

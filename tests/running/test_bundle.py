@@ -156,6 +156,10 @@ def test_the_command_is_dockers(
         (RunOptions(entrypoint=[]), "the image names no command"),
         (RunOptions(args=[""]), "the name of the command is empty"),
         (RunOptions(args=["a\0"]), "has a NUL"),
+        (RunOptions(args=["a", "b\udcff"]), "in a command is not UTF-8"),
+        (shell("", env=["A=\udcff"]), "in the environment is not UTF-8"),
+        (shell("", user="\udcff"), "is not a user"),
+        (shell("", binds=[Bind(source="/\udcff", target="/x")]), "is not UTF-8"),
         (shell("", env=["A"]), "'A' is not KEY=VALUE"),
         (shell("", cwd="srv"), "'srv' is not an absolute path"),
         (shell("", hostname="-a"), "is not a host name"),
@@ -274,6 +278,7 @@ def namespaces(of: str) -> dict[str, str]:
     }
 
 
+ALONE = "set -- /proc/[0-9]*; echo $$ $#"  # whose number it has, and how many processes there are
 SHOWN = "for n in cgroup ipc mnt net pid uts; do busybox readlink /proc/self/ns/$n; done"
 
 
@@ -349,6 +354,7 @@ def test_what_is_mounted_below_is_read_only_too(bench: Bench, tmp_path: Path) ->
         (Bind(source="/etc", target="/dev"), Refused, "at or below /dev"),
         (Bind(source="/etc", target="/dev/fd/1"), Refused, "at or below /dev"),
         (Bind(source="/etc", target="/out/x"), Refused, "at or below /proc"),
+        (Bind(source="/etc", target="/\udcff"), Refused, "is not UTF-8"),
         (Bind(source="/etc", target="/top"), Refused, "is the root folder in the image"),
     ],
     ids=lambda value: value.target if isinstance(value, Bind) else "",
@@ -438,9 +444,10 @@ def test_devices(bench: Bench) -> None:
 def test_what_the_kernel_shows(bench: Bench) -> None:
     script = (
         "wc -c < /proc/keys; wc -c < /proc/timer_list; ls /sys/firmware | wc -l; ls /proc/acpi | wc -l;"
-        "touch /sys/x 2>/dev/null || (echo 1 >/proc/sys/kernel/panic) 2>/dev/null || echo no; ps | wc -l"
+        "touch /sys/x 2>/dev/null || (echo 1 >/proc/sys/kernel/panic) 2>/dev/null || echo no;"
+        f"{ALONE}"
     )
-    assert bench.lines(shell(script)) == ["0", "0", "0", "0", "no", "4"]
+    assert bench.lines(shell(script)) == ["0", "0", "0", "0", "no", "1 1"]
 
 
 CALLS = """
@@ -515,9 +522,13 @@ def test_what_takes_root(reachable: Path) -> None:
 # -- nested ---------------------------------------------------------------------------------------
 
 
-def test_a_nested_container_shares_what_its_parent_has(tmp_path: Path) -> None:
-    outer, inner = Bench(tmp_path / "outer"), Bench(tmp_path / "inner")
-    running = outer.started(shell(f"{SHOWN}; sleep 60"))
+@pytest.mark.parametrize("maps", [(), MAPS])
+def test_a_nested_container_shares_what_its_parent_has(reachable: Path, maps: tuple[IDMap, ...]) -> None:
+    outer, inner = Bench(reachable / "outer"), Bench(reachable / "inner")
+    if maps:
+        outer.give(100_000)
+        inner.give(100_000)
+    running = outer.started(shell(f"{SHOWN}; sleep 60", id_maps=maps))
     try:
         pid = 0
 
@@ -530,11 +541,11 @@ def test_a_nested_container_shares_what_its_parent_has(tmp_path: Path) -> None:
 
         until(is_up)
         theirs = namespaces(str(pid))
-        script = f"{SHOWN}; busybox hostname; ps | wc -l"
-        found = inner.lines(shell(script), parent=pid)
+        script = f"{SHOWN}; busybox hostname; {ALONE}"
+        found = inner.lines(shell(script, id_maps=maps), parent=pid)
         mine = dict(zip(theirs, found, strict=False))
         assert {name for name in theirs if theirs[name] == mine[name]} == {"ipc", "net", "uts"}
-        assert found[6:] == [outer.unique[:12], "4"]
+        assert found[6:] == [outer.unique[:12], "1 1"]
         with pytest.raises(InvalidArgument, match="has the host name of the one that it is in"):
             inner.spec(shell("", hostname="x"), parent=pid)
     finally:
