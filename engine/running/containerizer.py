@@ -120,7 +120,6 @@ class Containerizer:
             image,
             parent=parent,
             volumes=volumes,
-            readonly=options.readonly,
             snapshotter=snapshotter,
             platform=platform,
             quota=quota,
@@ -270,16 +269,10 @@ class Containerizer:
                 terminal=options.terminal,
             )
 
-        execution = await trio.to_thread.run_sync(prepared)
+        command = await trio.to_thread.run_sync(prepared)
         runtime = await trio.to_thread.run_sync(self._tool.find)
         return await execute(
-            runtime,
-            self._tool.states,
-            folder,
-            execution,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
+            runtime, self._tool.states, folder, command, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
     async def usage(self, container: str) -> ContainerUsage:

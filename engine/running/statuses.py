@@ -26,7 +26,7 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """When it last entered each state."""
     created: int
     image: str
-    """As it was asked for."""
+    """Its name, in full."""
     target: str
     """What that meant then, by digest."""
     backend: str

@@ -188,6 +188,7 @@ class Scene:
             for one in await floor.containers.walk():
                 self.uniques.add(one.unique)
                 await floor.containers.destroy(one.id)
+            await floor.engine.collect()  # the leases of those who were killed
 
         self.run(all_gone, imports=False)
         assert_nothing_runs(self.root, self.uniques)
@@ -211,7 +212,8 @@ def assert_nothing_runs(root: Path, uniques: Collection[str]) -> None:
             assert not table.any(txn), table.name
     left = [path for name in ("containers", "runtime") for path in (root / name).glob("*")]
     # A cgroup cannot go while there are processes in it.
-    left += [path for one in uniques for path in CGROUPS.glob(f"**/*{one}*")]
+    for one in uniques:
+        left += [*CGROUPS.glob(f"lamina-{one}"), *CGROUPS.glob(f"*/lamina-{one}")]
     assert left == []
     assert mounted_below(root) == []
     assert working_for(root) == []

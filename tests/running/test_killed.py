@@ -32,7 +32,14 @@ async def main(root, backend, image, verb, terms):
 trio.run(main, *sys.argv[1:])
 """
 
-BEFORE = ("launch.preparing", "launch.prepared", "launch.starting")
+BEFORE = (
+    "provision.recorded",
+    "provision.mounted",
+    "provision.settled",
+    "launch.preparing",
+    "launch.prepared",
+    "launch.starting",
+)
 AFTER = ("launch.started",)
 DESTROYING = ("destroy.recorded", "destroy.killed", "destroy.deleted", "destroy.discarded")
 
