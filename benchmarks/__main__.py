@@ -12,6 +12,7 @@ COMMANDS = {
     "unpack": "images to root file systems, beside other tools and the machine's limits",
     "sharing": "ten images on one base, and ten unpacks of one image at once",
     "pull": "images from a registry, beside containerd",
+    "containers": "containers made, run and removed, beside runc and podman",
     "store": "what a store of a million blobs costs",
     "ingest": "blobs into a store and out of it, beside plain files",
     "hostile": "images that are meant to cost much",
@@ -22,7 +23,7 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that was asked for; return its exit code."""
-    lines = "\n".join(f"  {name:9}{about}" for name, about in COMMANDS.items())
+    lines = "\n".join(f"  {name:11}{about}" for name, about in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__}\n\n{lines}\n\n`python -m benchmarks COMMAND --help` says more of one.",

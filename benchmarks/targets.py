@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 from benchmarks.report import Measured
 
-__all__ = ["Target", "reached"]
+__all__ = ["CONTAINERS", "Target", "reached"]
+
+CONTAINERS: Mapping[str, float] = {
+    "provision, `runc run` and destroy, beside `runc run` of a bundle": 1.5,
+    "launch, wait and destroy, beside `runc run` of a bundle": 1.5,
+    "`lamina run`, less the start of Python with its imports, beside `runc run`": 1.5,
+    "provision and destroy on {layers} layers, beside `podman create` and `podman rm`": 1 / 3,
+    "provision beside {many} containers, and beside none": 1.2,
+    "recover of {many} containers, seconds": 2.0,
+}
+"""What figures of containers (`benchmarks.contained`) may be at most."""
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,23 @@ if TYPE_CHECKING:
     from engine.observing.metrics import exposition
     from engine.observing.watching import Watch
     from engine.provision.provisioner import Provisioner
+    from engine.running.containerizer import Containerizer, open_containerizer
+    from engine.running.options import Bind, Network, Resources, RunOptions
 
 __all__ = [
+    "Bind",
+    "Containerizer",
     "Coordinator",
     "Engine",
     "Event",
     "ImageService",
     "Missed",
     "Mount",
+    "Network",
     "Policy",
     "Provisioner",
+    "Resources",
+    "RunOptions",
     "Schedule",
     "Statistics",
     "Topic",
@@ -39,22 +46,29 @@ __all__ = [
     "deactivate",
     "exposition",
     "mounted",
+    "open_containerizer",
     "open_engine",
 ]
 
 _HOMES = {
+    "Bind": "running.options",
+    "Containerizer": "running.containerizer",
     "Coordinator": "images.coordinating",
     "Engine": "app",
     "Event": "metadata.events",
     "ImageService": "images.service",
     "Missed": "observing.listening",
+    "Network": "running.options",
     "Policy": "gc.policy",
     "Provisioner": "provision.provisioner",
+    "Resources": "running.options",
+    "RunOptions": "running.options",
     "Schedule": "gc.scheduler",
     "Statistics": "observing.metering",
     "Topic": "metadata.events",
     "Watch": "observing.watching",
     "exposition": "observing.metrics",
+    "open_containerizer": "running.containerizer",
     "open_engine": "app",
 }
 

@@ -6,6 +6,7 @@ transaction of its own: what others change meanwhile counts or does not.
 """
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +21,15 @@ from engine.gc.holding import closure, holder
 from engine.kv.environment import Transaction
 from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, TRASH, Blob, Image, Ingest, Snapshot, Trash
 from engine.metadata import ledger
+from engine.metadata.containers import Container, ContainerStore
 from engine.metadata.leases import expiry
 from engine.metadata.nodes import CONTENT, SNAPSHOT, Node, node_of, snapshot_node
 from engine.progress import Report, Step, silent
+from engine.provision.places import all_folders, folder_of, mount_keys
 from engine.root import Root
 from engine.snapshots import Kind
 
-__all__ = ["Accounts", "ImageUsage", "Overhead", "Share", "StoreUsage"]
+__all__ = ["Accounts", "ContainerShare", "ImageUsage", "Overhead", "Share", "StoreUsage"]
 
 _KNOWN = 20_000  # objects of which it is remembered who holds them
 _RELEASE_EVERY = 100  # images looked at between two calls that give the memory of that back
@@ -59,6 +62,22 @@ class ImageUsage(msgspec.Struct, frozen=True):
     shared: Share
 
 
+class ContainerShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container takes up beside its image; removing it frees that."""
+
+    name: str
+    image: str
+    written: int
+    """What was written to its root file system."""
+    files: int
+    """Its logs, and what it is run by."""
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.written + self.files
+
+
 class Overhead(msgspec.Struct, frozen=True, kw_only=True):
     """What a store takes up beyond what it keeps."""
 
@@ -82,7 +101,8 @@ class StoreUsage(msgspec.Struct, frozen=True, kw_only=True):
     exclusive: Share
     """What one image keeps by itself, of all images."""
     shared: Share
-    """What several images keep, or mounts, leases or labels."""
+    """What several images keep, or containers, mounts, leases or labels."""
+    containers: list[ContainerShare]
     garbage: Share
     """What nothing holds."""
     elsewhere: Share
@@ -93,7 +113,7 @@ class StoreUsage(msgspec.Struct, frozen=True, kw_only=True):
     def total(self) -> int:
         """All of it."""
         parts = (self.exclusive, self.shared, self.garbage, self.elsewhere, self.overhead)
-        return sum(part.total for part in parts)
+        return sum(part.total for part in parts) + sum(one.total for one in self.containers)
 
 
 class Accounts:
@@ -108,7 +128,7 @@ class Accounts:
         self._kept = kept
         with root.meta.read() as txn:
             self._at = time_of(look(txn, note=False))
-        self._counted: set[Path] = set()  # folders of snapshots that were measured whole
+        self._counted: set[Path] = set()  # folders of snapshots and containers, measured whole
 
     # -- images -------------------------------------------------------------------------------
 
@@ -186,15 +206,20 @@ class Accounts:
         report(Step.COUNT, "images", len(images), len(images))
         known: dict[Node, Node | None] = {}
         kept, garbage, elsewhere = Share(), self._dropped(), Share()
+        containers = ContainerStore(self._root.meta, self._namespace).walk()
+        owners = {key: container.id for container in containers for key in mount_keys(container)}
+        written: Counter[str] = Counter()
         for namespace, node, share in self._objects():
             if namespace != self._namespace:
                 elsewhere += share
                 continue
             with self._root.meta.read() as txn:
-                if self._stays(txn, node, but=(), known=known):
-                    kept += share
-                else:
+                if not self._stays(txn, node, but=(), known=known):
                     garbage += share
+                elif node.kind == SNAPSHOT and node.key in owners:
+                    written[owners[node.key]] += share.total
+                else:
+                    kept += share
             if len(known) > _KNOWN:
                 known.clear()
         exclusive = sum((row.exclusive for row in rows), Share())
@@ -202,10 +227,15 @@ class Accounts:
             images=rows,
             exclusive=exclusive,
             shared=kept - exclusive,
+            containers=[self._container(one, written[one.id]) for one in containers],
             garbage=garbage,
             elsewhere=elsewhere,
             overhead=self._overhead((kept + garbage + elsewhere).content),
         )
+
+    def _container(self, container: Container, written: int) -> ContainerShare:
+        files = self._measured(folder_of(self._root.path, container.unique))
+        return ContainerShare(name=container.id, image=container.image, written=written, files=files)
 
     def _namespaces(self) -> list[str]:
         """Return the namespaces that have anything, this one first."""
@@ -283,12 +313,16 @@ class Accounts:
         root = self._root
         free = root.blobs.unused()
         lmdb = (root.meta.path, root.blobs.path)
-        counted = {*lmdb, root.trash, root.snapshots}
-        others = (path for path in root.path.iterdir() if path not in counted)
+        containers = all_folders(root.path)
+        counted = {*lmdb, root.trash, root.snapshots, containers, *self._counted}
+        others = [path for path in root.path.iterdir() if path not in counted]
+        with suppress(FileNotFoundError):  # no store has had a container from the start
+            others += [path for path in containers.iterdir() if path not in counted]
+        folders = (root.path, root.trash, containers)
         return Overhead(
             records=max(0, sum(map(_taken, lmdb)) - content - free),
             free=free,
-            files=own(root.path) + own(root.trash) + sum(map(_taken, others)) + self._folders(),
+            files=sum(map(own, folders)) + sum(map(_taken, others)) + self._folders(),
         )
 
     def _folders(self) -> int:

@@ -3,6 +3,7 @@
 Pure.
 
     EngineError                 something failed that has no better kind
+    |- CommandFailed            you: what a container is to run cannot be run
     |- InvalidArgument          you: the call itself is wrong
     |- NotFound                 you: there is no such thing
     |- AlreadyExists            you: the name is taken
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "AlreadyExists",
+    "CommandFailed",
     "DataLoss",
     "DigestMismatch",
     "EngineError",
@@ -86,6 +88,15 @@ class Refused(EngineError):
 
 class DataLoss(EngineError):
     """Stored bytes are missing or changed."""
+
+
+class CommandFailed(EngineError):
+    """The command of a container cannot be run; `code` is what a shell says then."""
+
+    def __init__(self, message: str, code: int = 126) -> None:
+        super().__init__(message)
+        self.code = code
+        """127 if there is no such file, 126 if it cannot be executed."""
 
 
 class DigestMismatch(Refused):

@@ -61,14 +61,14 @@ XZ_MEMORY = 128 * MIB  # to unpack an archive; what `xz -9` packs takes 65 MiB
 # What an image wants to be run with.
 RUN_WORDS = 10_000  # its environment and command
 RUN_BYTES = 1 * MIB  # of these
-RUN_VOLUMES = 1000
+RUN_VOLUMES = 200
 RUN_PORTS = 3 << 16  # exposed
 RUN_LABELS = 10_000
 RUN_LABEL_BYTES = 4 * MIB
 ACCOUNTS = 10 * MIB  # `/etc/passwd` or `/etc/group` of a root file system, as in containerd
 ACCOUNT_GROUPS = 1 << 16  # of one user
 INSIDE_PATH = 4000  # bytes of a path within a root file system
-INSIDE_STEPS = 4096  # names looked up for one such path, those that links add among them
+INSIDE_STEPS = 512  # names looked up for one such path, those that links add among them
 
 COLLECT_WAIT_S = 30  # for another collection of the same namespace that does not get on
 FLUSH_EVERY_S = 0.5  # while layers are written; between two flushes, however long one takes
@@ -81,6 +81,7 @@ PULLERS = 100  # credentials of which it is noted that they got an image: those 
 LEASE_LIFE_S = 24 * 3600  # of a lease whose maker does not say, as in containerd
 KNOWN_IMAGES = 20_000  # of which it is remembered what their documents say, 1 KiB each
 REMOVE_DELAY_S = 180.0  # from an image's last release to its removal, as in Nomad
+MONITOR_ENDS_S = 20  # after all processes of its container were killed
 CONTAINER_LOOK_S = 0.05  # between two looks at a container that another makes or removes, at most
 PULLS = 8  # of different images at once, for those who hold them
 PULL_STALL_S = 300.0  # of a pull without progress, as in containerd's CRI
@@ -90,6 +91,17 @@ CLOCK_GRACE_S = 900  # and nothing expires for so long
 EVENTS = 10_000  # that wait for one who listens; he is told how many he missed
 USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
+
+LOG = 10 * MIB  # of what a container writes, in each of two files
+CLIENTS = 64  # that are sent what a container writes
+CLIENT_BEHIND = 256 * 1024  # of what a container writes, held for a client; then the container waits
+STDIN_AHEAD = 256 * 1024  # of what a client writes to a container, held until that reads it
+RUNTIME_S = 60.0  # for a command of an OCI runtime
+START_GRACE_S = 5.0  # for a runtime to end whose start nobody waits for any more
+LAST_OUTPUT_S = 2.0  # after a container's end, while someone outside holds its output open
+LAST_OUTPUT = 4 * MIB  # read of it then
+CGROUP_EMPTY_S = 10.0  # for killed processes to leave their cgroup
+FAREWELL_S = 10.0  # after a container's end, for clients to take what it wrote last
 
 # What a registry decides.
 CHALLENGE = 16 * 1024  # characters of what a host asks for credentials with

@@ -14,12 +14,14 @@ from click.shell_completion import CompletionItem, get_completion_class
 from engine.cli.context import Context, default_root
 from engine.cli.output import write
 from engine.errors import EngineError
+from engine.metadata.containers import ContainerStore
 from engine.oci.reference import familiar
 from engine.stores import Stores
 
 __all__ = [
     "blob_names",
     "completion",
+    "container_names",
     "image_names",
     "lease_ids",
     "mount_targets",
@@ -87,6 +89,11 @@ def _targets(stores: Stores, _begun: str) -> Iterator[str]:
     yield from (record.target for record in stores.mounting.walk() if record.state == "mounted")
 
 
+def _containers(stores: Stores, _begun: str) -> Iterator[str]:
+    containers = ContainerStore(stores.root.meta, stores.namespace)
+    yield from (container.id for container in containers.walk())
+
+
 def _leases(stores: Stores, _begun: str) -> Iterator[str]:
     yield from (lease.id for lease in stores.leases.walk())
 
@@ -99,5 +106,6 @@ image_names = _completer(_images)
 blob_names = _completer(_blobs)
 snapshot_names = _completer(_snapshots)
 mount_targets = _completer(_targets)
+container_names = _completer(_containers)
 lease_ids = _completer(_leases)
 namespace_names = _completer(_namespaces)

@@ -1,7 +1,8 @@
 """How a command ends: an error as one line, as JSON, and as an exit code.
 
 Sync. 0 done, 1 other failure, 2 usage, 3 not found, 4 exists already, 5 corrupt or refused input,
-6 wrong state, 7 unavailable, 8 no space; 128 and a signal's number when one ended it, as a shell has it.
+6 wrong state, 7 unavailable, 8 no space; 126 for a container's command that cannot be executed, 127 for
+one that is not there; 128 and a signal's number when one ended it, as a shell has it.
 """
 
 import errno
@@ -16,6 +17,7 @@ from engine.cli.output import document, say
 from engine.cli.signals import Stopped
 from engine.errors import (
     AlreadyExists,
+    CommandFailed,
     DataLoss,
     EngineError,
     FailedPrecondition,
@@ -53,6 +55,8 @@ class Incomplete(Exception):
 
 def exit_code(error: EngineError) -> int:
     """Return the exit code that stands for an error."""
+    if isinstance(error, CommandFailed):
+        return error.code
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
 
 

@@ -39,6 +39,14 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
     "pull": Listed("pulling:pull", "Pull an image from a registry, and unpack it while it comes."),
     "push": Listed("pushing:push", "Push an image to a registry: only what is not there."),
     "copy": Listed("pushing:copy", "Copy an image between registries; nothing of it is stored here."),
+    "run": Listed("launching:launch", "Run an image in a container; what is missing is pulled."),
+    "ps": Listed("listing:ps", "List the containers that run; with --all also those that do not."),
+    "logs": Listed("logs:logs", "Show what a container wrote; with --follow also what it writes."),
+    "exec": Listed("executing:execute", "Run a further command in a container that runs."),
+    "attach": Listed("launching:attach", "See and type what a container's first process does."),
+    "stop": Listed("containers:stop", "End containers: by their stop signal, and later by SIGKILL."),
+    "kill": Listed("containers:kill", "Send a signal to the first process of containers."),
+    "rm": Listed("containers:remove", "Remove containers, and what they wrote."),
     "images": Listed("images:images", "List the images."),
     "image": {
         "ls": Listed("images:images", "List the images."),
@@ -50,6 +58,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "rm": Listed(
             "removing:remove", "Remove image names; `lamina gc` then frees what only they kept."
         ),
+        "prune": Listed("pruning:prune", "Remove all images but those that are kept or in use."),
     },
     "unpack": Listed(
         "unpacking:unpack", "Unpack an image into snapshots; what is there is not done again."
@@ -93,7 +102,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
 }
 
 _GROUPS = {
-    "image": "List, inspect, tag, label, pin and remove images.",
+    "image": "List, inspect, tag, label, pin, remove and prune images.",
     "content": "List, read, check, label and remove blobs.",
     "snapshots": "List, draw, measure, label and remove snapshots.",
     "leases": "List, make, inspect and remove leases, which keep objects.",
@@ -202,7 +211,17 @@ def run() -> int:
         return _run(words)
     except BaseException as error:  # noqa: BLE001  the one place that turns errors into codes
         signals.leave_at_once()  # all is cleaned up; who is impatient need not wait for the rest
-        return end(error, as_json="--json" in words)
+        return end(error, as_json="--json" in words and not _passes_on(words))
+
+
+def _passes_on(words: list[str]) -> bool:
+    """Say whether the command has words that are for another program, and write no document itself."""
+    parser = lamina.make_parser(click.Context(lamina, allow_interspersed_args=False))
+    try:
+        _, command, _ = parser.parse_args(list(words))
+    except click.UsageError:
+        return False
+    return command[:1] in (["run"], ["exec"])
 
 
 def _run(words: list[str]) -> int:

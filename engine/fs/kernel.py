@@ -8,8 +8,8 @@ import ctypes
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = [
     "BENEATH",
@@ -17,6 +17,7 @@ __all__ = [
     "LINK_FREE",
     "NO_SYMLINKS",
     "ProjectQuota",
+    "adopt_orphans",
     "enforces_project_quotas",
     "ioctl_ficlone",
     "limit_project",
@@ -34,6 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
 _FICLONE = 0x40049409
 _MADV_DONTNEED = 4
+_PR_SET_CHILD_SUBREAPER = 36
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 _QUOTACTL_FD = 443
 _FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
@@ -87,8 +89,7 @@ class _QuotaState(ctypes.Structure):
     _fields_ = [("version", ctypes.c_int8), ("flags", ctypes.c_uint16), ("more", ctypes.c_char * 124)]
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectQuota:
+class ProjectQuota(NamedTuple):
     """What a project of a file system has in bytes and inodes, and may have at most; 0 for any."""
 
     size: int
@@ -153,6 +154,13 @@ def _steps(path: bytes) -> list[tuple[bytes, bool]]:
         path = path[cut + 1 :]
     pieces.append(path or b".")
     return [(piece, position == len(pieces) - 1) for position, piece in enumerate(pieces)]
+
+
+def adopt_orphans() -> None:
+    """Be the parent of all processes below this one whose own parent ends (prctl(2))."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def syncfs(folder: int) -> None:

@@ -320,6 +320,9 @@ class Container(Record, frozen=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     quota: int = 0
     order: bytes = b""
+    command: list[str] = msgspec.field(default_factory=list)
+    stop_signal: int = 0
+    """What is run in the end, of the image and the order, and what asks it to end."""
     pid: int = 0
     exit_code: int | None = None
     ended: int = 0

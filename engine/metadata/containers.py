@@ -27,7 +27,7 @@ from engine.kv.table import Damaged
 from engine.metadata.leases import is_live
 from engine.processes import boot_id
 
-__all__ = ["TRANSITIONS", "Container", "ContainerState", "ContainerStore", "may_run"]
+__all__ = ["TRANSITIONS", "Container", "ContainerState", "ContainerStore", "entered", "may_run"]
 
 
 class ContainerState(StrEnum):
@@ -60,6 +60,12 @@ def may_run(container: Container) -> bool:
     """Say whether a process of this boot may run in a container, as far as its record tells."""
     began = ContainerState.STARTING in container.since or ContainerState.RUNNING in container.since
     return began and ContainerState.STOPPED not in container.since and container.boot == boot_id()
+
+
+def entered(old: Container, state: ContainerState, **changes: Any) -> Container:  # noqa: ANN401
+    """Return a container as it is once it has entered a state; whether that may be is not asked."""
+    since = {**old.since, str(state): now()}
+    return msgspec.structs.replace(old, state=str(state), since=since, **changes)
 
 
 class ContainerStore:
@@ -126,15 +132,16 @@ class ContainerStore:
         """
         if state not in TRANSITIONS[ContainerState(old.state)]:
             raise FailedPrecondition(f"container {old.id} is {old.state}: it cannot become {state}")
-        since = {**old.since, str(state): now()}
-        return self.change(old, state=str(state), since=since, **changes)
+        return self._swap(old, entered(old, state, **changes))
 
     def change(self, old: Container, **changes: Any) -> Container:  # noqa: ANN401
         """Change what is said of a container, in the state that it is in; return its record.
 
         FailedPrecondition if the record is not as it was read any more.
         """
-        changed = msgspec.structs.replace(old, **changes)
+        return self._swap(old, msgspec.structs.replace(old, **changes))
+
+    def _swap(self, old: Container, changed: Container) -> Container:
         with self._meta.write() as txn:
             if CONTAINERS.get(txn, self._namespace, old.id) != old:
                 raise FailedPrecondition(f"container {old.id} was changed meanwhile; try again")

@@ -142,6 +142,7 @@ class ProvisionStore:
             self._check(txn, old)
             if self._containers.is_held_in(txn, old):
                 raise FailedPrecondition(f"container {old.id} is being worked on; try again")
+            self._end(txn, old.lease)
             mine = msgspec.structs.replace(old, lease=begin(txn, self._namespace, self._meta.owners.me))
             CONTAINERS.put(txn, mine, self._namespace, old.id)
         return mine
@@ -169,7 +170,10 @@ class ProvisionStore:
                 return None
             is_mine = bool(mine) and old.lease == mine
             is_free = not self._containers.is_held_in(txn, old)
-            lease = begin(txn, self._namespace, self._meta.owners.me) if is_free else old.lease
+            lease = old.lease
+            if is_free:
+                self._end(txn, old.lease)  # of who died over it
+                lease = begin(txn, self._namespace, self._meta.owners.me)
             moved = old
             if old.state != ContainerState.DESTROYING:
                 _check_follows(old, ContainerState.DESTROYING)
@@ -210,8 +214,8 @@ class ProvisionStore:
         MOUNTS.put(txn, msgspec.structs.replace(mount, lease=lease), self._namespace, mount.key)
 
     def _end(self, txn: Transaction, lease: str) -> None:
-        # It holds the topmost layers of some images at most.
-        ledger.drop(txn, self._namespace, Node(LEASE, "", lease))
+        if lease:  # it holds the topmost layers of some images, at most
+            ledger.drop(txn, self._namespace, Node(LEASE, "", lease))
 
 
 def _check_follows(old: Container, state: ContainerState) -> None:

@@ -28,6 +28,8 @@ class Verb(StrEnum):
     UNPACK = "unpack"
     COLLECT = "collect"
     CHECK = "check"
+    LAUNCH = "launch"
+    DESTROY = "destroy"
 
 
 class Moved(StrEnum):
@@ -102,6 +104,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     collected: Mapping[str, int]
     """What collections removed, by kind; `bytes` of content and snapshots."""
     pauses: Pauses
+    containers: Mapping[str, int] = {}
+    """How many there are, by state, where they were counted."""
 
 
 class Meter:

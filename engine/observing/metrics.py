@@ -123,6 +123,11 @@ def _longest(store: Statistics) -> Iterator[Sample]:
     yield "", {}, store.pauses.longest
 
 
+def _containers(store: Statistics) -> Iterator[Sample]:
+    for state, count in store.containers.items():
+        yield "", {"state": state}, count
+
+
 _METRICS: tuple[tuple[str, str, str, _Find], ...] = (
     ("calls_in_flight", "gauge", "Calls that have not ended.", _in_flight),
     ("calls_total", "counter", "Calls that have ended, by how.", _calls),
@@ -142,4 +147,5 @@ _METRICS: tuple[tuple[str, str, str, _Find], ...] = (
     ("collected_bytes_total", "counter", "Bytes of content and snapshots removed.", _freed),
     ("collection_pause_seconds", "summary", "How long collections kept others waiting.", _pauses),
     ("collection_pause_longest_seconds", "gauge", "The longest of those pauses.", _longest),
+    ("containers", "gauge", "Containers, by state.", _containers),
 )

@@ -95,13 +95,13 @@ def read_execution(config: object, what: str = "config") -> Execution:
     return Execution(
         platform=Platform(os=read.os, architecture=read.architecture, variant=read.variant),
         user=run.user,
-        env=run.env,
-        entrypoint=run.entrypoint,
-        cmd=run.cmd,
+        env=tuple(run.env),
+        entrypoint=tuple(run.entrypoint),
+        cmd=tuple(run.cmd),
         working_dir=run.working_dir,
-        volumes=list(run.volumes),
+        volumes=tuple(run.volumes),
         stop_signal=run.stop_signal,
-        exposed_ports=list(run.exposed_ports),
+        exposed_ports=tuple(run.exposed_ports),
         labels=run.labels,
     )
 
@@ -109,15 +109,24 @@ def read_execution(config: object, what: str = "config") -> Execution:
 def check_env(env: Sequence[str]) -> None:
     """Raise InvalidArgument unless each is `KEY=VALUE`, as all that runs programs wants it."""
     for line in env:
-        if line.find("=") < 1 or "\0" in line:
+        if line.find("=") < 1:
             raise InvalidArgument(f"{printable(line)!r} is not KEY=VALUE")
+        _check_word(line, "the environment")
 
 
 def check_command(words: Sequence[str]) -> None:
     """Raise InvalidArgument for words of a command that no process can have."""
     for word in words:
-        if "\0" in word:
-            raise InvalidArgument(f"{printable(word)!r} in a command has a NUL")
+        _check_word(word, "a command")
+
+
+def _check_word(word: str, where: str) -> None:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{printable(word)!r} in {where} is not UTF-8") from None
+    if "\0" in word:
+        raise InvalidArgument(f"{printable(word)!r} in {where} has a NUL")
 
 
 def split_user(text: str) -> tuple[int | str, int | str]:

@@ -11,6 +11,7 @@ import msgspec
 __all__ = [
     "VERSION",
     "CapabilitySets",
+    "ConsoleSize",
     "ContainerProcess",
     "ContainerUser",
     "CpuLimit",
@@ -25,6 +26,7 @@ __all__ = [
     "Seccomp",
     "Spec",
     "SpecMount",
+    "SyscallArgument",
     "SyscallRule",
 ]
 
@@ -47,10 +49,18 @@ class CapabilitySets(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     permitted: Sequence[str] = ()
 
 
+class ConsoleSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a terminal is when it is made."""
+
+    height: int
+    width: int
+
+
 class ContainerProcess(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """What is run."""
 
     terminal: bool = False
+    console_size: ConsoleSize | None = None
     user: ContainerUser
     args: Sequence[str]
     env: Sequence[str]
@@ -128,11 +138,21 @@ class LinuxResources(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     pids: PidsLimit | None = None
 
 
+class SyscallArgument(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What an argument of a system call has to be, from 0, for a rule to hold."""
+
+    index: int
+    value: int
+    value_two: int = 0
+    op: str
+
+
 class SyscallRule(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """What becomes of system calls of these names."""
+    """What becomes of system calls of these names, with these arguments."""
 
     names: Sequence[str]
     action: str
+    args: Sequence[SyscallArgument] = ()
 
 
 class Seccomp(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

@@ -143,9 +143,11 @@ def _joined(names: list[str]) -> str:
 
 def _checked(path: str, what: str) -> str:
     try:
-        path.encode()
+        length = len(path.encode())
     except UnicodeEncodeError:
         raise Refused(f"{what} leads to {printable(os.fsencode(path))!r}, which is not UTF-8") from None
+    if length > limits.INSIDE_PATH:
+        raise Refused(f"{what} leads to {printable(path)!r}, which is too long a path")
     return path
 
 

@@ -29,6 +29,7 @@ from engine.processes import boot_id
 from engine.progress import Report, silent
 from engine.provision.destroying import FIRST_LOOK_S, Destroyer, Stop, rest
 from engine.provision.provisioned import Provisioned, Recovered
+from engine.provision.quota import check_quotas
 from engine.provision.rootfs import RootFileSystems, Sight, joined
 from engine.provision.wanted import ContainerWanted, FoundImage, ImageChoice
 from engine.snapshots import Usage
@@ -86,7 +87,8 @@ class Provisioner:
         is what others are making just now, once it is made. What fails, or is cancelled, leaves nothing.
 
         AlreadyExists for an ID with another image, parent, volumes, platform or backend; NotFound for
-        what is not here; FailedPrecondition if it is destroyed meanwhile, or its parent is.
+        what is not here; FailedPrecondition if it is destroyed meanwhile, or its parent is; NotSupported
+        for a quota where the file system of the store has none.
         """
 
         def want() -> ContainerWanted:
@@ -105,6 +107,8 @@ class Provisioner:
                 order=order,
             )
             wanted.check()
+            if quota and not readonly:  # before anything is pulled
+                check_quotas(stores.root.snapshots)
             return wanted
 
         wanted = await trio.to_thread.run_sync(want)
@@ -392,16 +396,16 @@ class Provisioner:
         """Change labels, deleting those whose new value is empty, and the quota; return the record.
 
         What it is made of stays: whatever becomes of a tag, a container holds what it runs.
-        FailedPrecondition while somebody works on it.
+        FailedPrecondition while somebody works on it, and for the quota of one that was made without.
         """
 
         def updated() -> Container:
             mine = self._provisions.resume(self._containers.get(container))
             try:
-                changes = {"labels": label_rules.merge(mine.labels, labels)}
-                return self._provisions.settle(
-                    mine, (), **changes, quota=mine.quota if quota is None else quota
-                )
+                size = mine.quota if quota is None else quota
+                self._roots.resize(mine, size)
+                merged = label_rules.merge(mine.labels, labels)
+                return self._provisions.settle(mine, (), labels=merged, quota=size)
             except BaseException:
                 self._provisions.leave(mine)
                 raise

@@ -14,8 +14,7 @@ there is nothing to clear, and nothing that a crash could leave. The range is sm
 back the room in which it notes what a number has.
 
 A process that is root outside all user namespaces can take its own files out of a project (ioctl(2) with
-FS_IOC_FSSETXATTR or FS_IOC_SETFLAGS): a container that is to be held to its limit has its IDs mapped, or
-those calls filtered.
+FS_IOC_FSSETXATTR or FS_IOC_SETFLAGS): containers may not call that (`engine.running.confinement`).
 """
 
 import errno
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from engine.errors import FailedPrecondition, NotSupported, ResourceExhausted, os_errors
+from engine.errors import FailedPrecondition, InvalidArgument, NotSupported, ResourceExhausted, os_errors
 from engine.fs.attributes import beneath, folder_descriptor
 from engine.fs.kernel import (
     ProjectQuota,
@@ -89,7 +88,11 @@ def change_limit(folder: Path, size: int) -> None:
     """Change what `limit` was told of a folder and those with it; 0 is no limit.
 
     FailedPrecondition for one that was never limited: what was written to it counts for nothing.
+    InvalidArgument for what is no number of bytes, and NotSupported as for `limit`.
     """
+    if size < 0:
+        raise InvalidArgument("a quota is a number of bytes, 0 for none")
+    check_quotas(folder.parent)
     with folder_descriptor(folder) as opened, os_errors(f"quota of {folder}"):
         project = project_of(opened)
         if project not in PROJECTS:

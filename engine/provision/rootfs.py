@@ -29,6 +29,7 @@ from engine.oci.digest import parse_digest
 from engine.processes import boot_id, pid_namespace
 from engine.provision.places import all_folders, folder_of, is_unique, mount_keys, target_of
 from engine.provision.provisioned import Provisioned
+from engine.provision.quota import change_limit, limit
 from engine.snapshots import Leftover, Snapshotter, Usage
 from engine.stores import Stores
 
@@ -80,7 +81,7 @@ class RootFileSystems:
         for claim in claims:
             try:
                 self._check_mine(mine)
-                mounts.append(self._prepare(claim))
+                mounts.append(self._prepare(claim, mine.quota))
                 hit("provision.prepared")
                 done.append(_mount(claim, mounts[-1]))
                 hit("provision.mounted")
@@ -92,10 +93,14 @@ class RootFileSystems:
         hit("provision.settled")
         return self._told(container, config, mounts[0])
 
-    def _prepare(self, claim: MountRecord) -> list[Mount]:
+    def _prepare(self, claim: MountRecord, quota: int) -> list[Mount]:
         backend = self._stores.snapshotter(claim.backend)
         make = backend.prepare if claim.rw else backend.view
-        return make(claim.key, claim.top)
+        mounts = make(claim.key, claim.top)
+        grows = list(grows_with(mounts))
+        if quota and grows:
+            limit(grows, quota)
+        return mounts
 
     def _check_mine(self, mine: Container) -> None:
         if self._stores.containers.get(mine.id) != mine:
@@ -122,6 +127,13 @@ class RootFileSystems:
 
     def _config(self, container: Container) -> bytes:
         return self._stores.content.read_all(parse_digest(container.config), limits.CONFIG)
+
+    def resize(self, container: Container, quota: int) -> None:
+        """Change how much may be in what a container writes to. FailedPrecondition without a limit."""
+        mounts = self._stores.snapshotter(container.backend).mounts(mount_keys(container)[0])
+        written = writes_to(mounts)
+        if written and quota != container.quota:
+            change_limit(written, quota)
 
     # -- mounting again -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from engine.oci.platform import Platform, matches, normalise
 from engine.oci.runtime_spec import (
     VERSION,
     CapabilitySets,
+    ConsoleSize,
     ContainerProcess,
     ContainerUser,
     CpuLimit,
@@ -104,6 +105,7 @@ def make_spec(execution: Execution, options: RunOptions, setting: Setting) -> Sp
         oci_version=VERSION,
         process=ContainerProcess(
             terminal=options.terminal,
+            console_size=_console_size(options),
             user=_user(account, maps, rootless=options.rootless),
             args=args,
             env=_env(execution, options, hostname, account.home),
@@ -167,6 +169,13 @@ def _env(execution: Execution, options: RunOptions, hostname: str, home: str) ->
         env[key] = value
     env.setdefault("HOME", home)
     return [f"{key}={value}" for key, value in env.items()]
+
+
+def _console_size(options: RunOptions) -> ConsoleSize | None:
+    if not options.terminal or options.terminal_size is None:
+        return None
+    rows, columns = options.terminal_size
+    return ConsoleSize(height=rows, width=columns)
 
 
 def _hostname(options: RunOptions, setting: Setting) -> str:

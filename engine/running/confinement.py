@@ -4,7 +4,7 @@ Pure. As docker and containerd have it, so that an image runs here if it does th
 system calls names what is denied, of what theirs does not allow without more capabilities.
 """
 
-from engine.oci.runtime_spec import DeviceRule, Seccomp, SpecMount, SyscallRule
+from engine.oci.runtime_spec import DeviceRule, Seccomp, SpecMount, SyscallArgument, SyscallRule
 
 __all__ = [
     "CAPABILITIES",
@@ -94,7 +94,7 @@ def default_mounts(*, tty_group: bool, own_sys: bool, cgroup: bool) -> list[Spec
         ("/dev/mqueue", "mqueue", "mqueue", strict),
         ("/sys", "sysfs", "sysfs", (*strict, "ro"))
         if own_sys
-        else ("/sys", "none", "/sys", ("rbind", *strict, "ro")),
+        else ("/sys", "none", "/sys", ("rbind", *strict, "ro", "rro")),
     ]
     if cgroup:
         mounts.append(("/sys/fs/cgroup", "cgroup", "cgroup", (*strict, "relatime", "ro")))
@@ -110,7 +110,7 @@ _DENIED = (
     ["get_kernel_syms", "kexec_file_load", "kexec_load", "syslog", "nfsservctl", "sysfs", "_sysctl"],
     # the host's clock, power, swap, accounting, quota and terminals
     ["clock_settime", "clock_settime64", "settimeofday", "stime", "reboot", "swapoff", "swapon"],
-    ["acct", "quotactl", "quotactl_fd", "vhangup"],
+    ["acct", "file_setattr", "quotactl", "quotactl_fd", "vhangup"],
     # keys, which are in no namespace, and files by their numbers, past all paths
     ["add_key", "keyctl", "request_key", "open_by_handle_at", "lookup_dcookie"],
     # hardware, and what only old programs know
@@ -119,6 +119,12 @@ _DENIED = (
     ["io_uring_enter", "io_uring_register", "io_uring_setup"],
     ["fanotify_init", "perf_event_open", "userfaultfd"],
 )
+
+# FS_IOC_FSSETXATTR and FS_IOC_SETFLAGS, this also as 32-bit programs have it: root without a user
+# namespace takes his files out of their project with them, so that no quota holds them any more
+# (`engine.provision.quota`).
+_DENIED_IOCTLS = (0x401C5820, 0x40086602, 0x40046602)
+_IOCTL_BITS = 0xFFFFFFFF  # of the number the kernel sees no more
 
 _ARCHITECTURES = {
     "amd64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
@@ -129,8 +135,15 @@ _ARCHITECTURES = {
 
 def seccomp(architecture: str) -> Seccomp:
     """Return which system calls the programs of an architecture may make; others fail with EPERM."""
+    number = [
+        SyscallArgument(index=1, op="SCMP_CMP_MASKED_EQ", value=_IOCTL_BITS, value_two=ioctl)
+        for ioctl in _DENIED_IOCTLS
+    ]
     return Seccomp(
         default_action="SCMP_ACT_ALLOW",
         architectures=_ARCHITECTURES.get(architecture, ()),
-        syscalls=[SyscallRule(names=names, action="SCMP_ACT_ERRNO") for names in _DENIED],
+        syscalls=[
+            *(SyscallRule(names=names, action="SCMP_ACT_ERRNO") for names in _DENIED),
+            *(SyscallRule(names=["ioctl"], action="SCMP_ACT_ERRNO", args=[one]) for one in number),
+        ],
     )

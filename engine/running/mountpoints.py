@@ -111,8 +111,8 @@ def _source(bind: Bind) -> tuple[str, bool]:
     """Return the real path of what is to be mounted, and whether it is a folder."""
     if not bind.source.startswith("/"):
         raise InvalidArgument(f"the mount source {printable(bind.source)!r} is not an absolute path")
-    source = os.path.realpath(bind.source)
     try:
+        source = os.path.realpath(bind.source)
         source.encode()
         mode = os.stat(source).st_mode
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["Bind", "IDMap", "Network", "Resources", "RunOptions"]
+__all__ = ["Bind", "ExecOptions", "IDMap", "Network", "Resources", "RunOptions"]
 
 
 class Network(StrEnum):
@@ -60,6 +60,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`USER[:GROUP]`, by name or number."""
     hostname: str = ""
     terminal: bool = False
+    terminal_size: tuple[int, int] | None = None
+    """Rows and columns that it has at first."""
     stdin: bool = False
     """Whether somebody may write to its standard input; else that is empty."""
     readonly: bool = False
@@ -70,3 +72,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rootless: bool = False
     stop_signal: str = ""
     labels: dict[str, str] = {}
+
+
+class ExecOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A further command for a container that runs; what is empty is as for its first one."""
+
+    args: Sequence[str]
+    env: Sequence[str] = ()
+    """`KEY=VALUE`, over what its first process was given."""
+    cwd: str = ""
+    user: str = ""
+    """`USER[:GROUP]`, by name or number."""
+    terminal: bool = False

@@ -6,14 +6,14 @@ import dataclasses
 import msgspec
 import pytest
 
-from benchmarks import pulled
+from benchmarks import contained, pulled
 from benchmarks.cores import chunks, spread
 from benchmarks.costs import Cost, spread_of
 from benchmarks.registry import Served, tally
 from benchmarks.report import Measured, Report, Runs, merged
 from benchmarks.sharing import multiples
 from benchmarks.tables import BEGIN, END, markdown, placed, text
-from benchmarks.targets import reached
+from benchmarks.targets import CONTAINERS, reached
 from benchmarks.unpack import listed, parser
 
 OURS, FULL = "lamina overlay lazy", "lamina overlay full"
@@ -219,3 +219,33 @@ def test_an_access_log_tells_what_a_registry_gave():
     said += line("HEAD", "blobs/sha256:b", 200, 5) + line("GET", "blobs/sha256:a", 404, 7)
     assert tally(said, 0.5) == Served(6, 16, 0.5)
     assert tally("", 0.0) == Served(0, 0, 0.0)
+
+
+def test_figures_of_containers_are_told_as_far_as_there_are_measurements():
+    turns = {
+        "runc run": [0.02, 0.01, 0.03],
+        "provisioned": [0.025],
+        "imports": [0.2],
+        "lamina run": [0.25],
+        "provision and destroy": [0.005],
+        "podman create and rm": [0.075],
+        "beside many": [],
+        "beside none": [0.003],
+        "recover": [2.5],
+    }
+    report = contained.ContainerReport({"cores": "2"}, 1000, 20, turns)
+    found = contained.figures(report)
+    assert [(figure.value, figure.misses) for figure in found] == [
+        (pytest.approx(1.25), False),
+        (pytest.approx(2.5), True),
+        (pytest.approx(1 / 15), False),
+        (2.5, True),
+    ]
+    page = contained.markdown(report)
+    assert "| recover of 1,000 containers, seconds | **2.50** | 2 | 2500.0 ms |" in page
+    assert "| runc run | 3 | 20.0 ms | 10.0-30.0 |" in page
+    again = msgspec.json.decode(msgspec.json.encode(report), type=contained.ContainerReport)
+    assert again == report
+    later = dataclasses.replace(report, turns={"recover": [1.0]})
+    assert contained.merged([again, later]).turns == {**turns, "recover": [1.0]}
+    assert {figure.most for figure in found} <= set(CONTAINERS.values())

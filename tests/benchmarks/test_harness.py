@@ -84,6 +84,30 @@ def test_one_run_of_pulls(tmp_path: Path):
     assert left(started.pid) == []
 
 
+def test_one_run_of_containers(tmp_path: Path):
+    for program in ("podman", "busybox"):
+        peer(program)
+    out, page = tmp_path / "out.json", tmp_path / "out.md"
+    words = ["containers", "--figure", "chain,many", "--repeat", "1", "--many", "3"]
+    with subprocess.Popen(
+        [*HARNESS, *words, "--json", out, "--markdown", page], stdout=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout
+        told = started.stdout.read()
+    assert "beside `podman create` and `podman rm`" in told
+    turns = json.loads(out.read_text())["turns"]
+    assert {name: len(seconds) for name, seconds in turns.items()} == {
+        "provision and destroy": 1,
+        "podman create and rm": 1,
+        "beside many": 1,
+        "beside none": 1,
+        "recover": 1,
+        "recover unmounted": 1,
+    }
+    assert "| recover of 3 containers, seconds |" in page.read_text()
+    assert left(started.pid) == []
+
+
 def test_nothing_stays_of_an_interrupted_run(tmp_path: Path):
     archive = tiny("one-file", tmp_path)
     words = ["unpack", archive, "--peer", "none", "--repeat", "1000"]
@@ -107,5 +131,15 @@ def test_what_an_interrupt_kept_from_being_removed_goes_at_the_end():
 
 def test_the_commands_are_listed():
     done = subprocess.run([*HARNESS, "--help"], capture_output=True, text=True, check=True)
-    for command in ("unpack", "sharing", "pull", "store", "ingest", "hostile", "corpus", "render"):
+    for command in (
+        "unpack",
+        "sharing",
+        "pull",
+        "containers",
+        "store",
+        "ingest",
+        "hostile",
+        "corpus",
+        "render",
+    ):
         assert f"  {command}" in done.stdout

@@ -5,15 +5,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trio
 
 from engine import accounting
 from engine.accounting import ImageUsage, Share
+from engine.app import open_engine
 from engine.cli.du import drawn
 from engine.kv import keys
+from engine.provision.provisioner import Provisioner
 from engine.root import Root
 from engine.testing.archives import archive, layout, member
 from tests.command import lamina, lamina_json
 from tests.filesystems import formatted
+from tests.inline import workers_inline
 
 pytestmark = pytest.mark.root
 
@@ -30,13 +34,14 @@ def _image(folder: Path, name: str, size: int) -> Path:
 def _compare(root: Path) -> None:
     """Hold `lamina du` against `du`."""
     os.sync()
-    said = subprocess.run(["du", "-sB1", root], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["du", "-sxB1", root], capture_output=True, text=True, check=True).stdout
     usage = lamina_json(root, "du")
     # A committed layer is known by its size in blocks of 4096 bytes, whatever the file system's are.
     inodes = sum(1 for _ in (root / "snapshots").rglob("*"))
     assert abs(usage["total"] - int(said.split()[0])) <= 4096 * inodes, usage
     parts = (usage[part] for part in ("exclusive", "shared", "garbage", "elsewhere", "overhead"))
-    assert usage["total"] == sum(size for part in parts for size in part.values())
+    containers = sum(one["written"] + one["files"] for one in usage["containers"])
+    assert usage["total"] == sum(size for part in parts for size in part.values()) + containers
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
@@ -66,6 +71,43 @@ def test_p10_the_total_is_what_du_says(tmp_path: Path, kind: str):
         lamina(root, "image", "rm", "one:1")
         lamina(root, "gc")
         _compare(root)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+@pytest.mark.usefixtures("umask_0")
+def test_containers_are_counted_with_what_they_wrote_and_logged(tmp_path: Path, kind: str):
+    async def work(root: Path) -> None:
+        async with open_engine(root) as engine:
+            provisioner = Provisioner(engine)
+            with workers_inline(pytest.MonkeyPatch(), engine.stores.root):
+                await engine.import_image(
+                    _image(tmp_path, "one", 30_000), name="one:1", snapshotter="overlay"
+                )
+                before = lamina_json(root, "du")
+                for name, size in (("small", 10_000), ("large", 700_000)):
+                    made = await provisioner.provision(name, "one:1", snapshotter="overlay")
+                    (made.rootfs / "data").write_bytes(os.urandom(size))
+                    (made.folder / "log").write_bytes(os.urandom(2 * size))
+                os.sync()
+                _compare(root)
+                usage = lamina_json(root, "du")
+                assert usage["shared"] == before["exclusive"]  # the containers hold their image, too
+                large, small = usage["containers"]
+                assert (large["name"], small["name"]) == ("large", "small")
+                assert large["image"] == "docker.io/library/one:1"
+                assert 700_000 <= large["written"] < 800_000
+                assert 1_400_000 <= large["files"] < 1_500_000
+                shown = lamina(root, "du").stdout
+                assert "CONTAINER  " in shown
+                assert "\ncontainers  " in shown
+                for name in ("small", "large"):
+                    await provisioner.destroy(name)
+                after = lamina_json(root, "du")
+                assert (after["containers"], after["exclusive"]) == ([], before["exclusive"])
+                _compare(root)
+
+    with formatted(kind, tmp_path / "image", _folder(tmp_path / "disk")) as disk:
+        trio.run(work, disk / "root")
 
 
 def _folder(path: Path) -> Path:

@@ -201,7 +201,7 @@ def test_bash_completes_words(stocked: Path, target: Path, tmp_path: Path):
     assert setup == "complete -o nosort -F _lamina_completion lamina"
     assert completed == [
         "images image",
-        "ls inspect tag label pin unpin rm",
+        "ls inspect tag label pin unpin rm prune",
         "app:1",
         str(target),
         "--no-trunc",

@@ -236,6 +236,8 @@ def test_imports_and_collections_are_counted(tmp_path: Path, umask_0: None) -> N
         Verb.UNPACK: 1,
         Verb.COLLECT: 1,
         Verb.CHECK: 1,
+        Verb.LAUNCH: 0,
+        Verb.DESTROY: 0,
     }
     assert (found.collected["content"], found.collected["snapshots"]) == (4, 2)
     assert found.collected["bytes"] > whole

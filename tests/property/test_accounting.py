@@ -1,15 +1,20 @@
 """What `du` says of random stores, held against what a collection then does."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from engine.accounting import Accounts, Share, StoreUsage
+from engine.accounting import Accounts, ContainerShare, Share, StoreUsage
 from engine.content.extents import stored_bytes
+from engine.fs.usage import taken
 from engine.gc.collect import Collected
-from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, now
+from engine.kv.schema import BLOBS, INGESTS, SNAPSHOTS, Container, now
 from engine.metadata import ledger
+from engine.metadata.containers import ContainerState
+from engine.provision.places import folder_of, mount_keys
 from engine.root import Root
 from engine.stores import Stores
 from tests.conftest import AMD64
@@ -84,3 +89,59 @@ def test_what_only_an_expired_name_keeps_is_garbage(stores: Stores, expires: int
     assert (row.exclusive.total > 0, found.garbage.total > 0) == (expires > 0, expires < 0)
     assert found.exclusive + found.garbage == _everything(stores.root)
     assert _share(run(stores)) == found.garbage
+
+
+@st.composite
+def _containers(draw) -> dict[str, tuple[int, int]]:
+    """Return containers, and of each how many bytes it wrote to its root and to its log."""
+    sizes = st.sampled_from([0, 1, 5_000, 100_000])
+    return draw(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.tuples(sizes, sizes)))
+
+
+@given(graph=graphs(), containers=_containers(), elsewhere=_containers())
+def test_what_containers_wrote_is_theirs_and_all_adds_up(graph, containers, elsewhere):
+    with shared_memory() as folder, Root(folder / "root") as root:
+        made = build(Stores(root, "default", AMD64), graph)
+        before = _account(made)
+        expected = [_container(made, name, *sizes) for name, sizes in sorted(containers.items())]
+        other = Stores(root, "other", AMD64)
+        others = [_container(other, name, *sizes) for name, sizes in sorted(elsewhere.items())]
+        found = _account(made)
+        assert found.containers == expected
+        assert _account(other).containers == others
+        # What is somebody's stays his, whoever else there is.
+        assert (found.images, found.exclusive) == (before.images, before.exclusive)
+        assert (found.shared, found.garbage) == (before.shared, before.garbage)
+        theirs = sum(one.written for one in others)
+        assert found.elsewhere.snapshots == before.elsewhere.snapshots + theirs
+        for stores in (made, other):
+            assert _account(stores).total == pytest.approx(taken(root.path)[0], abs=1 << 16)
+        event(f"{len(expected)} containers, {len(others)} elsewhere")
+
+
+def _container(stores: Stores, name: str, written: int, logged: int) -> ContainerShare:
+    """Make what there is of a container but its mount; return what it takes up."""
+    unique = f"{stores.namespace}{name}".encode().hex().rjust(16, "0")[-16:]
+    container = Container(
+        id=name,
+        unique=unique,
+        state=str(ContainerState.STOPPED),
+        since={},
+        image="image",
+        target="",
+        backend="copy",
+        created=ord(name),
+        boot="",
+    )
+    stores.containers.add(container)
+    (mount,) = stores.snapshotter("copy").prepare(mount_keys(container)[0])
+    (Path(mount.source) / "data").write_bytes(bytes(written))
+    folder = folder_of(stores.root.path, unique)
+    folder.mkdir(parents=True)
+    (folder / "log").write_bytes(bytes(logged))
+    return ContainerShare(
+        name=name,
+        image="image",
+        written=taken(Path(mount.source).parent)[0],
+        files=taken(folder)[0],
+    )

@@ -13,8 +13,8 @@ import trio
 from msgspec.structs import replace
 
 from engine.app import Engine, open_engine
-from engine.kv.schema import CONTAINERS, LEASES, MOUNTS, SNAPSHOTS, TRASH
-from engine.kv.table import Table
+from engine.kv.schema import CONTAINERS, LEASES, MOUNTS, SNAPSHOTS, TRASH, Container
+from engine.kv.table import Damaged, Table
 from engine.metadata.references import CONTAINER
 from engine.mount import deactivate_below
 from engine.mounts.table import MountTable
@@ -30,7 +30,7 @@ from tests.engine.image_files import CONFIG, LAYER, MANIFEST, config_of
 from tests.inline import workers_inline
 from tests.registry.asking import QUICK
 
-__all__ = ["Bench", "Host", "assert_nothing_left", "bench", "mounted_below", "reboot"]
+__all__ = ["Bench", "Host", "assert_nothing_left", "bench", "mounted_below", "reboot", "several_looks"]
 
 BASE = archive(member("etc/", "5", mode=0o755), member("etc/name", data=b"base\n"))
 
@@ -108,6 +108,22 @@ class Bench:
         return trio.run(opened)
 
 
+async def several_looks(stores: Stores, times: int = 3) -> None:
+    """Return once those who wait for another's work have looked so often."""
+    seen = 0
+    is_held = stores.containers.is_held
+
+    def counted(container: Container) -> bool:
+        nonlocal seen
+        seen += 1
+        return is_held(container)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stores.containers, "is_held", counted)
+        while seen < times:  # noqa: ASYNC110  other threads count
+            await trio.sleep(0.001)
+
+
 @contextmanager
 def bench(root: Path, backend: str = "overlay") -> Iterator[Bench]:
     """Give a registry with the images `one`, of two layers, and `two`, and a place for a store."""
@@ -134,6 +150,7 @@ def reboot(stores: Stores, boot: str = "another boot") -> None:
         tables: tuple[Table[Any], ...] = (CONTAINERS, MOUNTS)
         for table in tables:
             for (namespace, key), record in list(table.entries(txn)):
+                assert not isinstance(record, Damaged)
                 table.put(txn, replace(record, boot=boot), namespace, key)
 
 

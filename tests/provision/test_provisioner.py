@@ -23,6 +23,7 @@ from tests.provision.scene import (
     assert_nothing_left,
     mounted_below,
     reboot,
+    several_looks,
 )
 
 pytestmark = pytest.mark.root
@@ -259,7 +260,7 @@ def test_who_destroys_at_once_gets_one_answer(bench: Bench) -> None:
             await going.wait()
             for _ in range(3):
                 nursery.start_soon(destroy)
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            await several_looks(host.stores)
             may_go.set()
         assert answers == ["not yet"] * 4
         assert calls == ["c"]

@@ -6,19 +6,25 @@ import random
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
-from engine.errors import EngineError, FailedPrecondition, NotSupported, ResourceExhausted
+from engine.app import open_engine
+from engine.errors import FailedPrecondition, InvalidArgument, NotSupported, ResourceExhausted
 from engine.fs import kernel
 from engine.mount import Mount, mounted
 from engine.provision import quota
+from engine.provision.provisioner import Provisioner
 from engine.provision.quota import PROJECTS, change_limit, check_quotas, limit, quota_of
+from engine.stores import host_platform
+from engine.testing.archives import archive, layout, member
 from tests.conftest import peer
 from tests.filesystems import formatted, in_memory
+from tests.inline import workers_inline
 
 pytestmark = pytest.mark.root
 
@@ -313,6 +319,54 @@ def test_counting_alone_is_no_limit(tmp_path: Path, kind: str, option: str):
         check_quotas(made)
 
 
+def _image(folder: Path, data: bytes) -> Path:
+    host = host_platform()
+    platform = {"os": host.os, "architecture": host.architecture}
+    base = archive(member("etc/", "5", mode=0o755), member("etc/below", data=data))
+    return layout(folder, [base], platform=platform)
+
+
+def _provisioning(
+    root: Path, layout_of: Path, backend: str, work: Callable[[Provisioner], Awaitable[None]]
+) -> None:
+    async def opened() -> None:
+        async with open_engine(root) as engine:
+            with workers_inline(pytest.MonkeyPatch(), engine.stores.root):
+                await engine.import_image(layout_of, name="image:1", snapshotter=backend)
+                await work(Provisioner(engine))
+
+    trio.run(opened)
+
+
+@pytest.mark.quota
+@pytest.mark.parametrize("backend", ["overlay", "copy"])
+@pytest.mark.usefixtures("umask_0")
+def test_mc15_a_container_has_its_quota_until_it_goes(tmp_path: Path, disk: Path, backend: str):
+    async def work(provisioner: Provisioner) -> None:
+        about = {"snapshotter": backend}
+        free = await provisioner.provision("free", "image:1", **about)
+        made = await provisioner.provision("web", "image:1", quota=4 * _MIB, **about)
+        assert made.container.quota == 4 * _MIB
+        found = [quota_of(folder) for folder in made.grows]
+        assert all(one and one.most_size == 4 * _MIB for one in found)
+        if backend == "overlay":  # who may do all is held back by overlay, and by no other
+            assert _fill(made.rootfs / "data", 8 * _MIB)[1] in _FULL
+            assert _fill(free.rootfs / "data", 8 * _MIB) == (8 * _MIB, 0)
+        changed = await provisioner.update("web", quota=16 * _MIB)
+        assert changed.quota == 16 * _MIB
+        assert _fill(made.rootfs / "data", 8 * _MIB) == (8 * _MIB, 0)
+        with pytest.raises(FailedPrecondition, match="made without a limit"):
+            await provisioner.update("free", quota=_MIB)
+        with pytest.raises(InvalidArgument, match="number of bytes"):
+            await provisioner.update("web", quota=-1)
+        assert (await provisioner.status("free")).quota == 0
+        for name in ("web", "free"):
+            assert await provisioner.destroy(name)
+        assert not any(folder.exists() for folder in made.grows)
+
+    _provisioning(disk / "root", _image(tmp_path / "layout", os.urandom(_MIB)), backend, work)
+
+
 # -- where there are none -----------------------------------------------------------------------
 
 
@@ -330,11 +384,24 @@ def _without(kind: str, folder: Path) -> Iterator[Path]:
 def test_a_file_system_without_them_is_named_with_what_to_do(tmp_path: Path, kind: str):
     with _without(kind, tmp_path) as disk:
         folders = [_folder(disk / "1/fs"), _folder(disk / "1/work")]
-        for call in (lambda: check_quotas(disk), lambda: limit(folders, _MIB)):
+        for call in (
+            lambda: check_quotas(disk),
+            lambda: limit(folders, _MIB),
+            lambda: change_limit(folders[0], _MIB),
+        ):
             with pytest.raises(
                 NotSupported, match=r"mount it with the option prjquota .* without a limit"
             ):
                 call()
         assert quota_of(folders[0]) is None
-        with pytest.raises(EngineError):
-            change_limit(folders[0], _MIB)
+
+
+@pytest.mark.usefixtures("umask_0")
+def test_a_container_with_a_quota_is_not_begun_where_it_cannot_be_kept(tmp_path: Path):
+    async def work(provisioner: Provisioner) -> None:
+        with pytest.raises(NotSupported, match="prjquota"):
+            await provisioner.provision("web", "image:1", quota=_MIB, snapshotter="overlay")
+        assert await provisioner.walk() == []
+
+    with in_memory(tmp_path / "disk") as disk:
+        _provisioning(disk / "root", _image(tmp_path / "layout", b"x"), "overlay", work)

@@ -1,0 +1,179 @@
+"""The monitor of one container: starts it, has its input and outputs, and tells how it ended.
+
+Sync; a process of its own, forked by the reaper, which it outlives. Light: the reaper imports it. All
+that it makes is in the container's folder:
+
+    monitor   byte 0 is locked as long as it lives (F_OFD_SETLK); its pid, and what went wrong with it
+    pid       of the container's process, as the runtime wrote it
+    log       what the container wrote (`engine.running.logfile`)
+    attach    the socket for clients (`engine.running.frames`), until the container has ended
+    exit      how the container ended: {"code": n, "at": ns, "oom": true or false}
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from engine.errors import EngineError, from_os_error
+from engine.fs.durable import flush, flush_names
+from engine.fs.kernel import adopt_orphans
+from engine.fs.locks import lock_byte
+from engine.limits import FAREWELL_S, LAST_OUTPUT_S, START_GRACE_S
+from engine.running.cgroups import was_oom_killed
+from engine.running.frames import FAILED, STARTED, frame
+from engine.running.jobs import Launch
+from engine.running.logfile import LogFile
+from engine.running.polling import Polling
+from engine.running.relaying import Relay
+from engine.running.runtime_log import RUNTIME_LOG, said
+from engine.running.stdio import Stdio
+
+__all__ = ["watch"]
+
+_FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# The runtime is not told of the engine's surroundings, among which are sockets and descriptors
+# (NOTIFY_SOCKET, LISTEN_FDS) that it would hand on.
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+class _NotStarted(Exception):
+    """The runtime could not start the container, and said why."""
+
+
+def watch(launch: Launch, channel: socket.socket) -> None:
+    """Do all that a monitor does, in a process that ends then; `channel` is to whoever starts it."""
+    claim = -1
+    try:
+        os.setsid()
+        os.umask(0o077)
+        os.chdir(launch.folder)
+        claim = os.open("monitor", os.O_RDWR | _FILE, 0o600)
+        lock_byte(claim, 0, alone=True)
+        os.write(claim, b"%d\n" % os.getpid())
+        adopt_orphans()
+        pid = _begin(launch, channel)
+    except BaseException as error:  # noqa: BLE001  told to whoever starts it
+        _kill_children()
+        with suppress(OSError):
+            channel.sendall(frame(FAILED, _told(error)))
+        return
+    try:
+        _attend(launch, channel, *pid)
+    except Exception:  # noqa: BLE001  there is nobody to raise it to
+        os.dup2(claim, 2)
+        sys.excepthook(*sys.exc_info())
+
+
+def _told(error: BaseException) -> bytes:
+    """Return what `FAILED` holds: an error of ours by its kind; none is what the runtime said."""
+    if isinstance(error, OSError):
+        error = from_os_error(error, "starting a container")
+    kind = "" if isinstance(error, _NotStarted) else "EngineError"
+    if isinstance(error, EngineError):
+        kind = type(error).__name__
+    return json.dumps({"kind": kind, "message": str(error)}).encode()
+
+
+def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int, bool]:
+    """Start the container; return its input and outputs, its pid, and whether anybody wanted it."""
+    stdio = Stdio(terminal=launch.terminal, stdin=launch.stdin)
+    runtime = os.posix_spawn(
+        launch.argv[0],
+        launch.argv,
+        _ENVIRONMENT,
+        file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(stdio.given)],
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # which Python ignores
+    )
+    is_wanted = _wait(runtime, channel)
+    code = os.waitstatus_to_exitcode(os.waitpid(runtime, 0)[1])
+    if code:
+        raise _NotStarted(said(Path(RUNTIME_LOG)) or f"it ended with status {code}")
+    with suppress(FileNotFoundError):
+        os.unlink(RUNTIME_LOG)
+    pid = int(Path("pid").read_bytes())
+    stdio.begun()
+    return stdio, pid, is_wanted
+
+
+def _wait(runtime: int, channel: socket.socket) -> bool:
+    """Wait for the runtime; say whether whoever starts the container is there until then."""
+    waiting = select.poll()
+    ended = os.pidfd_open(runtime)
+    waiting.register(ended, select.POLLIN)
+    waiting.register(channel, select.POLLIN | select.POLLRDHUP)  # before he is told he only says KILL
+    found = dict(waiting.poll())
+    is_wanted = channel.fileno() not in found
+    if not is_wanted:
+        # Killed half way it would leave more behind than when it has ended.
+        waiting.unregister(channel)
+        if not waiting.poll(START_GRACE_S * 1000):
+            _kill_children()
+    os.close(ended)
+    return is_wanted
+
+
+def _kill_children() -> None:
+    """Kill all processes below this one."""
+    with suppress(OSError):
+        while children := Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split():
+            for child in map(int, children):
+                os.kill(child, signal.SIGKILL)  # ours until it is waited for
+                os.waitpid(child, 0)
+
+
+def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int, is_wanted: bool) -> None:
+    """Serve a container that was started, to its end and beyond."""
+    polling = Polling()
+    container = os.pidfd_open(pid)
+    code: list[int] = []
+
+    def kill() -> None:
+        if not code:
+            os.kill(pid, signal.SIGKILL)
+
+    def ended() -> None:
+        polling.on(container)
+        code.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    if not is_wanted:
+        kill()
+    polling.on(container, read=ended)
+    relay = Relay(polling, stdio, LogFile(launch.log_limit), kill)
+    relay.clients.listen()
+    relay.clients.send(relay.clients.add(channel, attached=launch.attached), frame(STARTED, b"%d" % pid))
+    relay.begin()
+    while not code:
+        polling.once()
+        relay.heed_clients()
+    at = time.time_ns()
+    relay.container_ended()
+    end = time.monotonic() + LAST_OUTPUT_S
+    while not relay.is_drained and (left := end - time.monotonic()) > 0:
+        polling.once(left)
+    told = {"code": code[0] if code[0] >= 0 else 128 - code[0], "at": at}
+    written = json.dumps({**told, "oom": was_oom_killed(launch.id)}).encode()
+    _put_exit(written)
+    relay.clients.tell_end(written)
+    end = time.monotonic() + FAREWELL_S
+    while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
+        polling.once(left)
+    if launch.exit_argv and not relay.clients.any_saw_end:
+        os.chdir("/")
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.execv(launch.exit_argv[0], launch.exit_argv)
+
+
+def _put_exit(written: bytes) -> None:
+    """Leave how the container ended, whole and durable."""
+    file = os.open("exit.new", os.O_WRONLY | os.O_TRUNC | _FILE, 0o600)
+    os.write(file, written)
+    flush(file)
+    os.close(file)
+    os.rename("exit.new", "exit")
+    flush_names(Path())

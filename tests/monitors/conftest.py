@@ -1,0 +1,45 @@
+"""Bundles that real runtimes run, and the check that nothing of a container is left."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.running.runc import Runtime, find_runtime
+from tests.conftest import peer
+from tests.monitors.monitored import Bundle, bundle_in
+
+COMMANDS = "sh true false cat echo sleep stty tty head dd id kill yes seq setsid"
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system with busybox in it; containers only read it."""
+    folder = tmp_path_factory.mktemp("rootfs")
+    for name in ("bin", "etc", "proc", "sys", "dev", "tmp"):
+        (folder / name).mkdir()
+    shutil.copy(peer("busybox"), folder / "bin" / "busybox")
+    for name in COMMANDS.split():
+        (folder / "bin" / name).symlink_to("busybox")
+    (folder / "bin" / "text").write_text("no program\n")
+    return folder
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return find_runtime()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, rootfs: Path, runtime: Runtime) -> Iterator[Callable[..., Bundle]]:
+    """Make folders of containers; fail a test that leaves something of one running."""
+    made: list[Bundle] = []
+
+    def make(*args: str, **more: object) -> Bundle:
+        made.append(bundle_in(tmp_path, rootfs, runtime, args, **more))
+        return made[-1]
+
+    yield make
+    left = [one.tidy() for one in made]
+    assert not any(left), f"left: {[what for what in left if what]}"

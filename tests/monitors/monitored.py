@@ -1,0 +1,139 @@
+"""Folders of containers, as the engine makes them, with the least specification that runs.
+
+Sync.
+"""
+
+import json
+import os
+import secrets
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.running import cgroups
+from engine.running.jobs import Launch
+from engine.running.runc import Runtime, delete, run_argv
+
+__all__ = ["Bundle", "bundle_in"]
+
+CAPABILITIES = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE"]
+NAMESPACES = ("pid", "mount", "ipc", "uts", "network")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The folder of a container, and how to start it."""
+
+    folder: Path
+    states: Path
+    runtime: Runtime
+    launch: Launch
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def monitor(self) -> int:
+        """The pid of its monitor."""
+        return int((self.folder / "monitor").read_text(encoding="ascii").split()[0])
+
+    @property
+    def log(self) -> bytes:
+        return (self.folder / "log").read_bytes()
+
+    def running(self) -> list[int]:
+        """Return the processes whose work is in its folder, or in its cgroup: monitor and container."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    in_group = cgroups.name_of(self.id) in (entry / "cgroup").read_text(encoding="ascii")
+                    is_ours = in_group or (entry / "cwd").readlink() == self.folder
+                    is_dead = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in {
+                        b"Z",
+                        b"X",
+                    }
+                except OSError:
+                    continue
+                if is_ours and not is_dead:
+                    found.append(int(entry.name))
+        return found
+
+    def delete(self) -> None:
+        delete(self.runtime, self.states, self.id)
+
+    def tidy(self) -> str:
+        """Remove what is left of it; say what that was."""
+        running = self.running()
+        left = f"processes {running}" if running else ""
+        for pid in running:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if cgroups.consumption(self.id) or (self.states / self.id).exists():
+            left += " its cgroup, or the runtime's state"
+            self.delete()
+        return left and f"{self.id}: {left}"
+
+
+def bundle_in(
+    parent: Path,
+    rootfs: Path,
+    runtime: Runtime,
+    args: Sequence[str],
+    *,
+    terminal: bool = False,
+    memory: int = 0,
+    cwd: str = "/",
+    size: tuple[int, int] | None = None,
+    uid: int = 0,
+    mounts: Sequence[dict[str, Any]] = (),
+    **launched: Any,
+) -> Bundle:
+    """Make the folder of a container that runs `args`."""
+    unique = secrets.token_hex(8)
+    folder = parent / "containers" / unique
+    folder.mkdir(parents=True, mode=0o700)
+    process = {
+        "terminal": terminal,
+        "user": {"uid": uid, "gid": 0},
+        "args": args,
+        "env": ["PATH=/bin", "HERE=yes"],
+        "cwd": cwd,
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
+        "noNewPrivileges": True,
+    }
+    if size:
+        process["consoleSize"] = {"height": size[0], "width": size[1]}
+    spec = {
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": {"path": str(rootfs), "readonly": True},
+        "hostname": "here",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+            {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
+            },
+            *mounts,
+        ],
+        "linux": {
+            "cgroupsPath": cgroups.name_of(unique),
+            "namespaces": [{"type": name} for name in NAMESPACES],
+            "resources": {"memory": {"limit": memory}} if memory else {},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(spec))
+    states = parent / "runtime"
+    launch = Launch(
+        str(folder), unique, run_argv(runtime, states, unique, terminal=terminal), terminal, **launched
+    )
+    return Bundle(folder, states, runtime, launch)
