@@ -52,6 +52,7 @@ LAYERS = {
     "engine.root": 2,
     "engine.snapshots": 2,
     "engine.metadata": 2,
+    "engine.provision.places": 2,  # what checks a store looks there too
     # stores and transforms
     "engine.content": 3,
     "engine.diff": 3,

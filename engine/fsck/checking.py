@@ -13,6 +13,7 @@ import msgspec
 from engine import labels
 from engine.errors import EngineError, ResourceExhausted
 from engine.fsck.blobs import check_blobs, orphaned_bytes
+from engine.fsck.containers import check_containers
 from engine.fsck.findings import Checked, Counts, Finding, Trouble, What
 from engine.fsck.folders import orphaned_folders
 from engine.fsck.images import blobs_of, check_images
@@ -134,6 +135,8 @@ def _troubles(
     meter.end()
     if limits.images is None and read.is_readable:
         yield from chain(orphaned_bytes(root, read.numbers), orphaned_folders(root, read))
+    if limits.images is None:
+        yield from check_containers(root)
 
 
 def _pages(root: Root) -> Iterator[Trouble]:

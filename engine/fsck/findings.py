@@ -24,6 +24,7 @@ class What(StrEnum):
     SNAPSHOT = "snapshot"
     FOLDER = "folder"
     MOUNT = "mount"
+    CONTAINER = "container"
     TRASH = "trash"
 
 

@@ -26,10 +26,12 @@ from engine.kv import keys
 from engine.kv.environment import Environment, Transaction
 from engine.kv.schema import (
     BLOBS,
+    CONTAINERS,
     COUNTERS,
     HOLDINGS,
     IMAGES,
     INGESTS,
+    KIN,
     LAYERS,
     LEASE_ITEMS,
     LEASES,
@@ -81,6 +83,8 @@ _TABLES: tuple[Table[Any], ...] = (
     LEASES,
     LEASE_ITEMS,
     MOUNTS,
+    CONTAINERS,
+    KIN,
     NAMESPACES,
     MARKS,
     TOUCHED,

@@ -19,6 +19,7 @@ Sync (it reads the clock). Keys are composite (`keys`); NS is the namespace.
     namespaces    NS                         Namespace    metadata.namespaces
     mounts        NS key                     MountRecord  metadata.mounts, .provisions
     containers    NS id                      Container    metadata.containers, .provisions
+    kin           NS parent child            Kin          metadata.containers: whose children there are
     clocks        "last"                     Clock        gc.clock
     unflushed     backend id                 Unflushed    metadata.unflushed
     trash         kind backend number        Trash        whoever drops the record of bytes
@@ -56,6 +57,7 @@ __all__ = [
     "IMAGES",
     "INGESTS",
     "INLINE",
+    "KIN",
     "LAYERS",
     "LEASES",
     "LEASE_ITEMS",
@@ -75,6 +77,7 @@ __all__ = [
     "Holding",
     "Image",
     "Ingest",
+    "Kin",
     "LayerFolder",
     "Lease",
     "LeaseItem",
@@ -332,6 +335,13 @@ class Container(Record, frozen=True):
     lease: str = ""
 
 
+class Kin(Record, frozen=True):
+    """Says that a container has another as its parent."""
+
+    parent: str
+    child: str
+
+
 class Unflushed(Record, frozen=True):
     """A snapshot that was committed, at this time of this `boot`, before its files were flushed.
 
@@ -370,6 +380,7 @@ NAMESPACES = Table("namespaces", Namespace)
 CLOCKS = Table("clocks", Clock)
 MOUNTS = Table("mounts", MountRecord)
 CONTAINERS = Table("containers", Container)
+KIN = Table("kin", Kin)
 UNFLUSHED = Table("unflushed", Unflushed)
 TRASH = Table("trash", Trash)
 COUNTERS = Counter("counters")
@@ -393,6 +404,7 @@ TABLES = tuple(
         NAMESPACES,
         MOUNTS,
         CONTAINERS,
+        KIN,
         UNFLUSHED,
         TRASH,
         COUNTERS,

@@ -22,7 +22,7 @@ import msgspec
 
 from engine.errors import AlreadyExists, FailedPrecondition, NotFound
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import CONTAINERS, LEASES, Container, now
+from engine.kv.schema import CONTAINERS, KIN, LEASES, Container, Kin, now
 from engine.kv.table import Damaged
 from engine.metadata.leases import is_live
 from engine.processes import boot_id
@@ -91,6 +91,9 @@ class ContainerStore:
         if parent and parent.state == ContainerState.DESTROYING:
             raise FailedPrecondition(f"container {parent.id} is being removed")
         CONTAINERS.put(txn, container, self._namespace, container.id)
+        if parent:
+            kin = Kin(parent=parent.id, child=container.id)
+            KIN.put(txn, kin, self._namespace, parent.id, container.id)
 
     def get(self, name: str) -> Container:
         """Return a container by its ID. Raises NotFound."""
@@ -102,6 +105,12 @@ class ContainerStore:
         if found is None:
             raise NotFound(f"no container {name}; `lamina ps --all` lists them")
         return found
+
+    def find(self, name: str) -> tuple[Container, bool] | None:
+        """Return a container, if there is one, and whether somebody works on it now."""
+        with self._meta.read() as txn:
+            found = CONTAINERS.get(txn, self._namespace, name)
+            return None if found is None else (found, self.is_held_in(txn, found))
 
     def walk(self) -> list[Container]:
         """Return the containers whose records can be read, the oldest first."""
@@ -160,14 +169,15 @@ class ContainerStore:
         """Do what `drop` does, within a transaction."""
         if CONTAINERS.get(txn, self._namespace, old.id) != old:
             raise FailedPrecondition(f"container {old.id} was changed meanwhile; try again")
-        if self._children(txn, old.id):
+        children = (kin.child for kin in KIN.survey(txn, self._namespace, old.id)[0])
+        if any(CONTAINERS.any(txn, self._namespace, child) for child in children):
             raise FailedPrecondition(f"container {old.id} has children; remove those first")
+        KIN.clear(txn, self._namespace, old.id)
         CONTAINERS.delete(txn, self._namespace, old.id)
+        if old.parent:
+            KIN.delete(txn, self._namespace, old.parent, old.id)
 
     def children(self, name: str) -> list[str]:
         """Return the IDs of the containers whose parent is `name`."""
         with self._meta.read() as txn:
-            return self._children(txn, name)
-
-    def _children(self, txn: Transaction, name: str) -> list[str]:
-        return [one.id for one in CONTAINERS.survey(txn, self._namespace)[0] if one.parent == name]
+            return [kin.child for kin in KIN.survey(txn, self._namespace, name)[0]]

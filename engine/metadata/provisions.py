@@ -11,7 +11,7 @@ record; of a container whose record somebody else moved meanwhile no step succee
     failed, gone     it stays for another try; nothing is left of it
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -25,7 +25,7 @@ from engine.metadata.leases import begin
 from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.metadata.references import CONTAINER, ReferenceStore
 
-__all__ = ["HeldRoot", "ProvisionStore", "Removing"]
+__all__ = ["HeldRoot", "ProvisionStore", "Removing", "Settled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,10 @@ class Removing:
     """Whether the caller has to."""
     was_asked: bool
     """Whether it was on its way out before."""
+
+
+Settled = tuple[Container, Sequence[MountRecord], Mapping[str, object]]
+"""A container that is mounted, the records of what was mounted, and what else is to be changed of it."""
 
 
 class ProvisionStore:
@@ -123,38 +127,64 @@ class ProvisionStore:
         """
         with self._meta.write() as txn:
             self._check(txn, mine)
-            if mine.state == ContainerState.PROVISIONING:
-                changes["state"] = str(ContainerState.PROVISIONED)
-                changes["since"] = {**mine.since, str(ContainerState.PROVISIONED): now()}
-            done = msgspec.structs.replace(mine, lease="", **changes)
-            CONTAINERS.put(txn, done, self._namespace, mine.id)
-            for mount in mounts:
-                self._put_mount(txn, mount, lease="")
-            self._end(txn, mine.lease)
+            return self._settle(txn, mine, mounts, changes)
+
+    def settle_all(self, settled: Iterable[Settled]) -> None:
+        """Do what `settle` does for many; those that somebody moved meanwhile are only let go of."""
+        with self._meta.write() as txn:
+            for mine, mounts, changes in settled:
+                if CONTAINERS.get(txn, self._namespace, mine.id) == mine:
+                    self._settle(txn, mine, mounts, changes)
+                else:
+                    self._leave(txn, mine)
+
+    def _settle(
+        self,
+        txn: Transaction,
+        mine: Container,
+        mounts: Iterable[MountRecord],
+        changes: Mapping[str, object],
+    ) -> Container:
+        became = {"lease": "", **changes}
+        if mine.state == ContainerState.PROVISIONING:
+            became["state"] = str(ContainerState.PROVISIONED)
+            became["since"] = {**mine.since, str(ContainerState.PROVISIONED): now()}
+        done = msgspec.structs.replace(mine, **became)
+        CONTAINERS.put(txn, done, self._namespace, mine.id)
+        for mount in mounts:
+            self._put_mount(txn, mount, lease="")
+        self._end(txn, mine.lease)
         return done
 
-    def resume(self, old: Container) -> Container:
-        """Hold a container to mend it; return its record.
+    def resume(self, *olds: Container) -> list[Container]:
+        """Hold containers to mend or change them; return the records of those that are held.
 
-        FailedPrecondition if it is not as it was read, or somebody holds it.
+        Which are not as they were read any more, or held by somebody, are left out.
         """
+        held: list[Container] = []
         with self._meta.write() as txn:
-            self._check(txn, old)
-            if self._containers.is_held_in(txn, old):
-                raise FailedPrecondition(f"container {old.id} is being worked on; try again")
-            self._end(txn, old.lease)
-            mine = msgspec.structs.replace(old, lease=begin(txn, self._namespace, self._meta.owners.me))
-            CONTAINERS.put(txn, mine, self._namespace, old.id)
-        return mine
+            for old in olds:
+                is_same = CONTAINERS.get(txn, self._namespace, old.id) == old
+                if is_same and not self._containers.is_held_in(txn, old):
+                    self._end(txn, old.lease)
+                    lease = begin(txn, self._namespace, self._meta.owners.me)
+                    held.append(msgspec.structs.replace(old, lease=lease))
+                    CONTAINERS.put(txn, held[-1], self._namespace, old.id)
+        return held
 
-    def leave(self, mine: Container) -> None:
-        """Let go of a container in the state that it is in, whoever moved it."""
-        with self._meta.write() as txn:
-            found = CONTAINERS.get(txn, self._namespace, mine.id)
-            if found is not None and found.lease == mine.lease:
-                left = msgspec.structs.replace(found, lease="")
-                CONTAINERS.put(txn, left, self._namespace, mine.id)
-            self._end(txn, mine.lease)
+    def leave(self, *mine: Container) -> None:
+        """Let go of containers in the state that they are in, whoever moved them."""
+        if mine:
+            with self._meta.write() as txn:
+                for container in mine:
+                    self._leave(txn, container)
+
+    def _leave(self, txn: Transaction, mine: Container) -> None:
+        found = CONTAINERS.get(txn, self._namespace, mine.id)
+        if found is not None and found.lease == mine.lease:
+            left = msgspec.structs.replace(found, lease="")
+            CONTAINERS.put(txn, left, self._namespace, mine.id)
+        self._end(txn, mine.lease)
 
     # -- removing -----------------------------------------------------------------------------
 

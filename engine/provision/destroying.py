@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from engine import limits
-from engine.errors import EngineError, FailedPrecondition, NotFound
+from engine.errors import EngineError, FailedPrecondition
 from engine.failpoints import hit
 from engine.kv.schema import Container
 from engine.metadata.containers import may_run
@@ -52,8 +52,8 @@ class Destroyer:
         return removing.is_mine or await self._joined(removing.container, above)
 
     def _begin(self, container: str) -> Removing | None:
-        found = self.look(container)
-        if found is not None and self._stop is None and may_run(found):
+        found = self._containers.find(container)
+        if found is not None and self._stop is None and may_run(found[0]):
             raise FailedPrecondition(
                 f"container {container} may be running, and nobody here can stop it; "
                 f"remove it with `lamina rm --force {container}`"
@@ -62,27 +62,21 @@ class Destroyer:
         hit("destroy.recorded")
         return removing
 
-    def look(self, container: str) -> Container | None:
-        """Return the record of a container, if there is one."""
-        try:
-            return self._containers.get(container)
-        except NotFound:
-            return None
-
     async def _joined(self, removing: Container, above: frozenset[str]) -> bool:
         """Wait until somebody else has removed a container; raise what he would."""
         pause = FIRST_LOOK_S
         while True:
-            found = await trio.to_thread.run_sync(self.look, removing.id)
-            if found is None or found.unique != removing.unique:
+            found = await trio.to_thread.run_sync(self._containers.find, removing.id)
+            if found is None or found[0].unique != removing.unique:
                 return True
-            if found.errors > removing.errors:
-                raise EngineError(found.error)
-            if not await trio.to_thread.run_sync(self._containers.is_held, found):
-                # He died, or only stopped working on it: looked at once more, as he may be done by now.
+            container, is_held = found
+            if container.errors > removing.errors:
+                raise EngineError(container.error)
+            if is_held:
+                pause = await rest(pause)
+            else:  # he died, or left it
                 await self.destroy(removing.id, above)
                 return True
-            pause = await rest(pause)
 
     async def undo(self, mine: Container) -> bool:
         """Remove a container that the caller is making; say whether somebody else asked for that.

@@ -9,8 +9,9 @@ finds: then that one removes what he made. Who finds work in progress waits for 
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -20,17 +21,17 @@ from engine.beside import beside
 from engine.errors import AlreadyExists, EngineError, FailedPrecondition, InvalidArgument, NotFound
 from engine.failpoints import hit
 from engine.gc.collect import Collected
-from engine.kv.schema import Container, now
+from engine.kv.schema import Container
 from engine.labels import Labels
 from engine.metadata.containers import ContainerState
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
-from engine.processes import boot_id
 from engine.progress import Report, silent
 from engine.provision.destroying import FIRST_LOOK_S, Destroyer, Stop, rest
+from engine.provision.mending import Mender
 from engine.provision.provisioned import Provisioned, Recovered
 from engine.provision.quota import check_quotas
-from engine.provision.rootfs import RootFileSystems, Sight, joined
+from engine.provision.rootfs import RootFileSystems, joined
 from engine.provision.wanted import ContainerWanted, FoundImage, ImageChoice
 from engine.snapshots import Usage
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:  # which loads httpcore
 __all__ = ["Provisioner", "Stop"]
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _HALF_MADE = {ContainerState.PROVISIONING, ContainerState.PREPARING, ContainerState.DESTROYING}
 _NO_LABELS: Labels = MappingProxyType({})
@@ -58,6 +57,7 @@ class Provisioner:
         self._containers = engine.stores.containers
         self._provisions = engine.stores.provisions
         self._roots = RootFileSystems(engine.stores)
+        self._mender = Mender(engine.stores, self._roots)
         self._choice = ImageChoice(engine.stores)
         self._destroyer = Destroyer(engine.stores, self._roots, stop)
 
@@ -172,16 +172,15 @@ class Provisioner:
     async def _standing(self, wanted: ContainerWanted) -> Provisioned | None:
         """Return the container that is there, once nobody makes it any more; None if it is gone then."""
         pause = FIRST_LOOK_S
-        while (
-            found := await trio.to_thread.run_sync(self._destroyer.look, wanted.container)
-        ) is not None:
+        looking = partial(self._containers.find, wanted.container)
+        while (looked := await trio.to_thread.run_sync(looking)) is not None:
+            found, is_held = looked
             if not wanted.is_met_by(found):
                 raise AlreadyExists(
                     f"container {found.id} exists, and was made with other options; choose another name"
                 )
             if found.state == ContainerState.DESTROYING:
                 raise FailedPrecondition(f"container {found.id} is being removed; try again")
-            is_held = await trio.to_thread.run_sync(self._containers.is_held, found)
             if is_held and found.state == ContainerState.PROVISIONING:
                 pause = await rest(pause)
             elif found.state == ContainerState.PROVISIONING:  # a crash left it
@@ -192,8 +191,9 @@ class Provisioner:
 
     async def _given(self, found: Container) -> Provisioned:
         def given() -> Provisioned:
-            whole = found if self._roots.is_whole(found) else self._restore(found, Sight())
-            return self._roots.provisioned(whole)
+            for error in self._mender.mend([found]).values():
+                raise error
+            return self._roots.provisioned(self._containers.get(found.id))
 
         return await trio.to_thread.run_sync(given)
 
@@ -247,7 +247,7 @@ class Provisioner:
 
         async def watch() -> None:
             pause = FIRST_LOOK_S
-            while await trio.to_thread.run_sync(self._destroyer.look, mine.id) == mine:
+            while await trio.to_thread.run_sync(self._containers.find, mine.id) == (mine, True):
                 pause = await rest(pause)
             scope.cancel()
 
@@ -296,15 +296,10 @@ class Provisioner:
             except EngineError as error:
                 failed[container] = str(error)
         left = await trio.to_thread.run_sync(self._containers.walk)
-        sight = Sight()
-        kept: list[str] = []
-        for one in left:
-            if one.id not in failed:
-                try:
-                    await trio.to_thread.run_sync(self._keep, one, sight)
-                    kept.append(one.id)
-                except EngineError as error:
-                    failed[one.id] = str(error)
+        standing = [one for one in left if one.id not in failed]
+        broken = await trio.to_thread.run_sync(self._mender.mend, standing)
+        failed |= {name: str(error) for name, error in broken.items()}
+        kept = [one.id for one in standing if one.id not in broken]
         await trio.to_thread.run_sync(self._roots.sweep, self._roots.uniques)
         there = {container.id for container in left}
         destroyed = [container.id for container in found if container.id not in there]
@@ -316,21 +311,6 @@ class Provisioner:
         ):
             return True
         return container.state in _HALF_MADE and not self._containers.is_held(container)
-
-    def _keep(self, container: Container, sight: Sight) -> None:
-        """Mount again what a container has and is not mounted; one that somebody works on is his."""
-        is_his = container.state == ContainerState.DESTROYING or self._containers.is_held(container)
-        if not (is_his or self._roots.is_whole(container)):
-            self._restore(container, sight)
-
-    def _restore(self, old: Container, sight: Sight) -> Container:
-        mine = self._provisions.resume(old)
-        try:
-            mounts = self._roots.restore(mine, sight)
-            return self._provisions.settle(mine, mounts, **_as_of(mine, boot_id()))
-        except BaseException:
-            self._provisions.leave(mine)
-            raise
 
     # -- images -------------------------------------------------------------------------------
 
@@ -400,7 +380,12 @@ class Provisioner:
         """
 
         def updated() -> Container:
-            mine = self._provisions.resume(self._containers.get(container))
+            found = self._containers.get(container)
+            is_whole = found.state not in {ContainerState.PROVISIONING, ContainerState.DESTROYING}
+            held = self._provisions.resume(found) if is_whole else []
+            if not held:
+                raise FailedPrecondition(f"container {container} is being made, changed or removed")
+            (mine,) = held
             try:
                 size = mine.quota if quota is None else quota
                 self._roots.resize(mine, size)
@@ -411,13 +396,3 @@ class Provisioner:
                 raise
 
         return await trio.to_thread.run_sync(updated)
-
-
-def _as_of(container: Container, boot: str) -> dict[str, object]:
-    """Return what to change of a container that is mounted again: what ran in another boot does not."""
-    if container.boot == boot:
-        return {}
-    if container.state not in {ContainerState.STARTING, ContainerState.RUNNING}:
-        return {"boot": boot}
-    stopped = str(ContainerState.STOPPED)
-    return {"boot": boot, "state": stopped, "since": {**container.since, stopped: now()}, "pid": 0}

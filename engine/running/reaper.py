@@ -27,6 +27,7 @@ JOB_BYTES = 128 * 1024
 def main() -> None:
     """Take jobs until nobody is there to give any."""
     jobs = socket.socket(fileno=0)
+    jobs.setblocking(True)  # which whoever made the pair may have had otherwise
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # then the kernel forgets monitors as they end
     gc.freeze()  # a collection in a monitor would copy all that they share
     while True:

@@ -83,6 +83,8 @@ class RecoveredContainers(msgspec.Struct, frozen=True):
 
     running: Sequence[str] = ()
     stopped: Sequence[str] = ()
-    """They ended meanwhile, or before; or never began: their root file systems are there."""
+    """They ended meanwhile, or before."""
+    provisioned: Sequence[str] = ()
+    """They have all they need, and never began: `launch` goes on from there."""
     destroyed: Sequence[str] = ()
     failed: Sequence[Failure] = ()

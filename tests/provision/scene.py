@@ -111,15 +111,15 @@ class Bench:
 async def several_looks(stores: Stores, times: int = 3) -> None:
     """Return once those who wait for another's work have looked so often."""
     seen = 0
-    is_held = stores.containers.is_held
+    find = stores.containers.find
 
-    def counted(container: Container) -> bool:
+    def counted(name: str) -> tuple[Container, bool] | None:
         nonlocal seen
         seen += 1
-        return is_held(container)
+        return find(name)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stores.containers, "is_held", counted)
+        patched.setattr(stores.containers, "find", counted)
         while seen < times:  # noqa: ASYNC110  other threads count
             await trio.sleep(0.001)
 

@@ -6,7 +6,7 @@ And several processes that work on one container at once.
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ import trio
 from engine.errors import EngineError, FailedPrecondition
 from engine.failpoints import NAMES
 from engine.mount import deactivate
-from tests.processes import kill, ready
 from tests.provision.scene import Bench, Host, assert_nothing_left, mounted_below, reboot, several_looks
 
 pytestmark = [pytest.mark.root, pytest.mark.crash]
@@ -31,11 +30,13 @@ from tests.conftest import AMD64
 from tests.registry.asking import QUICK
 
 async def main(root, one, two, what, terms):
-    async with open_engine(root, platform=AMD64) as engine, open_client(Access(patience=QUICK)) as client:
+    access = Access(patience=QUICK)
+    async with open_engine(root, platform=AMD64) as engine, open_client(access) as client:
         provisioner = Provisioner(engine)
 
         async def provision():
-            await provisioner.provision("c", one, volumes={"/data": two}, snapshotter="overlay", client=client)
+            volumes = {"/data": two}
+            await provisioner.provision("c", one, volumes=volumes, snapshotter="overlay", client=client)
 
         if what != "restore":
             if "destroy" not in terms:
@@ -62,6 +63,12 @@ def _killed(bench: Bench, what: str, terms: str) -> None:
         [sys.executable, "-c", _CHILD, *words], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def _started(words: Sequence[object]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", _CHILD, *map(str, words)]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -132,7 +139,7 @@ def test_two_processes_make_one_container(bench: Bench) -> None:
 
     async def both(host: Host) -> None:
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", "provision.mounted=stop"]
-        child = subprocess.Popen([sys.executable, "-c", _CHILD, *map(str, words)])
+        child = _started(words)
         try:
             while not mounted_below(bench.root):  # noqa: ASYNC110  another process mounts it
                 await trio.sleep(0.001)
@@ -151,7 +158,7 @@ def test_two_processes_make_one_container(bench: Bench) -> None:
             assert (made[0].rootfs / "own").read_text() == "one\n"
         finally:
             child.kill()
-            child.wait()
+            child.communicate()
         await host.provisioner.destroy("c")
         await host.engine.collect()  # what the other held for single steps
         assert_nothing_left(host.stores)
@@ -166,21 +173,24 @@ def test_another_process_is_given_what_is_there(bench: Bench) -> None:
 
     async def both(host: Host) -> None:
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", ""]
-        child = await trio.to_thread.run_sync(ready, _CHILD, *words)
+        child = _started(words)
         try:
+            assert child.stdout is not None
+            assert await trio.to_thread.run_sync(child.stdout.readline) == "ready\n"
             made = await host.provision("c", volumes={"/data": bench.name("two")})
             assert (made.rootfs / "own").read_text() == "one\n"
             assert (await host.provisioner.recover(["c"])).kept == ["c"]
             assert await host.provisioner.destroy("c")
             assert_nothing_left(host.stores)
         finally:
-            kill(child)
+            child.kill()
+            child.communicate()
 
     bench.run(before, pulled=("one", "two"))
     bench.run(both, pulled=())
 
 
-def test_destroying_ends_what_another_process_makes(bench: Bench, tmp_path: Path) -> None:
+def test_destroying_ends_what_another_process_makes(bench: Bench) -> None:
     """BK-08, MC-03: it finds its record moved, and removes what it made, before the answer is given."""
 
     async def before(host: Host) -> None:
@@ -188,9 +198,7 @@ def test_destroying_ends_what_another_process_makes(bench: Bench, tmp_path: Path
 
     async def both(host: Host) -> None:
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", "provision.mounted=stop"]
-        child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, *map(str, words)], stderr=subprocess.PIPE, text=True
-        )
+        child = _started(words)
         try:
             while not mounted_below(bench.root):  # noqa: ASYNC110  another process mounts it
                 await trio.sleep(0.001)
@@ -212,7 +220,7 @@ def test_destroying_ends_what_another_process_makes(bench: Bench, tmp_path: Path
             assert "was removed while it was being made" in messages
         finally:
             child.kill()
-            child.wait()
+            child.communicate()
         assert_nothing_left(host.stores)
 
     bench.run(before, pulled=("one", "two"))
