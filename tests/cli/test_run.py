@@ -288,6 +288,15 @@ def test_stop_of_what_ignores_it(place: Place):
     assert place.listed()["stays"]["exit_code"] == 137
 
 
+def test_stop_and_kill_of_what_goes_when_it_has_ended(place: Place):
+    for words in (("kill",), ("stop", "-t", "0")):
+        process = place.start("run", "--rm", "--name", "brief", "busybox", *_FOREVER)
+        _ready(process)
+        place(*words, "brief")
+        assert _ended(process)[0] in {7, 137}
+    assert place.listed() == {}
+
+
 def test_kill(place: Place, web: str):
     place("kill", "-s", "SIGINT", web)
     place.until_state(web, "stopped")
