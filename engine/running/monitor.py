@@ -82,6 +82,10 @@ def _told(error: BaseException) -> bytes:
 
 def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int, bool]:
     """Start the container; return its input and outputs, its pid, and whether anybody wanted it."""
+    # Before he is told, whoever starts it says nothing but KILL.
+    if _ready(channel.fileno(), seconds=0):
+        # Locked first, then looked: who finds nobody at work on what a dead engine left may remove it.
+        raise _NotStarted("nobody waits for it any more")
     stdio = Stdio(terminal=launch.terminal, stdin=launch.stdin)
     runtime = os.posix_spawn(
         launch.argv[0],
@@ -103,28 +107,34 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int, bool]:
 
 def _wait(runtime: int, channel: socket.socket) -> bool:
     """Wait for the runtime; say whether whoever starts the container is there until then."""
-    waiting = select.poll()
     ended = os.pidfd_open(runtime)
-    waiting.register(ended, select.POLLIN)
-    waiting.register(channel, select.POLLIN | select.POLLRDHUP)  # before he is told he only says KILL
-    found = dict(waiting.poll())
-    is_wanted = channel.fileno() not in found
-    if not is_wanted:
+    try:
+        is_wanted = channel.fileno() not in _ready(channel.fileno(), ended)
         # Killed half way it would leave more behind than when it has ended.
-        waiting.unregister(channel)
-        if not waiting.poll(START_GRACE_S * 1000):
-            _kill_children()
-    os.close(ended)
-    return is_wanted
+        if not is_wanted and not _ready(ended, seconds=START_GRACE_S):
+            os.kill(runtime, signal.SIGKILL)
+            _ready(ended)
+        return is_wanted
+    finally:
+        os.close(ended)
+
+
+def _ready(*files: int, seconds: float | None = None) -> list[int]:
+    """Wait for one of some descriptors to be readable, or closed at its other end; return which are."""
+    waiting = select.poll()
+    for file in files:
+        waiting.register(file, select.POLLIN | select.POLLRDHUP)
+    return [file for file, _ in waiting.poll(None if seconds is None else 1000 * seconds)]
 
 
 def _kill_children() -> None:
     """Kill all processes below this one."""
-    with suppress(OSError):
-        while children := Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split():
+    with suppress(ChildProcessError):
+        while True:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split()
             for child in map(int, children):
                 os.kill(child, signal.SIGKILL)  # ours until it is waited for
-                os.waitpid(child, 0)
+            os.waitpid(-1, 0)
 
 
 def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int, is_wanted: bool) -> None:

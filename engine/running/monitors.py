@@ -60,7 +60,7 @@ class _Reaper:
         self._process = process
         self._jobs = jobs
 
-    async def give(self, job: bytes, channel: trio.socket.SocketType) -> None:
+    async def give(self, job: bytes, channel: socket.socket) -> None:
         """Have it do a job. OSError if it is dead."""
         files = array.array("i", [channel.fileno()])
         await self._jobs.sendmsg([job], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
@@ -115,8 +115,7 @@ class Monitors:
 
     async def _start(self, launch: Launch) -> Begun:
         reaper = await self._ready()
-        with os_errors("starting a container"):
-            ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = _pair(socket.SOCK_STREAM)
         attachment = Attachment(ours)
         is_kept = False
         try:
@@ -164,8 +163,16 @@ async def _kill(attachment: Attachment) -> None:
             pass
 
 
+def _pair(kind: socket.SocketKind) -> tuple[trio.socket.SocketType, socket.socket]:
+    """Return the two ends of a connection: ours, and one for a process that waits by blocking."""
+    with os_errors("starting a container"):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    ours.setblocking(False)
+    return trio.socket.from_stdlib_socket(ours), theirs
+
+
 async def _started() -> _Reaper:
-    ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = _pair(socket.SOCK_SEQPACKET)
     with theirs, os_errors("starting what starts containers"):
         try:
             process = await trio.lowlevel.open_process(
