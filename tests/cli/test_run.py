@@ -297,6 +297,13 @@ def test_stop_and_kill_of_what_goes_when_it_has_ended(place: Place):
     assert place.listed() == {}
 
 
+def test_who_attaches_later_sees_to_no_removal(place: Place):
+    """What ran it does, or else what its monitor leaves behind."""
+    place("run", "-d", "--rm", "-i", "--name", "brief", "busybox", "sh", "-c", "read x; exit $x")
+    place("attach", "brief", input="3\n", code=3)
+    place.until_gone("brief")
+
+
 def test_kill(place: Place, web: str):
     place("kill", "-s", "SIGINT", web)
     place.until_state(web, "stopped")
