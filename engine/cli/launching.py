@@ -3,6 +3,7 @@
 Async.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from engine.cli.reaching import access_options
 from engine.cli.run_options import check_terminal, run_options, storage_option
 from engine.cli.running import run
 from engine.cli.signals import Stopped
-from engine.errors import AlreadyExists, EngineError, NotFound
+from engine.errors import AlreadyExists, EngineError, NotFound, PermissionDenied
 from engine.identifiers import check_identifier
 from engine.oci.platform import Platform
 from engine.provision.places import folder_of
@@ -75,6 +76,8 @@ def launch(
     It ends with the exit code of COMMAND, which is the image's if none is given. Without --network host
     there is no network. Ctrl-C and other signals go to the command.
     """
+    if os.geteuid() != 0:
+        raise PermissionDenied("only root can run containers; use sudo")
     if name is not None:
         check_identifier(name, "container name")
     if not detach:
