@@ -22,9 +22,9 @@ from engine.cli.output import View, say, write
 from engine.cli.reaching import access_options
 from engine.cli.run_options import check_terminal, run_options, storage_option
 from engine.cli.running import run
-from engine.cli.signals import Stopped
 from engine.errors import AlreadyExists, EngineError, NotFound, PermissionDenied
 from engine.identifiers import check_identifier
+from engine.metadata.containers import ContainerState
 from engine.oci.platform import Platform
 from engine.provision.places import folder_of
 from engine.registry.client import Access, open_client
@@ -183,15 +183,23 @@ class _Order:
     ) -> int:
         stdin, terminal = self.options.stdin, self.options.terminal
         try:
-            is_over, code = await _foreground(
-                containers, status, attachment, stdin=stdin, terminal=terminal
-            )
+            return await _foreground(containers, status, attachment, stdin=stdin, terminal=terminal)
         finally:
-            await attachment.aclose()
-        if self.exit_argv and is_over:
             with trio.CancelScope(shield=True):
+                await attachment.aclose()
+                if self.exit_argv:
+                    await self._remove(containers)
+
+    async def _remove(self, containers: Containerizer) -> None:
+        """Remove the container, unless it goes on: then its monitor sees to that, without this client.
+
+        It may also have ended while this command was leaving it.
+        """
+        try:
+            if (await containers.status(self.name)).state == ContainerState.STOPPED:
                 await containers.destroy(self.name)
-        return code
+        except NotFound:
+            pass
 
 
 async def _foreground(
@@ -201,8 +209,8 @@ async def _foreground(
     *,
     stdin: bool,
     terminal: bool,
-) -> tuple[bool, int]:
-    """Attend to a container until it ends, or is left; return which, and this command's exit code."""
+) -> int:
+    """Attend to a container until it ends, or is left; return this command's exit code."""
     name = status.id
     end = partial(ended, folder_of(containers.stores.root.path, status.unique))
     kill = partial(containers.kill, name)
@@ -210,19 +218,19 @@ async def _foreground(
     match left.why:
         case Leaving.DETACHED:
             say(f"lamina: {name} goes on; `lamina attach {name}` comes back to it")
-            return False, 0
+            return 0
         case Leaving.FORCED:
             say(f"lamina: {name} goes on; `lamina kill {name}` ends it")
-            return False, 128 + left.signal
+            return 128 + left.signal
         case Leaving.HUNG_UP:
-            raise Stopped(left.signal)
+            return 128 + left.signal
         case Leaving.UNREAD:
             await containers.stop(name, grace_s=0)  # as SIGPIPE ends who writes to nobody
-            return True, 0
+            return 0
     outcome = attachment.outcome
     if outcome is None or outcome.code is None:
         raise EngineError(f"nobody saw how container {name} ended; its monitor was killed")
-    return True, outcome.code
+    return outcome.code
 
 
 @click.command("attach")
@@ -244,10 +252,9 @@ def attach(context: Context, word: str, no_stdin: bool) -> None:
             open_containerizer(engine) as containers,
             containers.attach(record.id) as attachment,
         ):
-            _, code = await _foreground(
+            return await _foreground(
                 containers, told(record), attachment, stdin=stdin, terminal=options.terminal
             )
-        return code
 
     code = run(context, work)
     if code:
