@@ -31,6 +31,7 @@ from engine.registry.client import Access, open_client
 from engine.running.attaching import Attachment, ended
 from engine.running.containerizer import Containerizer, open_containerizer
 from engine.running.options import RunOptions
+from engine.running.runc import find_runtime
 from engine.running.settling import told
 from engine.running.statuses import ContainerStatus, Launched
 
@@ -126,7 +127,10 @@ class _Order:
     async def carry_out(self, engine: Engine) -> int:
         """Run it; return the command's exit code."""
         async with open_containerizer(engine) as containers:
-            launched = await self._launched(engine, containers)
+            async with trio.open_nursery() as nursery:
+                # Meanwhile, and before much is pulled for nothing.
+                nursery.start_soon(trio.to_thread.run_sync, find_runtime, None)
+                launched = await self._launched(engine, containers)
             if launched.already:
                 raise AlreadyExists(
                     f"container {self.name} exists; choose another name, or remove it: lamina rm"
