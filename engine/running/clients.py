@@ -22,7 +22,7 @@ from engine.running.frames import (
 )
 from engine.running.polling import Polling
 
-__all__ = ["Connection", "Clients"]
+__all__ = ["Clients", "Connection"]
 
 _BACKLOG = 128
 
