@@ -54,7 +54,7 @@ def _beside(ours: str, theirs: str) -> Callable[[_Medians], _Made]:
 
 def _beyond_start(middle: _Medians) -> _Made:
     """Return what the command takes beyond its start, as a multiple of what runc takes."""
-    ours, start, theirs = "lamina run", "imports", "runc run"
+    ours, start, theirs = "lamina run", "imports", "runc run from the shell"
     value = (middle[ours] - middle[start]) / middle[theirs]
     return value, _shown(middle, ours, start, theirs)
 

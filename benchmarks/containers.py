@@ -284,7 +284,7 @@ from engine.cli.program import run
 code = run()
 names = [name for name in sys.modules if name.partition(".")[0] in {"engine", "snapshotters"}]
 with open(file, "w") as out:
-    out.write("import " + ", ".join(names))
+    out.write("import os, " + ", ".join(names) + "; os._exit(0)")  # as the command ends, too
 sys.exit(code)
 """
 
@@ -303,7 +303,9 @@ async def _shell(folder: Path, options: argparse.Namespace) -> Turns:
         await _command(sys.executable, "-c", _LOADED, loaded, "lamina", *words)
         imports = loaded.read_text()
         turns: dict[str, Turn] = {
-            "runc run": lambda: _command(*_runc(folder, bundle, f"bench-{next(numbers)}")),
+            "runc run from the shell": lambda: _command(
+                *_runc(folder, bundle, f"bench-{next(numbers)}")
+            ),
             "imports": lambda: _command(sys.executable, "-c", imports),
             "lamina run": lambda: _command(*LAMINA, *words),
         }

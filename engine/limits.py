@@ -93,11 +93,12 @@ USE_NOTED_S = 60  # between two notes that an image was used
 POLICY_EVERY_S = 300  # between two tries to free a full disk, as in kubelet
 
 LOG = 10 * MIB  # of what a container writes, in each of two files
+LOG_LINE = 64 * 1024  # of what a container writes, that is joined to one line
 CLIENTS = 64  # that are sent what a container writes
 CLIENT_BEHIND = 256 * 1024  # of what a container writes, held for a client; then the container waits
 STDIN_AHEAD = 256 * 1024  # of what a client writes to a container, held until that reads it
 RUNTIME_S = 60.0  # for a command of an OCI runtime
-START_GRACE_S = 5.0  # for a runtime to end whose start nobody waits for any more
+START_GRACE_S = 2.0  # for a runtime to end whose start nobody waits for any more
 LAST_OUTPUT_S = 2.0  # after a container's end, while someone outside holds its output open
 LAST_OUTPUT = 4 * MIB  # read of it then
 CGROUP_EMPTY_S = 10.0  # for killed processes to leave their cgroup

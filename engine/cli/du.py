@@ -77,7 +77,7 @@ class ShownUsage(msgspec.Struct, frozen=True, kw_only=True):
 @listing
 @click.pass_obj
 def du(context: Context, view: View) -> None:
-    """Show what takes up space, and what removing an image or a container would free."""
+    """Show what takes up space, and what removing it would free."""
     with context.reading() as stores, progress(view) as report:
         accounts = Accounts(stores.root, stores.namespace, stores.broken)
         usage = accounts.store(stores.images.walk(), report)

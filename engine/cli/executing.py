@@ -21,8 +21,10 @@ from engine.cli.run_options import (
 )
 from engine.cli.running import run
 from engine.cli.terminal import raw
+from engine.errors import CommandFailed
 from engine.running.containerizer import open_containerizer
 from engine.running.options import ExecOptions
+from engine.running.runc import find_runtime
 
 __all__ = ["execute"]
 
@@ -56,9 +58,14 @@ def execute(
     async def work(engine: Engine) -> int:
         name = container_named(engine.stores, word).id
         async with open_containerizer(engine) as containers:
-            return await containers.execute(
-                name, options, stdin=0 if stdin else None, stdout=1, stderr=2
-            )
+            try:
+                return await containers.execute(
+                    name, options, stdin=0 if stdin else None, stdout=1, stderr=2
+                )
+            except CommandFailed as error:
+                if find_runtime().name == "runc":  # it has said so on standard error
+                    return error.code
+                raise
 
     # The runtime has the terminal meanwhile; it may be killed before it gives it back.
     with raw(0) if stdin and terminal else nullcontext():

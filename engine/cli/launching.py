@@ -19,7 +19,7 @@ from engine.cli.context import Context, platform_option, snapshotter_option
 from engine.cli.naming import container_named, new_name
 from engine.cli.output import View, say, write
 from engine.cli.reaching import access_options
-from engine.cli.run_options import check_terminal, run_options
+from engine.cli.run_options import check_terminal, run_options, storage_option
 from engine.cli.running import run
 from engine.cli.signals import Stopped
 from engine.errors import AlreadyExists, EngineError, NotFound
@@ -40,6 +40,7 @@ __all__ = ["attach", "launch"]
 @click.argument("image", shell_complete=image_names)
 @click.argument("arguments", metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @run_options
+@storage_option
 @click.option("--name", help="What to call the container; else it gets a name.")
 @click.option("--rm", "remove", is_flag=True, help="Remove it once it has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print its name, and leave it to itself.")
@@ -59,6 +60,7 @@ def launch(
     context: Context,
     image: str,
     options: RunOptions,
+    quota: int,
     name: str | None,
     remove: bool,
     detach: bool,
@@ -81,6 +83,7 @@ def launch(
         name=name or new_name(),
         image=image,
         options=options,
+        quota=quota,
         pull=pull,
         platform=platform,
         snapshotter=snapshotter,
@@ -107,6 +110,7 @@ class _Order:
     name: str
     image: str
     options: RunOptions
+    quota: int
     pull: str
     platform: Platform | None
     snapshotter: str | None
@@ -140,6 +144,7 @@ class _Order:
             self.name,
             self.image,
             self.options,
+            quota=self.quota,
             snapshotter=self.snapshotter,
             platform=self.platform,
             attached=self.attached,

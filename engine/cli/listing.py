@@ -9,7 +9,7 @@ from engine.cli.container_shapes import list_containers
 from engine.cli.context import Context, listing
 from engine.cli.output import View
 from engine.metadata.containers import ContainerState
-from engine.running.settling import Settling, told
+from engine.running.settling import SettledContainers, told
 
 __all__ = ["ps"]
 
@@ -21,7 +21,7 @@ __all__ = ["ps"]
 def ps(context: Context, everything: bool, view: View) -> None:
     """List the containers that run; with --all also those that do not."""
     with context.reading() as stores:
-        settling = Settling(stores.root, stores.namespace)
+        settling = SettledContainers(stores.root, stores.namespace)
         found = [told(record) for record in settling.look()]
         damaged = settling.records.damaged()
     if not everything:

@@ -17,7 +17,7 @@ from engine.errors import InvalidArgument, printable
 from engine.kv.schema import now
 from engine.running.logs import LogFollower, LogLine, read_log
 from engine.running.outcome import outcome
-from engine.running.settling import Settling
+from engine.running.settling import SettledContainers
 from engine.times import duration, moment, rfc3339
 
 __all__ = ["logs"]
@@ -43,7 +43,7 @@ def logs(
     """
     begin = _since(since) if since else 0
     with context.reading() as stores:
-        folder = Settling(stores.root, stores.namespace).folder(container_named(stores, word))
+        folder = SettledContainers(stores.root, stores.namespace).folder(container_named(stores, word))
     lines = _followed if follow else read_log
     _show(lines(folder, tail=tail, since=begin), timestamps=timestamps)
 

@@ -80,7 +80,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
         "label": Listed("labelling:label_snapshot", "Show, set and delete labels of a snapshot."),
         "rm": Listed("snapshots:remove", "Remove snapshots that nothing stands on."),
     },
-    "du": Listed("du:du", "Show what takes up space, and what removing an image would free."),
+    "du": Listed("du:du", "Show what takes up space, and what removing it would free."),
     "leases": {
         "ls": Listed("leases:list_leases", "List the leases."),
         "create": Listed("leases:create", "Make a lease, and print its ID."),

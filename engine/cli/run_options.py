@@ -28,6 +28,7 @@ __all__ = [
     "parse_labels",
     "run_options",
     "stdin_option",
+    "storage_option",
     "terminal_option",
     "user_option",
     "workdir_option",
@@ -126,6 +127,16 @@ def _memory(word: str) -> int:
     return size
 
 
+def _storage(words: Sequence[str]) -> int:
+    size = 0
+    for word in words:
+        key, _, value = word.partition("=")
+        if key != "size":
+            raise InvalidArgument(f"--storage-opt {printable(word)}: there is only size=SIZE")
+        size = parse_bytes(value)
+    return size
+
+
 def _cpus(count: float) -> float:
     if not (isfinite(count) and count >= 0.01):
         raise InvalidArgument(f"--cpus {count:g}: write how many, 0.01 at least, as 1.5")
@@ -169,6 +180,14 @@ environment_option = click.option(
 )
 user_option = click.option(
     "-u", "--user", default="", metavar="USER[:GROUP]", help="By name or number; else as the image says."
+)
+storage_option = click.option(
+    "--storage-opt",
+    "quota",
+    multiple=True,
+    metavar="size=SIZE",
+    callback=_parsed(_storage),
+    help="What it may write, where the file system has project quotas.",
 )
 workdir_option = click.option(
     "-w", "--workdir", metavar="PATH", callback=_parsed(_workdir), help="Folder to start in."

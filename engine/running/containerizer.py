@@ -6,7 +6,7 @@ process launched, and a container does not notice that the engine that launched 
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,7 +18,7 @@ import trio
 
 from engine import limits
 from engine.app import Engine
-from engine.errors import CommandFailed, EngineError, FailedPrecondition, NotFound
+from engine.errors import EngineError, FailedPrecondition, NotFound
 from engine.gc.collect import Collected
 from engine.metadata.containers import Container, ContainerState
 from engine.observing.counting import counted
@@ -39,7 +39,7 @@ from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
 from engine.running.runc import ExecCommand
-from engine.running.settling import Settling, told
+from engine.running.settling import SettledContainers, told
 from engine.running.statuses import (
     ContainerStatus,
     ContainerUsage,
@@ -50,6 +50,7 @@ from engine.running.statuses import (
 )
 from engine.running.tool import Tool
 from engine.running.turns import Turns
+from engine.unpack.lease import begun_lease
 
 if TYPE_CHECKING:  # which loads httpcore
     from engine.registry.client import Client
@@ -74,9 +75,9 @@ class Containerizer:
         self._engine = engine
         self._monitors = monitors
         self._tool = Tool(stores.root, runtime)
-        self._settling = Settling(stores.root, stores.namespace)
+        self._settling = SettledContainers(stores.root, stores.namespace)
         self._ending = Ending(self._settling, self._tool)
-        self._launching = Launching(stores, self._settling, monitors, self._tool)
+        self._launching = Launching(self._settling, monitors, self._tool)
         self._provisioner = Provisioner(engine, stop=self._ending.end)
         self._launches = Turns()
         self._questions = Turns()
@@ -120,7 +121,6 @@ class Containerizer:
             image,
             parent=parent,
             volumes=volumes,
-            readonly=options.readonly,
             snapshotter=snapshotter,
             platform=platform,
             quota=quota,
@@ -133,51 +133,56 @@ class Containerizer:
         async with self._launches.turn(container):
             await self._monitors.prepare()
             while True:
-                provisioned = await provision()
-                record = await trio.to_thread.run_sync(self._settling.settle, provisioned.container)
-                if record.state in {ContainerState.RUNNING, ContainerState.STOPPED}:
-                    return Launched(status=told(record), already=True)
-                if record.state == ContainerState.PROVISIONED:
-                    launched = await self._launched(provisioned, begin)
-                    if launched is not None:
-                        return launched
-                elif await trio.to_thread.run_sync(self._settling.is_half_made, record):
-                    await self._provisioner.destroy(container)
-                else:
-                    await trio.sleep(limits.CONTAINER_LOOK_S)  # another process launches it
+                launched = await self._launched(await provision(), begin)
+                if launched is not None:
+                    return launched
 
     async def _launched(self, provisioned: Provisioned, begin: Begin) -> Launched | None:
-        """Start what is to run in a container; None if somebody else is at it."""
-        mine = provisioned.container
+        """Launch a container that is provisioned, or tell of one that was; None: to be tried anew."""
+        mine, lease = provisioned.container, ""
         try:
-            started = await self._launching.start(provisioned, begin)
+            record = await trio.to_thread.run_sync(self._settling.settle, mine)
+            if record.state in {ContainerState.RUNNING, ContainerState.STOPPED}:
+                return Launched(status=told(record), already=True)
+            if record.state == ContainerState.PROVISIONED:
+                async with begun_lease(self.stores.root.meta, self.stores.namespace) as held:
+                    lease = held.id
+                    started = await self._launching.start(provisioned, begin, lease)
+                if started is not None:
+                    record, attachment = started
+                    return Launched(status=told(record), attachment=attachment)
+            elif await trio.to_thread.run_sync(self._settling.is_half_made, record):
+                await self._provisioner.destroy(record.id)
+            else:
+                await trio.sleep(limits.CONTAINER_LOOK_S)  # another process launches it
         except BaseException as error:
-            if begin.keep and isinstance(error, CommandFailed):
-                raise
             with trio.CancelScope(shield=True):
-                was_removed = await self._cleared(mine)
+                was_removed = await self._cleared(mine, lease)
             if was_removed and isinstance(error, EngineError):
                 why = f"container {mine.id} was removed while it was being made"
                 raise FailedPrecondition(why) from error
             raise
-        if started is None:
-            return None
-        record, attachment = started
-        return Launched(status=told(record), attachment=attachment)
+        return None
 
-    async def _cleared(self, mine: Container) -> bool:
-        """Remove what is left of a launch that failed; say whether somebody else was at that before."""
+    async def _cleared(self, mine: Container, lease: str) -> bool:
+        """Remove what a launch that failed has left; say whether somebody else was at that before.
+
+        That is its own container, held by its lease or by nobody yet; who else holds it goes on.
+        """
         try:
             found = await trio.to_thread.run_sync(self._settling.records.get, mine.id)
         except NotFound:
             return True
         if found.unique != mine.unique:
             return True
-        try:
-            await self._provisioner.destroy(mine.id)
-        except EngineError as error:  # what failed first says more; this stays in its status
-            _log.warning("what a failed launch made stays for now: %s", error)
-        return found.state == ContainerState.DESTROYING
+        was_removed = found.state == ContainerState.DESTROYING
+        is_own = found.state == ContainerState.PROVISIONED or (lease and found.lease == lease)
+        if was_removed or is_own:
+            try:
+                await self._provisioner.destroy(mine.id)
+            except EngineError as error:  # what failed first says more; this stays in its status
+                _log.warning("what a failed launch made stays for now: %s", error)
+        return was_removed
 
     # -- while it runs ------------------------------------------------------------------------
 
@@ -262,7 +267,7 @@ class Containerizer:
                     account = resolve_user(root, options.user)
             return ExecCommand(
                 args=options.args,
-                env=options.env,
+                env=[f"HOME={account.home}", *options.env] if account else options.env,
                 cwd=options.cwd,
                 uid=account.uid if account else None,
                 gid=account.gid if account else None,
@@ -270,16 +275,10 @@ class Containerizer:
                 terminal=options.terminal,
             )
 
-        execution = await trio.to_thread.run_sync(prepared)
+        command = await trio.to_thread.run_sync(prepared)
         runtime = await trio.to_thread.run_sync(self._tool.find)
         return await execute(
-            runtime,
-            self._tool.states,
-            folder,
-            execution,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
+            runtime, self._tool.states, folder, command, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
     async def usage(self, container: str) -> ContainerUsage:
@@ -310,10 +309,13 @@ class Containerizer:
         """
         cleared, failed = await self._clear_half_made()
         found = await self._provisioner.recover(known)
-        kept = await self.walk()
+        kept: dict[str, list[str]] = defaultdict(list)
+        for one in await self.walk():
+            kept[one.state].append(one.id)
         return RecoveredContainers(
-            running=[one.id for one in kept if one.state == ContainerState.RUNNING],
-            stopped=[one.id for one in kept if one.state == ContainerState.STOPPED],
+            running=kept[ContainerState.RUNNING],
+            stopped=kept[ContainerState.STOPPED],
+            provisioned=kept[ContainerState.PROVISIONED],
             destroyed=[*cleared, *found.destroyed],
             failed=[Failure(*one) for one in {**failed, **found.failed}.items()],
         )

@@ -15,7 +15,7 @@ from engine.kv.schema import now
 from engine.metadata.containers import Container, ContainerState
 from engine.running import cgroups
 from engine.running.attaching import ended
-from engine.running.settling import Settling
+from engine.running.settling import SettledContainers
 from engine.running.statuses import Ended
 from engine.running.tool import Tool
 
@@ -25,7 +25,7 @@ __all__ = ["Ending"]
 class Ending:
     """Ends what runs in containers, and waits for it."""
 
-    def __init__(self, settling: Settling, tool: Tool) -> None:
+    def __init__(self, settling: SettledContainers, tool: Tool) -> None:
         self._settling = settling
         self._tool = tool
 

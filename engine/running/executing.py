@@ -7,12 +7,14 @@ import os
 import secrets
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import trio
 
 from engine.errors import os_errors
+from engine.running.further import write_process
 from engine.running.runc import ENVIRONMENT, ExecCommand, Runtime, exec_argv, exec_failure
 from engine.running.runtime_log import said
 
@@ -35,13 +37,25 @@ async def execute(
     the container's, sizes too. Cancelled, it is killed. CommandFailed if it cannot be run (126, 127),
     FailedPrecondition if the container does not run.
     """
-    log = folder / f"exec-{secrets.token_hex(8)}.log"
-    with os_errors(runtime.path):
+    name = f"exec-{secrets.token_hex(8)}"
+    log, told = folder / f"{name}.log", folder / f"{name}.json"
+    await trio.to_thread.run_sync(write_process, folder, execution, told)
+    try:
+        return await _executed(
+            exec_argv(runtime, states, folder.name, told, log), log, (stdin, stdout, stderr)
+        )
+    finally:
+        told.unlink(missing_ok=True)
+
+
+async def _executed(argv: Sequence[str], log: Path, files: Sequence[int | None]) -> int:
+    stdin, stdout, stderr = (subprocess.DEVNULL if file is None else file for file in files)
+    with os_errors(argv[0]):
         process = await trio.lowlevel.open_process(
-            exec_argv(runtime, states, folder.name, execution, log),
-            stdin=subprocess.DEVNULL if stdin is None else stdin,
-            stdout=subprocess.DEVNULL if stdout is None else stdout,
-            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=ENVIRONMENT,
         )
     try:

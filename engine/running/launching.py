@@ -22,10 +22,9 @@ from engine.running.jobs import Launch
 from engine.running.monitors import Begun, Monitors
 from engine.running.options import Bind, RunOptions
 from engine.running.runc import run_argv
-from engine.running.settling import Settling
+from engine.running.settling import SettledContainers
 from engine.running.tool import Tool
-from engine.stores import Stores, host_platform
-from engine.unpack.lease import begun_lease
+from engine.stores import host_platform
 
 __all__ = ["Begin", "Launching"]
 
@@ -45,41 +44,40 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
 class Launching:
     """Starts what containers run."""
 
-    def __init__(self, stores: Stores, settling: Settling, monitors: Monitors, tool: Tool) -> None:
-        self._stores = stores
+    def __init__(self, settling: SettledContainers, monitors: Monitors, tool: Tool) -> None:
         self._settling = settling
         self._monitors = monitors
         self._tool = tool
 
     async def start(
-        self, provisioned: Provisioned, begin: Begin
+        self, provisioned: Provisioned, begin: Begin, lease: str
     ) -> tuple[Container, Attachment | None] | None:
         """Run what is wanted in a container that is provisioned; return its record and first client.
 
-        None if somebody else has launched or removed it. FailedPrecondition if it is removed meanwhile,
-        or its parent does not run; CommandFailed and others of `Monitors.start` and `make_spec`.
+        It is held by a lease meanwhile. None if somebody else has launched or removed it.
+        FailedPrecondition if it is removed meanwhile, or its parent does not run; CommandFailed and
+        others of `Monitors.start` and `make_spec`.
         """
-        stores, record = self._stores, provisioned.container
-        async with begun_lease(stores.root.meta, stores.namespace) as lease:
-            try:
-                record = await self._move(record, ContainerState.PREPARING, lease=lease.id)
-            except FailedPrecondition:
-                return None
-            hit("launch.preparing")
-            about = await trio.to_thread.run_sync(self._prepare, provisioned, begin.options)
-            hit("launch.prepared")
-            record = await self._move(record, ContainerState.STARTING, **about)
-            hit("launch.starting")
-            begun = await self._begun(provisioned, record, begin)
-            hit("launch.started")
-            try:
-                moving = partial(self._move, record, ContainerState.RUNNING)
-                return await moving(pid=begun.pid, lease=""), begun.attachment
-            except BaseException:
-                if begun.attachment:
-                    with trio.CancelScope(shield=True):
-                        await begun.attachment.aclose()
-                raise
+        record = provisioned.container
+        try:
+            record = await self._move(record, ContainerState.PREPARING, lease=lease)
+        except FailedPrecondition:
+            return None
+        hit("launch.preparing")
+        about = await trio.to_thread.run_sync(self._prepare, provisioned, begin.options)
+        hit("launch.prepared")
+        record = await self._move(record, ContainerState.STARTING, **about)
+        hit("launch.starting")
+        begun = await self._begun(provisioned, record, begin)
+        hit("launch.started")
+        try:
+            running = partial(self._move, record, ContainerState.RUNNING)
+            return await running(pid=begun.pid, lease=""), begun.attachment
+        except BaseException:
+            if begun.attachment:
+                with trio.CancelScope(shield=True):
+                    await begun.attachment.aclose()
+            raise
 
     async def _move(self, record: Container, state: ContainerState, **changes: object) -> Container:
         move = partial(self._settling.records.move, record, state, **changes)

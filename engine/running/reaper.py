@@ -27,12 +27,14 @@ JOB_BYTES = 128 * 1024
 def main() -> None:
     """Take jobs until nobody is there to give any."""
     jobs = socket.socket(fileno=0)
+    jobs.setblocking(True)  # which whoever made the pair may have had otherwise
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # then the kernel forgets monitors as they end
     gc.freeze()  # a collection in a monitor would copy all that they share
     while True:
-        data, files, _, _ = socket.recv_fds(jobs, JOB_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        data, files, _, _ = socket.recv_fds(jobs, JOB_BYTES, 1)
         if not data:
             return
+        os.set_inheritable(files[0], False)
         with socket.socket(fileno=files[0]) as channel:
             _fork(decoded(data), channel, jobs)
 

@@ -164,23 +164,15 @@ def run_argv(
 
 
 def exec_argv(
-    runtime: Runtime, states: Path, container: str, execution: ExecCommand, log: Path
+    runtime: Runtime, states: Path, container: str, process: Path, log: Path
 ) -> tuple[str, ...]:
-    """Return the command that runs a further one in a container; its own errors go to the file `log`."""
-    options: list[str] = []
-    if execution.terminal:
-        options.append("--tty")
-    if execution.cwd:
-        options += ["--cwd", execution.cwd]
-    if execution.uid is not None:
-        group = "" if execution.gid is None else f":{execution.gid}"
-        options += ["--user", f"{execution.uid}{group}"]
-    for one in execution.groups:
-        options += ["--additional-gids", str(one)]
-    for variable in execution.env:
-        options += ["--env", variable]
+    """Return the command that runs a further process in a container, which the file `process` describes.
+
+    Its own errors go to the file `log`.
+    """
     logged = ("--log", str(log), "--log-format", "json")
-    return (runtime.path, "--root", str(states), *logged, "exec", *options, container, *execution.args)
+    told = ("--process", str(process))
+    return (runtime.path, "--root", str(states), *logged, "exec", *told, container)
 
 
 def state(runtime: Runtime, states: Path, container: str) -> RuntimeState | None:

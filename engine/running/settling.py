@@ -22,10 +22,10 @@ from engine.running import cgroups
 from engine.running.outcome import Outcome, outcome
 from engine.running.statuses import ContainerStatus
 
-__all__ = ["Settling", "told"]
+__all__ = ["SettledContainers", "told"]
 
 
-class Settling:
+class SettledContainers:
     """The containers of one namespace, each as it is now."""
 
     def __init__(self, root: Root, namespace: str) -> None:

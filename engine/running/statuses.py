@@ -26,7 +26,7 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """When it last entered each state."""
     created: int
     image: str
-    """As it was asked for."""
+    """Its name, in full."""
     target: str
     """What that meant then, by digest."""
     backend: str
@@ -83,6 +83,8 @@ class RecoveredContainers(msgspec.Struct, frozen=True):
 
     running: Sequence[str] = ()
     stopped: Sequence[str] = ()
-    """They ended meanwhile, or before; or never began: their root file systems are there."""
+    """They ended meanwhile, or before."""
+    provisioned: Sequence[str] = ()
+    """They have all they need, and never began: `launch` goes on from there."""
     destroyed: Sequence[str] = ()
     failed: Sequence[Failure] = ()

@@ -58,7 +58,8 @@ class Stdio:
         connection, _ = listening.accept()
         with connection:
             connection.setblocking(True)
-            _, files, _, _ = socket.recv_fds(connection, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+            _, files, _, _ = socket.recv_fds(connection, 4096, 1)
+        os.set_inheritable(files[0], False)
         self.input = files[0]
         self.outputs = {files[0]: STDOUT}
         # While nobody has it open its master reads as ended, and is always ready: a container may close

@@ -225,6 +225,7 @@ def test_figures_of_containers_are_told_as_far_as_there_are_measurements():
     turns = {
         "runc run": [0.02, 0.01, 0.03],
         "provisioned": [0.025],
+        "runc run from the shell": [0.02],
         "imports": [0.2],
         "lamina run": [0.25],
         "provision and destroy": [0.005],

@@ -110,6 +110,7 @@ BOUNDS = {
     "PULLS": (8, "each has up to 6 layers on their way, of the engine's 12"),
     "PULL_STALL_S": (300, "as in containerd's CRI"),
     "LOG": (10 * MIB, "as kubelet has it; twice that of each container is kept"),
+    "LOG_LINE": (64 * 1024, "four times that of containerd; longer ones come in parts"),
     "CLIENTS": (64, "people at terminals; 16 MiB of a monitor"),
     "CLIENT_BEHIND": (
         256 * 1024,
@@ -117,7 +118,7 @@ BOUNDS = {
     ),
     "STDIN_AHEAD": (256 * 1024, "as much as the other way"),
     "RUNTIME_S": (60.0, "some milliseconds; to kill what frees much memory, seconds"),
-    "START_GRACE_S": (5.0, "a start takes 20 ms; one that hangs, as on a lost disk, is killed"),
+    "START_GRACE_S": (2.0, "a start takes 20 ms; one that hangs, as on a lost disk, is killed"),
     "CGROUP_EMPTY_S": (
         10.0,
         "a killed process frees its memory first; beyond that it hangs in the kernel",

@@ -1,5 +1,6 @@
 """Bundles that real runtimes run, and the check that nothing of a container is left."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from engine.running.runc import Runtime, find_runtime
 from tests.conftest import peer
 from tests.monitors.monitored import Bundle, bundle_in
 
-COMMANDS = "sh true false cat echo sleep stty tty head dd id kill yes seq setsid"
+COMMANDS = "sh true false cat echo printf sleep stty tty head dd id kill yes seq setsid"
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(peer("busybox"), folder / "bin" / "busybox")
     for name in COMMANDS.split():
         (folder / "bin" / name).symlink_to("busybox")
-    (folder / "bin" / "text").write_text("no program\n")
+    (folder / "etc" / "text").write_text("no program\n")
     return folder
 
 
@@ -33,13 +34,15 @@ def runtime() -> Runtime:
 
 @pytest.fixture
 def bundle(tmp_path: Path, rootfs: Path, runtime: Runtime) -> Iterator[Callable[..., Bundle]]:
-    """Make folders of containers; fail a test that leaves something of one running."""
+    """Make folders of containers; fail a test that leaves a process, a cgroup or a descriptor behind."""
     made: list[Bundle] = []
+    files = len(os.listdir("/proc/self/fd"))
 
     def make(*args: str, **more: object) -> Bundle:
         made.append(bundle_in(tmp_path, rootfs, runtime, args, **more))
         return made[-1]
 
     yield make
-    left = [one.tidy() for one in made]
-    assert not any(left), f"left: {[what for what in left if what]}"
+    left = [what for what in [one.tidy() for one in made] if what]
+    assert not left
+    assert len(os.listdir("/proc/self/fd")) == files

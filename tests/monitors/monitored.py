@@ -7,16 +7,22 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.running import cgroups
-from engine.running.jobs import Launch
-from engine.running.runc import Runtime, delete, run_argv
+import trio
 
-__all__ = ["Bundle", "bundle_in"]
+from engine.running import cgroups
+from engine.running.attaching import Channel, ended
+from engine.running.jobs import Launch
+from engine.running.monitors import Begun, open_monitors
+from engine.running.outcome import Outcome
+from engine.running.runc import Runtime, delete, run_argv
+from tests.processes import until
+
+__all__ = ["Bundle", "bundle_in", "output", "run", "shell"]
 
 CAPABILITIES = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE"]
 NAMESPACES = ("pid", "mount", "ipc", "uts", "network")
@@ -67,6 +73,10 @@ class Bundle:
 
     def tidy(self) -> str:
         """Remove what is left of it; say what that was."""
+        try:
+            until(lambda: not self.running())  # a monitor ends after it has told all
+        except AssertionError:
+            pass
         running = self.running()
         left = f"processes {running}" if running else ""
         for pid in running:
@@ -91,12 +101,13 @@ def bundle_in(
     cwd: str = "/",
     size: tuple[int, int] | None = None,
     uid: int = 0,
+    below: str = "containers",
     mounts: Sequence[dict[str, Any]] = (),
     **launched: Any,
 ) -> Bundle:
     """Make the folder of a container that runs `args`."""
     unique = secrets.token_hex(8)
-    folder = parent / "containers" / unique
+    folder = parent / below / unique
     folder.mkdir(parents=True, mode=0o700)
     process = {
         "terminal": terminal,
@@ -137,3 +148,35 @@ def bundle_in(
         str(folder), unique, run_argv(runtime, states, unique, terminal=terminal), terminal, **launched
     )
     return Bundle(folder, states, runtime, launch)
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """Return a command that runs a script."""
+    return ("/bin/sh", "-c", script)
+
+
+def output(told: Sequence[tuple[Channel, bytes]], channel: Channel = Channel.STDOUT) -> bytes:
+    """Return what was written to one channel."""
+    return b"".join(data for where, data in told if where == channel)
+
+
+def run(
+    one: Bundle,
+    then: Callable[[Begun], Awaitable[tuple[list[tuple[Channel, bytes]], Outcome | None]]] | None = None,
+    **changes: Any,
+) -> tuple[list[tuple[Channel, bytes]], Outcome]:
+    """Start a container and wait for its end; return what it wrote, if attached, and how it ended."""
+
+    async def main() -> tuple[list[tuple[Channel, bytes]], Outcome]:
+        told: list[tuple[Channel, bytes]] = []
+        async with open_monitors() as monitors:
+            begun = await monitors.start(one.launch._replace(**changes))
+            if then:
+                told, _ = await then(begun)
+            elif begun.attachment:
+                told = [piece async for piece in begun.attachment]
+            if begun.attachment:
+                await begun.attachment.aclose()
+        return told, await ended(one.folder)
+
+    return trio.run(main)

@@ -12,7 +12,7 @@ from engine.stores import host_platform
 from engine.testing.archives import archive, layout, member
 from tests.conftest import peer
 
-__all__ = ["APPLETS", "busybox_layer", "image", "numbered", "scratch"]
+__all__ = ["APPLETS", "busybox_layer", "deep", "image", "scratch"]
 
 APPLETS = "sh true echo cat id sleep ls touch env pwd kill head dd ps mkdir rm stat grep test"
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww:x:33:34:www:/srv:/bin/sh\n"
@@ -38,12 +38,13 @@ def busybox_layer() -> bytes:
     )
 
 
-def numbered(count: int) -> list[bytes]:
-    """Return so many layers on top of each other, each with one file: its number."""
-    return [
+def deep(folder: Path, count: int) -> Path:
+    """Write an image of so many layers, each with one file, its number, and of busybox on top."""
+    numbered = [
         archive(member("numbers", "5", mode=0o755), member(f"numbers/{n}", data=b"%d\n" % n))
-        for n in range(count)
+        for n in range(count - 1)
     ]
+    return _written(folder, [*numbered, busybox_layer()], {"Cmd": ["/bin/sh"]})
 
 
 def image(folder: Path, further: Sequence[bytes] = (), **config: Any) -> Path:
@@ -53,8 +54,8 @@ def image(folder: Path, further: Sequence[bytes] = (), **config: Any) -> Path:
 
 def scratch(folder: Path, **config: Any) -> Path:
     """Write an image with nothing in it but one static binary."""
-    layer = archive(member("one", data=_busybox(), mode=0o755))
-    return _written(folder, [layer], {"Entrypoint": ["/one"], "Cmd": ["echo", "alone"], **config})
+    layer = archive(member("busybox", data=_busybox(), mode=0o755))
+    return _written(folder, [layer], {"Entrypoint": ["/busybox"], "Cmd": ["echo", "alone"], **config})
 
 
 def _written(folder: Path, layers: Sequence[bytes], config: Mapping[str, Any]) -> Path:

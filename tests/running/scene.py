@@ -21,6 +21,7 @@ from engine.running.statuses import Launched
 from engine.stores import Stores
 from tests.conftest import peer
 from tests.inline import workers_inline
+from tests.processes import until
 from tests.running.images import image
 
 __all__ = ["IMAGE", "Floor", "Scene", "assert_nothing_runs", "mounted_below", "scene", "working_for"]
@@ -65,7 +66,7 @@ class Floor:
 
     async def launch(self, container: str, *args: str, **options: Any) -> Launched:
         """Run a command in a container of the image."""
-        apart = {"image", "parent", "volumes", "keep", "client", "report"}
+        apart = {"image", "parent", "volumes", "keep", "attached", "client", "report"}
         about = {key: value for key, value in options.items() if key in apart}
         rest = {key: value for key, value in options.items() if key not in apart}
         launched = await self.containers.launch(
@@ -188,6 +189,7 @@ class Scene:
             for one in await floor.containers.walk():
                 self.uniques.add(one.unique)
                 await floor.containers.destroy(one.id)
+            await floor.engine.collect()  # the leases of those who were killed
 
         self.run(all_gone, imports=False)
         assert_nothing_runs(self.root, self.uniques)
@@ -211,10 +213,11 @@ def assert_nothing_runs(root: Path, uniques: Collection[str]) -> None:
             assert not table.any(txn), table.name
     left = [path for name in ("containers", "runtime") for path in (root / name).glob("*")]
     # A cgroup cannot go while there are processes in it.
-    left += [path for one in uniques for path in CGROUPS.glob(f"**/*{one}*")]
+    for one in uniques:
+        left += [*CGROUPS.glob(f"lamina-{one}"), *CGROUPS.glob(f"*/lamina-{one}")]
     assert left == []
     assert mounted_below(root) == []
-    assert working_for(root) == []
+    until(lambda: working_for(root) == [])  # a monitor tells of the end before its own
 
 
 def mounted_below(root: Path) -> list[str]:

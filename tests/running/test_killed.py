@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import trio
 
+from engine.running import cgroups
+from tests.provision.scene import reboot
 from tests.running.scene import IMAGE, Floor, Scene
 
 pytestmark = [pytest.mark.root, pytest.mark.crash]
@@ -32,7 +35,13 @@ async def main(root, backend, image, verb, terms):
 trio.run(main, *sys.argv[1:])
 """
 
-BEFORE = ("launch.preparing", "launch.prepared", "launch.starting")
+BEFORE = (
+    "provision.recorded",
+    "provision.mounted",
+    "launch.preparing",
+    "launch.prepared",
+    "launch.starting",
+)
 AFTER = ("launch.started",)
 DESTROYING = ("destroy.recorded", "destroy.killed", "destroy.deleted", "destroy.discarded")
 
@@ -68,6 +77,21 @@ def test_killed_before_the_process(each: Scene, where: str, known: bool) -> None
     each.run(nothing)
     killed(each, "launch", where)
     each.run(work, imports=False)
+
+
+def test_killed_between_provisioning_and_the_rest(scene: Scene) -> None:
+    """What is there is whole, and a launch goes on from there."""
+
+    async def work(floor: Floor) -> None:
+        recovered = await floor.containers.recover(["one"])
+        assert (recovered.provisioned, recovered.destroyed) == (["one"], [])
+        unique = floor.record("one").unique
+        launched = await floor.launch("one", "sleep", "1000")
+        assert (launched.already, launched.status.unique) == (False, unique)
+
+    scene.run(nothing)
+    killed(scene, "launch", "provision.settled")
+    scene.run(work, imports=False)
 
 
 @pytest.mark.parametrize("where", BEFORE)
@@ -210,3 +234,42 @@ def test_two_engines_on_one_root(scene: Scene) -> None:
         assert not floor.exists("one")
 
     scene.run(work)
+
+
+def test_after_a_reboot(each: Scene) -> None:
+    """MC-10, BK-16: nothing runs and nothing is mounted; what it wrote is there, and its end unknown."""
+
+    async def first(floor: Floor) -> None:
+        await floor.launch("one", "sh", "-c", "echo mine > /file; echo done; sleep 1000")
+        await floor.launch("ended", "sh", "-c", "exit 4")
+        await floor.launch("below", "sleep", "1000", parent="one")
+        await floor.writes("one", b"done")
+        await floor.containers.wait("ended")
+
+    async def then(floor: Floor) -> None:
+        recovered = await floor.containers.recover(["one", "ended", "below"])
+        assert sorted(recovered.stopped) == ["below", "ended", "one"]
+        assert (recovered.running, recovered.destroyed, recovered.failed) == ([], [], [])
+        codes = {one.id: one.exit_code for one in await floor.containers.walk()}
+        assert codes == {"one": None, "ended": 4, "below": None}
+        assert (floor.folder("one") / "rootfs" / "file").read_text() == "mine\n"
+
+    async def last(floor: Floor) -> None:
+        recovered = await floor.containers.recover([])
+        assert sorted(recovered.destroyed) == ["below", "ended", "one"]
+
+    def down(floor: Floor) -> None:
+        for record in floor.stores.containers.walk():
+            if record.pid:
+                floor.kill_monitor(record.id)
+            cgroups.remove(record.unique)
+        reboot(floor.stores)
+
+    async def power(floor: Floor) -> None:
+        await trio.to_thread.run_sync(down, floor)
+
+    each.run(first)
+    each.run(power, imports=False)
+    each.run(then, imports=False)
+    each.run(power, imports=False)
+    each.run(last, imports=False)

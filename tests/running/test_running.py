@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from engine.errors import CommandFailed, FailedPrecondition
+from benchmarks.corpus import build
+from engine.errors import CommandFailed, FailedPrecondition, NotFound
 from engine.metadata.containers import ContainerState
-from engine.running.options import Bind, Network, Resources
+from engine.running.options import Bind, ExecOptions, Network, Resources
 from engine.testing.archives import archive, member
-from tests.running.images import image, numbered, scratch
+from tests.conftest import peer
+from tests.running.images import deep, image, scratch
 from tests.running.scene import Floor, Scene
 
 pytestmark = pytest.mark.root
@@ -134,7 +137,7 @@ def test_folders_of_the_host(each: Scene, tmp_path: Path) -> None:
             Bind(source=source, target="/mnt/ro", readonly=True),
         )
         script = "cat /mnt/ro/host; echo mine > /mnt/rw/mine; touch /mnt/ro/no || echo refused"
-        await floor.launch("one", "sh", "-c", script, binds=binds)
+        await floor.launch("one", "sh", "-c", f"exec 2>&1; {script}", binds=binds)
         found = await floor.output("one")
         assert found.startswith(b"from the host\n")
         assert found.endswith(b"refused\n")
@@ -150,11 +153,11 @@ def test_images_as_volumes(each: Scene, tmp_path: Path) -> None:
     async def work(floor: Floor) -> None:
         data = scratch(tmp_path / "data")
         name = await floor.bring(data, "data:latest")
-        script = "ls /mnt/data /srv/again; touch /mnt/data/no || echo refused"
+        script = "exec 2>&1; ls /mnt/data /srv/again; touch /mnt/data/no || echo refused"
         volumes = {"/mnt/data": name, "/srv/again": name}
         await floor.launch("one", "sh", "-c", script, volumes=volumes)
         found = (await floor.output("one")).splitlines()
-        assert found.count(b"one") == 2
+        assert found.count(b"busybox") == 2
         assert found[-1] == b"refused"
 
     each.run(work)
@@ -162,7 +165,7 @@ def test_images_as_volumes(each: Scene, tmp_path: Path) -> None:
 
 def test_read_only(each: Scene) -> None:
     async def work(floor: Floor) -> None:
-        script = "touch /new || echo refused; touch /dev/shm/new && echo memory"
+        script = "exec 2>&1; touch /new || echo refused; touch /dev/shm/new && echo memory"
         await floor.launch("one", "sh", "-c", script, readonly=True)
         found = (await floor.output("one")).splitlines()
         assert found[1:] == [b"refused", b"memory"]
@@ -203,10 +206,10 @@ def test_many_layers(each: Scene, tmp_path: Path, count: int) -> None:
     """BK-18: more options than a page has room for."""
 
     async def work(floor: Floor) -> None:
-        name = await floor.bring(image(tmp_path / "deep", numbered(count)), "deep:latest")
+        name = await floor.bring(deep(tmp_path / "deep", count), "deep:latest")
         await floor.launch("one", "sh", "-c", "cat /numbers/*", image=name)
         found = sorted(map(int, (await floor.output("one")).split()))
-        assert found == list(range(count))
+        assert found == list(range(count - 1))
 
     each.run(work)
 
@@ -225,12 +228,12 @@ def test_network_and_host_name(scene: Scene) -> None:
 def test_resources_are_bounded_and_measured(scene: Scene) -> None:
     async def work(floor: Floor) -> None:
         bounds = Resources(memory=32 << 20, pids=20)
-        script = "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done; echo done; sleep 1000"
+        script = "(i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done); echo; exec sleep 1000"
         await floor.launch("one", "sh", "-c", script, resources=bounds)
         await floor.writes("one", b"can't fork")
         usage = await floor.containers.usage("one")
         assert usage.consumed
-        assert usage.consumed.pids in range(1, 21)
+        assert usage.consumed.pids in range(10, 21)
         assert usage.consumed.memory in range(1, 32 << 20)
         assert usage.consumed.memory_limit == 32 << 20
         await floor.containers.update("one", Resources(memory=64 << 20, pids=30))
@@ -257,3 +260,78 @@ def test_a_file_instead_of_a_program(scene: Scene, tmp_path: Path) -> None:
         assert (status.state, status.exit_code) == (ContainerState.STOPPED, 127)
 
     scene.run(work)
+
+
+def test_further_commands(each: Scene, tmp_path: Path) -> None:
+    async def work(floor: Floor) -> None:
+        await floor.launch("one", "sleep", "1000", env=("A=1",), cwd="/srv")
+        with (tmp_path / "said").open("w+b") as said:
+
+            async def run(*args: str, **options: Any) -> tuple[int, bytes]:
+                said.seek(0)
+                said.truncate()
+                command = ExecOptions(args=args, **options)
+                code = await floor.containers.execute("one", command, stdout=said.fileno())
+                said.seek(0)
+                return code, said.read()
+
+            assert await run("sh", "-c", "echo $A $(pwd); exit 4") == (4, b"1 /srv\n")
+            told = await run("sh", "-c", "id; echo $A $HOME $(pwd)", user="www", env=["A=2"], cwd="/tmp")
+            assert told == (0, b"uid=33(www) gid=34(www) groups=34(www),77(extra)\n2 /srv /tmp\n")
+            with pytest.raises(CommandFailed) as caught:
+                await run("/none")
+            assert caught.value.code == 127
+            with pytest.raises(NotFound, match="nobody-here"):
+                await run("id", user="nobody-here")
+            with trio.move_on_after(0.05):
+                await run("sleep", "999")
+            assert b"999" not in (await run("ps"))[1]
+        await floor.containers.stop("one", grace_s=0)
+        with pytest.raises(FailedPrecondition, match="does not run"):
+            await floor.containers.execute("one", ExecOptions(args=["true"]))
+
+    each.run(work)
+
+
+def test_attached(scene: Scene) -> None:
+    """Who is the first client misses nothing; who comes later writes to the same input."""
+
+    async def work(floor: Floor) -> None:
+        script = "read line; echo got $line; read line; echo and $line; exit 6"
+        launched = await floor.launch("one", "sh", "-c", script, stdin=True, attached=True)
+        first = launched.attachment
+        assert first is not None
+        await first.send(b"this\n")
+        async with floor.containers.attach("one") as later:
+            await later.send(b"that\n")
+            parts = [data async for _, data in first]
+        assert b"".join(parts) == b"got this\nand that\n"
+        assert first.outcome is not None
+        assert first.outcome.code == 6
+        await first.aclose()
+        with pytest.raises(FailedPrecondition, match="does not run"):
+            async with floor.containers.attach("one"):
+                pass
+
+    scene.run(work)
+
+
+@pytest.mark.compat
+def test_a_real_distribution(each: Scene, tmp_path: Path) -> None:
+    """Debian as debootstrap makes it: dynamic programs, links for alternatives, its own users."""
+    peer("debootstrap")
+
+    async def work(floor: Floor) -> None:
+        name = await floor.bring(build(tmp_path / "debian", "small", "gzip"), "debian:latest")
+        script = (
+            "exec 2>&1; . /etc/os-release; echo $ID; id; perl -e 'print 6*7'; ls /proc/self/fd | wc -l"
+        )
+        await floor.launch("one", "bash", "-c", script, image=name, user="nobody")
+        assert await floor.output("one") == (
+            b"debian\nuid=65534(nobody) gid=65534(nogroup) groups=65534(nogroup)\n424\n"
+        )
+        assert (await floor.containers.wait("one")).code == 0
+        await floor.launch("two", "apt-get", "--version", image=name, readonly=True)
+        assert (await floor.output("two")).startswith(b"apt 2")
+
+    each.run(work)

@@ -1,5 +1,7 @@
 """Containers by their states: what follows what, who waits for whom, and what a failure leaves."""
 
+import os
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,11 +10,14 @@ import pytest
 import trio
 
 from engine import failpoints
-from engine.errors import AlreadyExists, EngineError, FailedPrecondition, NotFound
+from engine.errors import AlreadyExists, CommandFailed, EngineError, FailedPrecondition, NotFound
+from engine.labels import EPHEMERAL
 from engine.metadata.containers import TRANSITIONS, ContainerState, ContainerStore
 from engine.observing.metering import Verb
 from engine.observing.metrics import exposition
-from engine.running.statuses import Ended
+from engine.running.containerizer import Containerizer, open_containerizer
+from engine.running.options import RunOptions
+from engine.running.statuses import Ended, Launched
 from tests.running.scene import IMAGE, Floor, Scene
 
 pytestmark = pytest.mark.root
@@ -25,7 +30,8 @@ def test_a_container_goes_through_its_states(scene: Scene) -> None:
         launched = await floor.launch("one", "sleep", "1000")
         assert not launched.already
         status = launched.status
-        assert (status.state, status.image, status.command) == ("running", IMAGE, ["sleep", "1000"])
+        assert (status.state, status.command) == ("running", ["sleep", "1000"])
+        assert status.image == f"docker.io/library/{IMAGE}"
         assert status.pid > 0
         assert list(status.since) == ["provisioning", "provisioned", "preparing", "starting", "running"]
         assert list(status.since.values()) == sorted(status.since.values())
@@ -271,3 +277,99 @@ def test_counted(scene: Scene) -> None:
         assert 'state="running"} 1' in exposition(found)
 
     scene.run(work)
+
+
+def test_two_launch_the_same(scene: Scene) -> None:
+    """MC-01: all who launch one ID at once get the one container, and one of them made it."""
+
+    async def work(floor: Floor) -> None:
+        found: list[Launched] = []
+
+        async def launch(by: Containerizer) -> None:
+            options = RunOptions(args=["sleep", "1000"])
+            found.append(await by.launch("one", IMAGE, options, snapshotter=scene.backend))
+
+        async with open_containerizer(floor.engine) as other, trio.open_nursery() as nursery:
+            for by in (floor.containers, other, floor.containers, other):
+                nursery.start_soon(launch, by)
+        assert sorted(one.already for one in found) == [False, True, True, True]
+        assert len({one.status.unique for one in found}) == 1
+        floor.note("one")
+
+    scene.run(work)
+
+
+def test_the_ephemeral_do_not_outlive_a_restart(scene: Scene) -> None:
+    """MC-12: whoever knows of them."""
+
+    async def work(floor: Floor) -> None:
+        await floor.launch("debug", "sleep", "1000", labels={EPHEMERAL: "yes"})
+        await floor.launch("other", "sleep", "1000")
+        recovered = await floor.containers.recover(["debug", "other"])
+        assert (recovered.destroyed, recovered.running) == (["debug"], ["other"])
+
+    scene.run(work)
+
+
+def test_files_are_deleted_later_where_they_resist(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-13: what a container wrote is out of the way at once, and deleted by whoever comes next."""
+
+    async def work(floor: Floor) -> None:
+        await floor.launch("one", "sh", "-c", "echo x > /file")
+        await floor.containers.wait("one")
+        backend = floor.stores.snapshotter(scene.backend)
+        with monkeypatch.context() as patched:
+            patched.setattr(type(backend), "cleanup", lambda *_args, **_options: [])
+            assert await floor.containers.destroy("one")
+        folders = floor.stores.root.snapshots / scene.backend
+        before = len(os.listdir(folders))
+        await floor.engine.collect()
+        assert len(os.listdir(folders)) == before - 1
+
+    scene.run(work)
+
+
+def test_no_descriptor_stays_open(scene: Scene) -> None:
+    """MC-14: whatever became of a container, nothing of it is open in the engine."""
+
+    async def work(floor: Floor) -> None:
+        async def once(number: int) -> None:
+            await floor.launch(f"c{number}", "sleep", "1000")
+            with trio.move_on_after(0.02):
+                await floor.containers.wait(f"c{number}")
+            await floor.containers.kill(f"c{number}")
+            await floor.containers.wait(f"c{number}")
+            await floor.containers.destroy(f"c{number}")
+            with pytest.raises(CommandFailed):
+                await floor.launch(f"d{number}", "/none")
+
+        await once(0)
+        before = sorted(_open_files())
+        for number in range(1, 4):
+            await once(number)
+        assert sorted(_open_files()) == before
+
+    scene.run(work)
+
+
+def _open_files() -> list[str]:
+    with os.scandir("/proc/self/fd") as entries:
+        names = [os.readlink(entry.path) for entry in entries if os.path.lexists(entry.path)]
+    return [re.sub(r"[0-9]+", "N", name) for name in names if "/proc/" not in name]
+
+
+def test_what_grows_with_writes_is_measured(each: Scene) -> None:
+    """MC-15: what a container writes counts as its own, before and after a restart."""
+
+    async def write(floor: Floor) -> None:
+        await floor.launch("one", "sh", "-c", "dd if=/dev/zero of=/file bs=1k count=512; sleep 1000")
+        await floor.writes("one", b"512+0 records out")
+
+    async def measure(floor: Floor) -> None:
+        usage = await floor.containers.usage("one")
+        assert usage.disk["/"].size >= 512 << 10
+
+    each.run(write)
+    each.run(measure, imports=False)
