@@ -14,6 +14,9 @@ Sync. Layout:
       reserve                   space that a collection may spend on a full disk
       snapshots/<backend>/<id>/ a backend owns what is inside
       trash/                    folders on their way out
+      containers/<unique>/      a container's mounts, bundle, log, end (`engine.provision.places`,
+                                `engine.running.monitor`)
+      runtime/                  what the OCI runtime knows of containers; its own
 """
 
 import os
