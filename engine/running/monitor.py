@@ -173,7 +173,7 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int, is_w
     end = time.monotonic() + FAREWELL_S
     while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
         polling.once(left)
-    if launch.exit_argv and not relay.clients.any_saw_end:
+    if launch.exit_argv and not relay.clients.first_saw_end:
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(launch.exit_argv[0], launch.exit_argv)

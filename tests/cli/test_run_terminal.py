@@ -133,7 +133,7 @@ def test_a_new_size_is_told(place: Place, screen: Callable[..., Screen]):
 
 def test_ctrl_c_is_typed_and_ends_what_runs_in_it(screen: Callable[..., Screen]):
     shell = screen("run", "--rm", "-it", "busybox", "sh")
-    shell.type(b"echo be''fore; sleep 1000\r")
+    shell.type(b"sh -c 'echo be\"\"fore; exec sleep 1000'\r")
     shell.until(b"before\r\n")
     shell.type(b"\x03")
     shell.until(b"^C\r\n/ # ")  # what is typed before that is dropped
