@@ -123,10 +123,8 @@ class Op:
         """Say whether a container may be gone by this, or be on its way out."""
         if self.what == "recover":
             return True
-        # A provision finds what a crash left half made, and removes that first.
-        return self.what in {"destroy", "provision"} and (
-            self.id in parents[container] or (self.what == "destroy" and self.id == container)
-        )
+        # So may a provision, that of a parent which a crash left half made.
+        return self.id in parents[container] or (self.what, self.id) == ("destroy", container)
 
 
 def ops_of(told: Iterable[dict[str, Any]]) -> list[Op]:
@@ -421,7 +419,10 @@ class ContainersMachine(RuleBasedStateMachine):
         done = [op for op in ops if op.settles(name)]
         last = [op for op in done if not any(op.ended < other.began for other in done)]  # type: ignore[operator]
         over = [op for op in ops if op not in done and not any(is_after(other, op) for other in done)]
-        may_go = any(op.may_remove(name, parents) for op in over)
+        may_go = any(op.may_remove(name, parents) for op in over) or (
+            # Who finds what a crash left half made removes it, and then makes it.
+            old is not None and old["state"] in _HALF and any(op.id == name for op in over)
+        )
         cut = [op for op in ops if op.ended is None]
         came = any(op.what == "provision" and op.id == name for op in cut)
         there = {op.told["unique"] for op in last if op.what == "provision"}
