@@ -13,6 +13,7 @@ Sync. Layout:
       blobs.lmdb/               bytes (`engine.content.extents`)
       reserve                   space that a collection may spend on a full disk
       snapshots/<backend>/<id>/ a backend owns what is inside
+      containers/<unique>/      where the images of a container are mounted (`engine.provision.places`)
       trash/                    folders on their way out
 """
 
