@@ -267,8 +267,9 @@ class ContainersMachine(RuleBasedStateMachine):
             assert old is None or old["unique"] == op.told["unique"]
             event("provisioned again" if old else "provisioned")
         else:
+            # What its parent was a child of may have been removed with what was half made.
             assert op.told["error"] == "NotFound", op
-            assert not options["pulls"], op
+            assert not options["pulls"] or options["parent"], op
 
     @precondition(lambda self: self.is_new)
     @rule()
@@ -364,10 +365,12 @@ class ContainersMachine(RuleBasedStateMachine):
         assert one["target"] == self.targets.get(unique, one["target"])
         assert one["target"] in self.found["held"][one["id"]]
         assert len(set(self.found["held"][one["id"]])) <= 1 + len(one["volumes"])
-        assert set(PARTS[one["target"], PLATFORMS[0]]) <= set(self.found["blobs"])
+        absent = set(PARTS[one["target"], PLATFORMS[0]]) - set(self.found["blobs"])
+        assert not absent, (one, absent)
         assert one["config"] in PARTS[one["target"], PLATFORMS[0]]
         snapshots = {tuple(snapshot) for snapshot in self.found["snapshots"]}
-        assert {(one["backend"], key) for key in [one["top"], *keys_of(one)]} <= snapshots
+        missing = {(one["backend"], key) for key in [one["top"], *keys_of(one)]} - snapshots
+        assert not missing, (one, missing, snapshots)
         if unique not in self.unseen:
             assert set(one["targets"]) <= set(self.found["mounted"]), one
         trees = {target: tree_of(target) for target in self.found["held"][one["id"]]}
@@ -394,6 +397,10 @@ class ContainersMachine(RuleBasedStateMachine):
         for op in ops:
             if op.what == "provision" and op.told.get("ends") == "failed" and not struck:
                 self.failed_for_a_reason(op, ops, before, parents)
+            if op.what == "provision" and op.is_done and not op.told["mounted"]:
+                assert any(
+                    other.what == "vanish" or other.may_remove(op.id, parents) for other in ops
+                ), (op, ops)
         for name in IDS:
             self.is_possible(name, ops, before.get(name), after.get(name), parents)
 
