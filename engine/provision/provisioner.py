@@ -42,7 +42,8 @@ __all__ = ["Provisioner", "Stop"]
 
 _log = logging.getLogger(__name__)
 
-_HALF_MADE = {ContainerState.PROVISIONING, ContainerState.PREPARING, ContainerState.DESTROYING}
+_ON_THE_WAY = {ContainerState.PROVISIONING, ContainerState.DESTROYING}
+_HALF_MADE = {*_ON_THE_WAY, ContainerState.PREPARING}
 _NO_LABELS: Labels = MappingProxyType({})
 _NO_VOLUMES: Mapping[str, str] = MappingProxyType({})
 
@@ -175,27 +176,35 @@ class Provisioner:
         looking = partial(self._containers.find, wanted.container)
         while (looked := await trio.to_thread.run_sync(looking)) is not None:
             found, is_held = looked
+            if found.state == ContainerState.PROVISIONING and not is_held:  # a crash left it
+                await self.destroy(found.id)
+                continue
             if not wanted.is_met_by(found):
                 raise AlreadyExists(
                     f"container {found.id} exists, and was made with other options; choose another name"
                 )
             if found.state == ContainerState.DESTROYING:
                 raise FailedPrecondition(f"container {found.id} is being removed; try again")
-            if is_held and found.state == ContainerState.PROVISIONING:
-                pause = await rest(pause)
-            elif found.state == ContainerState.PROVISIONING:  # a crash left it
-                await self.destroy(found.id)
-            else:
-                return await self._given(found)
+            if found.state != ContainerState.PROVISIONING:
+                given = await trio.to_thread.run_sync(self._given, found)
+                if given:
+                    return given
+            pause = await rest(pause)
         return None
 
-    async def _given(self, found: Container) -> Provisioned:
-        def given() -> Provisioned:
-            for error in self._mender.mend([found]).values():
-                raise error
-            return self._roots.provisioned(self._containers.get(found.id))
-
-        return await trio.to_thread.run_sync(given)
+    def _given(self, found: Container) -> Provisioned | None:
+        """Return what there is of a container, mounted; None if it is gone, or another is at it."""
+        for error in self._mender.mend([found]).values():
+            raise error
+        looked = self._containers.find(found.id)
+        if looked is None or looked[0].state in _ON_THE_WAY or not self._roots.is_whole(looked[0]):
+            return None
+        try:
+            return self._roots.provisioned(looked[0])
+        except NotFound:
+            if self._containers.find(found.id) == looked:
+                raise
+            return None
 
     # -- images that are not here yet ---------------------------------------------------------
 

@@ -107,7 +107,7 @@ class Containerizer:
         With a `client` what is not here is pulled. `volumes` are images by the path at which they are
         mounted in it. With a `parent`, which has to run, it joins that one's network, IPC and host name.
         With `attached` the caller is its first client, who misses nothing, and closes that in the end;
-        `exit_argv`, and after it its `unique`, is a command that is run when it has ended unseen.
+        `exit_argv`, and after it its `unique`, is a command that is run when it has ended unseen by him.
         An ID that is there is not launched again: it is told as it is, `already`.
 
         What fails, or is cancelled, leaves nothing; with `keep` a container whose command could not be

@@ -29,7 +29,7 @@ class Launch(NamedTuple):
     log_limit: int = LOG
     """Bytes of each of its two log files."""
     exit_argv: tuple[str, ...] = ()
-    """Run when it has ended and no client is there to see it, by what the monitor leaves behind."""
+    """Run when it has ended, by what the monitor leaves behind; not if the first client saw the end."""
 
 
 def encoded(launch: Launch) -> bytes:

@@ -57,14 +57,14 @@ def watch(launch: Launch, channel: socket.socket) -> None:
         lock_byte(claim, 0, alone=True)
         os.write(claim, b"%d\n" % os.getpid())
         adopt_orphans()
-        pid = _begin(launch, channel)
+        begun = _begin(launch, channel)
     except BaseException as error:  # noqa: BLE001  told to whoever starts it
         _kill_children()
         with suppress(OSError):
             channel.sendall(frame(FAILED, _told(error)))
         return
     try:
-        _attend(launch, channel, *pid)
+        _attend(launch, channel, *begun)
     except Exception:  # noqa: BLE001  there is nobody to raise it to
         os.dup2(claim, 2)
         sys.excepthook(*sys.exc_info())
@@ -80,8 +80,8 @@ def _told(error: BaseException) -> bytes:
     return json.dumps({"kind": kind, "message": str(error)}).encode()
 
 
-def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int, bool]:
-    """Start the container; return its input and outputs, its pid, and whether anybody wanted it."""
+def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
+    """Start the container; return its input and outputs, and its pid."""
     # Before he is told, whoever starts it says nothing but KILL.
     if _ready(channel.fileno(), seconds=0):
         # Locked first, then looked: who finds nobody at work on what a dead engine left may remove it.
@@ -94,7 +94,7 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int, bool]:
         file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(stdio.given)],
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # which Python ignores
     )
-    is_wanted = _wait(runtime, channel)
+    _wait(runtime, channel)
     code = os.waitstatus_to_exitcode(os.waitpid(runtime, 0)[1])
     if code:
         raise _NotStarted(said(Path(RUNTIME_LOG)) or f"it ended with status {code}")
@@ -102,11 +102,15 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int, bool]:
         os.unlink(RUNTIME_LOG)
     pid = int(Path("pid").read_bytes())
     stdio.begun()
-    return stdio, pid, is_wanted
+    return stdio, pid
 
 
-def _wait(runtime: int, channel: socket.socket) -> bool:
-    """Wait for the runtime; say whether whoever starts the container is there until then."""
+def _wait(runtime: int, channel: socket.socket) -> None:
+    """Wait for the runtime: not for long once whoever starts the container says KILL, or is gone.
+
+    One that was started is killed only if he says so, as any client may. Without him it runs on: others
+    may have seen its pid by then.
+    """
     ended = os.pidfd_open(runtime)
     try:
         is_wanted = channel.fileno() not in _ready(channel.fileno(), ended)
@@ -114,7 +118,6 @@ def _wait(runtime: int, channel: socket.socket) -> bool:
         if not is_wanted and not _ready(ended, seconds=START_GRACE_S):
             os.kill(runtime, signal.SIGKILL)
             _ready(ended)
-        return is_wanted
     finally:
         os.close(ended)
 
@@ -137,7 +140,7 @@ def _kill_children() -> None:
             os.waitpid(-1, 0)
 
 
-def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int, is_wanted: bool) -> None:
+def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> None:
     """Serve a container that was started, to its end and beyond."""
     polling = Polling()
     container = os.pidfd_open(pid)
@@ -151,8 +154,6 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int, is_w
         polling.on(container)
         code.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
-    if not is_wanted:
-        kill()
     polling.on(container, read=ended)
     relay = Relay(polling, stdio, LogFile(launch.log_limit), kill)
     relay.clients.listen()
@@ -173,7 +174,7 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int, is_w
     end = time.monotonic() + FAREWELL_S
     while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
         polling.once(left)
-    if launch.exit_argv and not relay.clients.any_saw_end:
+    if launch.exit_argv and not relay.clients.first_saw_end:
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(launch.exit_argv[0], launch.exit_argv)

@@ -65,7 +65,7 @@ class SettledContainers:
     def is_half_made(self, record: Container) -> bool:
         """Say whether a record is left of a launch that was killed before there was a process.
 
-        One that a monitor is still at is not: that ends what it cannot tell anybody of.
+        One that a monitor is still at is not: what that starts will run.
         """
         return (
             record.state in {ContainerState.PREPARING, ContainerState.STARTING}

@@ -32,10 +32,12 @@ from engine.kv.schema import EXTENT, FORMAT, INGESTS, LEASES, Blob
 from engine.labels import DIFF_ID
 from engine.metadata import unflushed
 from engine.metadata.leases import leased
+from engine.mount import deactivate_below
 from engine.mounts.mounting import Order
 from engine.oci.digest import Digest, digest_of
 from engine.oci.platform import Platform
 from engine.processes import Owner
+from engine.provision.provisioner import Provisioner
 from engine.registry.client import Access, Client, open_client
 from engine.root import Root
 from engine.snapshots import Commit, Kind, Snapshotter
@@ -71,7 +73,7 @@ class World:
 @pytest.fixture
 def world(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     def record() -> AbstractContextManager[Recorder]:
-        return recorded(monkeypatch, stores.root.path, tmp_path / "mnt")
+        return recorded(monkeypatch, stores.root.path, tmp_path)
 
     (tmp_path / "mnt" / "target").mkdir(parents=True)
     # One after the other, so that there is one order: a layer's own steps are the same beside others'.
@@ -428,6 +430,27 @@ def collected_after_crash(world: World) -> list[str]:
     return recorder.steps
 
 
+async def provisioned(engine: Engine, _: Client, __: str) -> None:
+    await Provisioner(engine).provision("c", "image:1", snapshotter="overlay")
+
+
+async def destroyed(engine: Engine, _: Client, __: str) -> None:
+    assert await Provisioner(engine).destroy("c")
+
+
+def contained(world: World, *works: Work) -> list[str]:
+    """Return the steps of the last of some works with an image that is unpacked."""
+    source = layout(world.folder / "image", [LAYER], tag="1")
+
+    async def unpacked(engine: Engine, _: Client, __: str) -> None:
+        await engine.import_image(source, name="image:1", snapshotter="overlay")
+
+    try:
+        return reached(world, unpacked, *works)
+    finally:
+        deactivate_below(world.stores.root.path)
+
+
 def order(world: World, *, rw: bool = False) -> Order:
     backend = based(world)
     target = world.folder / "mnt" / "target"
@@ -520,6 +543,8 @@ OPERATIONS: dict[str, Callable[[World], list[str]]] = {
     "umount": unmounted,
     "umount, writable": lambda world: unmounted(world, rw=True),
     "umount --lazy": lambda world: unmounted(world, lazy=True),
+    "a container, provisioned": lambda world: contained(world, provisioned),
+    "a container, destroyed": lambda world: contained(world, provisioned, destroyed),
 }
 
 

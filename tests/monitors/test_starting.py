@@ -14,6 +14,7 @@ from engine.errors import CommandFailed, EngineError, NotFound, Unavailable
 from engine.running import runc
 from engine.running.attaching import Channel, attach, ended
 from engine.running.frames import frame
+from engine.running.jobs import encoded
 from engine.running.monitors import open_monitors
 from engine.running.outcome import Outcome, outcome
 from tests.monitors.monitored import output, run, shell
@@ -77,6 +78,31 @@ def test_it_runs_on_without_its_engine(bundle):
     assert found.code == 0
     assert int((one.folder / "pid").read_text()) == pid
     assert one.log.count(b" stdout F ") == 2
+    one.delete()
+
+
+def test_it_runs_on_without_whoever_starts_it(bundle, tmp_path):
+    """MC-10: an engine that is killed as the runtime ends: others saw the pid, and take it to run."""
+    one = bundle(*shell("sleep 0.3; exit 7"))
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f'#!/bin/sh\n{one.launch.argv[0]} "$@"\nuntil test -e {tmp_path}/go; do sleep 0.01; done\n'
+    )
+    slow.chmod(0o700)
+    launch = one.launch._replace(argv=(str(slow), *one.launch.argv[1:]))
+
+    async def main():
+        async with open_monitors() as monitors:
+            reaper = await monitors._ready()
+            ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with theirs:
+                await reaper.give(encoded(launch), theirs)
+            await trio.to_thread.run_sync(until, (one.folder / "pid").exists)
+            ours.close()
+            (tmp_path / "go").touch()
+        return await ended(one.folder)
+
+    assert trio.run(main).code == 7
     one.delete()
 
 

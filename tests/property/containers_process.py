@@ -153,7 +153,12 @@ class _Work:
             labels={labels.EPHEMERAL: "yes"} if options["ephemeral"] else {},
             client=self._client if options["pulls"] else None,
         )
-        return {"unique": made.container.unique, "target": made.container.target}
+        is_mounted_now = all(map(is_mounted, [made.rootfs, *made.volumes.values()]))
+        return {
+            "unique": made.container.unique,
+            "target": made.container.target,
+            "mounted": is_mounted_now,
+        }
 
     async def _destroy(self, container: str) -> dict[str, Any]:
         return {"was_there": await self._provisioner.destroy(container)}

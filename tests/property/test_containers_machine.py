@@ -123,10 +123,8 @@ class Op:
         """Say whether a container may be gone by this, or be on its way out."""
         if self.what == "recover":
             return True
-        # A provision finds what a crash left half made, and removes that first.
-        return self.what in {"destroy", "provision"} and (
-            self.id in parents[container] or (self.what == "destroy" and self.id == container)
-        )
+        # So may a provision, that of a parent which a crash left half made.
+        return self.id in parents[container] or (self.what, self.id) == ("destroy", container)
 
 
 def ops_of(told: Iterable[dict[str, Any]]) -> list[Op]:
@@ -269,8 +267,9 @@ class ContainersMachine(RuleBasedStateMachine):
             assert old is None or old["unique"] == op.told["unique"]
             event("provisioned again" if old else "provisioned")
         else:
+            # What its parent was a child of may have been removed with what was half made.
             assert op.told["error"] == "NotFound", op
-            assert not options["pulls"], op
+            assert not options["pulls"] or options["parent"], op
 
     @precondition(lambda self: self.is_new)
     @rule()
@@ -366,10 +365,12 @@ class ContainersMachine(RuleBasedStateMachine):
         assert one["target"] == self.targets.get(unique, one["target"])
         assert one["target"] in self.found["held"][one["id"]]
         assert len(set(self.found["held"][one["id"]])) <= 1 + len(one["volumes"])
-        assert set(PARTS[one["target"], PLATFORMS[0]]) <= set(self.found["blobs"])
+        absent = set(PARTS[one["target"], PLATFORMS[0]]) - set(self.found["blobs"])
+        assert not absent, (one, absent)
         assert one["config"] in PARTS[one["target"], PLATFORMS[0]]
         snapshots = {tuple(snapshot) for snapshot in self.found["snapshots"]}
-        assert {(one["backend"], key) for key in [one["top"], *keys_of(one)]} <= snapshots
+        missing = {(one["backend"], key) for key in [one["top"], *keys_of(one)]} - snapshots
+        assert not missing, (one, missing, snapshots)
         if unique not in self.unseen:
             assert set(one["targets"]) <= set(self.found["mounted"]), one
         trees = {target: tree_of(target) for target in self.found["held"][one["id"]]}
@@ -396,6 +397,10 @@ class ContainersMachine(RuleBasedStateMachine):
         for op in ops:
             if op.what == "provision" and op.told.get("ends") == "failed" and not struck:
                 self.failed_for_a_reason(op, ops, before, parents)
+            if op.what == "provision" and op.is_done and not op.told["mounted"]:
+                assert any(
+                    other.what == "vanish" or other.may_remove(op.id, parents) for other in ops
+                ), (op, ops)
         for name in IDS:
             self.is_possible(name, ops, before.get(name), after.get(name), parents)
 
@@ -421,7 +426,10 @@ class ContainersMachine(RuleBasedStateMachine):
         done = [op for op in ops if op.settles(name)]
         last = [op for op in done if not any(op.ended < other.began for other in done)]  # type: ignore[operator]
         over = [op for op in ops if op not in done and not any(is_after(other, op) for other in done)]
-        may_go = any(op.may_remove(name, parents) for op in over)
+        may_go = any(op.may_remove(name, parents) for op in over) or (
+            # Who finds what a crash left half made removes it, and then makes it.
+            old is not None and old["state"] in _HALF and any(op.id == name for op in over)
+        )
         cut = [op for op in ops if op.ended is None]
         came = any(op.what == "provision" and op.id == name for op in cut)
         there = {op.told["unique"] for op in last if op.what == "provision"}

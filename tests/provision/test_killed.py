@@ -13,7 +13,6 @@ import pytest
 import trio
 
 from engine.errors import EngineError, FailedPrecondition
-from engine.failpoints import NAMES
 from engine.mount import deactivate
 from tests.provision.scene import Bench, Host, assert_nothing_left, mounted_below, reboot, several_looks
 
@@ -54,7 +53,15 @@ async def main(root, one, two, what, terms):
 trio.run(main, *sys.argv[1:])
 """
 
-_POINTS = sorted(name for name in NAMES if name.startswith(("provision.", "destroy.")))
+_MAKING = [
+    "provision.recorded",
+    "provision.brought",
+    "provision.held",
+    "provision.prepared",
+    "provision.mounted",
+    "provision.settled",
+]
+_REMOVING = ["destroy.recorded", "destroy.unmounted", "destroy.discarded", "destroy.emptied"]
 
 
 def _killed(bench: Bench, what: str, terms: str) -> None:
@@ -72,7 +79,7 @@ def _started(words: Sequence[object]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-@pytest.mark.parametrize("where", [*_POINTS, "provision.prepared@2", "provision.mounted@2"])
+@pytest.mark.parametrize("where", [*_MAKING, *_REMOVING, "provision.prepared@2", "provision.mounted@2"])
 def test_whoever_is_killed_leaves_what_can_be_put_in_order(
     bench: Bench, where: str, is_known: bool
 ) -> None:
@@ -104,7 +111,7 @@ def test_whoever_is_killed_leaves_what_can_be_put_in_order(
     bench.run(after, pulled=())
 
 
-@pytest.mark.parametrize("where", ["held", "mounted"])
+@pytest.mark.parametrize("where", ["restore.held", "restore.mounted"])
 @pytest.mark.parametrize("boots", [True, False])
 def test_mounting_again_is_begun_again(bench: Bench, where: str, boots: bool) -> None:
     async def before(host: Host) -> None:
@@ -127,7 +134,7 @@ def test_mounting_again_is_begun_again(bench: Bench, where: str, boots: bool) ->
         assert_nothing_left(host.stores)
 
     bench.run(before, pulled=("one", "two"))
-    _killed(bench, "restore", f"restore.{where}=kill")
+    _killed(bench, "restore", f"{where}=kill")
     bench.run(after, pulled=())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+from engine.app import Engine
 from engine.errors import AlreadyExists, EngineError, FailedPrecondition, InvalidArgument, NotFound
 from engine.explaining import explain_store
 from engine.failpoints import armed
@@ -15,7 +16,12 @@ from engine.kv.schema import CONTAINERS
 from engine.metadata.containers import ContainerState
 from engine.mount import Mount, activate, deactivate
 from engine.mounts.table import is_mounted
+from engine.provision.provisioned import Recovered
+from engine.provision.provisioner import Provisioner
+from engine.stores import open_stores
 from engine.testing.archives import archive, member
+from engine.unpack.workshop import open_workshop
+from tests.conftest import AMD64
 from tests.provision.scene import (
     BASE,
     Bench,
@@ -576,3 +582,104 @@ def test_limits_of_a_backend_are_told_before_anything_is_made(bench: Bench) -> N
         assert_nothing_left(host.stores)
 
     bench.run(work, pulled=("many",))
+
+
+def test_who_leaves_while_it_is_made_leaves_nothing(bench: Bench) -> None:
+    """BK-08: what was pulled stays for the next pull, as of any; of the container there is nothing."""
+
+    async def work(host: Host) -> None:
+        with trio.CancelScope() as scope:
+            await host.provision("c", client=host.client, report=lambda *_: scope.cancel())
+        assert scope.cancelled_caught
+        assert await host.provisioner.walk() == []
+        await host.engine.collect()
+        assert_nothing_left(host.stores)
+
+    bench.run(work, pulled=())
+
+
+def test_pruning_goes_together_with_pulls_and_provisions(bench: Bench) -> None:
+    """MS-29, BK-13: whoever has begun has his image whole, whatever is pruned meanwhile."""
+
+    async def work(host: Host) -> None:
+        done = trio.Event()
+        rounds = 0
+
+        async def prune() -> None:
+            nonlocal rounds
+            while not done.is_set():
+                await host.provisioner.prune()
+                rounds += 1
+
+        async def live(container: str, tag: str) -> None:
+            for _ in range(3):
+                made = await host.provision(container, tag, client=host.client)
+                assert (made.rootfs / "own").read_text() == f"{tag}\n"
+                await host.provisioner.destroy(container)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prune)
+            async with trio.open_nursery() as living:
+                for container, tag in (("a", "one"), ("b", "two"), ("c", "one")):
+                    living.start_soon(live, container, tag)
+            done.set()
+        assert rounds
+        await host.provisioner.prune()
+        assert host.stores.images.walk() == []
+        assert_nothing_left(host.stores)
+
+    bench.run(work, pulled=())
+
+
+def test_the_containers_of_another_namespace_are_not_known_here(bench: Bench) -> None:
+    async def work(host: Host) -> None:
+        made = await host.provision("c")
+        with open_stores(bench.root, "other", AMD64) as stores:
+            async with open_workshop(stores.root) as workshop:
+                other = Provisioner(Engine(stores, workshop))
+                assert await other.recover(()) == Recovered(kept=[], destroyed=[])
+                assert not await other.destroy("c")
+        assert (made.rootfs / "own").read_text() == "one\n"
+        await host.provisioner.destroy("c")
+        assert_nothing_left(host.stores)
+
+    bench.run(work)
+
+
+def test_what_another_writes_to_is_not_mounted_twice(bench: Bench, tmp_path: Path) -> None:
+    """Of this boot, mounted where this process does not see it: two would ruin each other's files."""
+
+    async def work(host: Host) -> None:
+        made = await host.provision("c")
+        (tmp_path / "elsewhere").mkdir()
+        activate(made.mounts, tmp_path / "elsewhere")
+        deactivate(made.rootfs)
+        try:
+            recovered = await host.provisioner.recover(["c"])
+            assert "still mounted" in recovered.failed["c"]
+            assert not is_mounted(made.rootfs)
+        finally:
+            deactivate(tmp_path / "elsewhere")
+        assert (await host.provisioner.recover(["c"])).kept == ["c"]
+        assert await host.provisioner.destroy("c")
+        assert_nothing_left(host.stores)
+
+    bench.run(work)
+
+
+def test_what_may_run_is_not_removed_by_who_cannot_stop_it(bench: Bench) -> None:
+    async def work(host: Host) -> None:
+        record = (await host.provision("c")).container
+        containers = host.stores.containers
+        for state in (ContainerState.PREPARING, ContainerState.STARTING, ContainerState.RUNNING):
+            record = containers.move(record, state)
+        with pytest.raises(FailedPrecondition, match="may be running"):
+            await host.provisioner.destroy("c")
+        assert (await host.provisioner.status("c")).state == ContainerState.RUNNING
+        with pytest.raises(FailedPrecondition, match="cannot become"):
+            containers.move(record, ContainerState.PROVISIONED)
+        containers.move(record, ContainerState.STOPPED)
+        assert await host.provisioner.destroy("c")
+        assert_nothing_left(host.stores)
+
+    bench.run(work)

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from engine.running import cgroups
+from tests.processes import until
 from tests.provision.scene import reboot
 from tests.running.scene import IMAGE, Floor, Scene
 
@@ -188,6 +189,35 @@ def test_orphans_go_children_first(scene: Scene) -> None:
 
     scene.run(first)
     scene.run(then, imports=False)
+
+
+def test_another_process_is_at_it(scene: Scene) -> None:
+    """MC-04: what another process prepares is let end, or that process, before it is taken away."""
+
+    async def work(floor: Floor) -> None:
+        words = [scene.root, scene.backend, IMAGE, "launch", "launch.prepared=stop"]
+        other = subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, "-c", _CHILD, *map(str, words)], stderr=subprocess.PIPE
+        )
+        try:
+            await floor.appears("one")
+            await floor.becomes("one", "preparing")
+            floor.note("one")
+            config = floor.folder("one") / "config.json"
+            until(config.exists)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(floor.containers.destroy, "one")
+                await floor.becomes("one", "destroying")
+                for _ in range(20):
+                    await trio.sleep(0.005)
+                    assert config.exists()
+                other.kill()
+            assert not floor.exists("one")
+        finally:
+            other.kill()
+            other.communicate()
+
+    scene.run(work)
 
 
 _OTHER = """
