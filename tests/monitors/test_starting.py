@@ -93,7 +93,7 @@ def test_it_runs_on_without_whoever_starts_it(bundle, tmp_path):
 
     async def main():
         async with open_monitors() as monitors:
-            reaper = await monitors._ready()
+            reaper = monitors._ready()
             ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with theirs:
                 await reaper.give(encoded(launch), theirs)
@@ -209,7 +209,7 @@ def test_a_cancelled_start_leaves_no_process(bundle):
 
     async def main():
         async with open_monitors() as monitors:
-            await monitors.prepare()
+            monitors.prepare()
             for moment in moments:
                 one = bundle("/bin/sleep", "1000", attached=moment == 0.01)
                 begun = None
