@@ -248,7 +248,7 @@ def test_the_runtime_has_nothing_of_the_engine(bundle, tmp_path, monkeypatch):
     told = tmp_path / "told"
     spy.write_text(
         f"#!/bin/sh\nexec >{told}\nls -l /proc/$$/fd\necho\nenv\necho\n"
-        "grep -E 'SigIgn|SigBlk' /proc/$$/status\necho\nps -o tty= -p $$\nexit 1\n"
+        "grep -E 'SigIgn|SigBlk' /proc/self/status\necho\nps -o tty= -p $$\nexit 1\n"
     )
     spy.chmod(0o700)
     inherited = os.open("/etc/hostname", os.O_RDONLY)
