@@ -88,7 +88,7 @@ def _is_stopped(child: subprocess.Popen[str]) -> bool:
 
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("where", [*_MAKING, *_REMOVING, "provision.prepared@2", "provision.mounted@2"])
-def test_whoever_is_killed_leaves_what_can_be_put_in_order(
+def test_bk_14_whoever_is_killed_leaves_what_can_be_put_in_order(
     bench: Bench, where: str, is_known: bool
 ) -> None:
     """A container is there whole and mounted, or it is gone with all that there was of it."""
@@ -206,8 +206,8 @@ def test_another_process_is_given_what_is_there(bench: Bench) -> None:
     bench.run(both, pulled=())
 
 
-def test_destroying_ends_what_another_process_makes(bench: Bench) -> None:
-    """BK-08, MC-03: it finds its record moved, and removes what it made, before the answer is given."""
+def test_mc_03_bk_08_destroying_ends_what_another_process_makes(bench: Bench) -> None:
+    """It finds its record moved, and removes what it made, before the answer is given."""
 
     async def before(host: Host) -> None:
         pass
