@@ -137,10 +137,11 @@ async def attach(folder: Path) -> AsyncIterator[Attachment]:
 
     FailedPrecondition if no monitor serves it: it has ended (`outcome`), or is unmonitored.
     """
-    try:
-        attachment = await _connect(folder)
-    except (FileNotFoundError, ConnectionError):
-        raise FailedPrecondition("the container does not run, or has no monitor any more") from None
+    with os_errors(str(folder)):
+        try:
+            attachment = await _connect(folder)
+        except (FileNotFoundError, ConnectionError):
+            raise FailedPrecondition("the container does not run, or has no monitor any more") from None
     try:
         await attachment.say(frame(ATTACH))
         yield attachment

@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.errors import EngineError, from_os_error
 from engine.fs.durable import flush, flush_names
@@ -36,7 +37,17 @@ from engine.running.stdio import Stdio
 
 __all__ = ["watch"]
 
+_EXIT_BYTES = 256
 _FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Running(NamedTuple):
+    """A container that was started, and the files that were made for it first: it may fill the disk."""
+
+    pid: int
+    stdio: Stdio
+    log: LogFile
+    exit: int
 
 
 class _NotStarted(Exception):
@@ -54,14 +65,14 @@ def watch(launch: Launch, channel: socket.socket) -> None:
         lock_byte(claim, 0, alone=True)
         os.write(claim, b"%d\n" % os.getpid())
         adopt_orphans()
-        begun = _begin(launch, channel)
+        running = _begin(launch, channel)
     except BaseException as error:  # noqa: BLE001  told to whoever starts it
         _kill_children()
         with suppress(OSError):
             channel.sendall(frame(FAILED, _told(error)))
         return
     try:
-        _attend(launch, channel, *begun)
+        _attend(launch, channel, running)
     except Exception:  # noqa: BLE001  there is nobody to raise it to
         os.dup2(claim, 2)
         sys.excepthook(*sys.exc_info())
@@ -77,12 +88,13 @@ def _told(error: BaseException) -> bytes:
     return json.dumps({"kind": kind, "message": str(error)}).encode()
 
 
-def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
-    """Start the container; return its input and outputs, and its pid."""
+def _begin(launch: Launch, channel: socket.socket) -> _Running:
+    """Start the container."""
     # Before he is told, whoever starts it says nothing but KILL.
     if _ready(channel.fileno(), seconds=0):
         # Locked first, then looked: who finds nobody at work on what a dead engine left may remove it.
         raise _NotStarted("nobody waits for it any more")
+    log, exit_file = LogFile(launch.log_limit), _exit_file()
     stdio = Stdio(terminal=launch.terminal, stdin=launch.stdin)
     runtime = os.posix_spawn(
         launch.argv[0],
@@ -99,7 +111,7 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
         os.unlink(RUNTIME_LOG)
     pid = int(Path("pid").read_bytes())
     stdio.begun()
-    return stdio, pid
+    return _Running(pid, stdio, log, exit_file)
 
 
 def _wait(runtime: int, channel: socket.socket) -> None:
@@ -137,9 +149,10 @@ def _kill_children() -> None:
             os.waitpid(-1, 0)
 
 
-def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> None:
+def _attend(launch: Launch, channel: socket.socket, running: _Running) -> None:
     """Serve a container that was started, to its end and beyond."""
     polling = Polling()
+    pid = running.pid
     container = os.pidfd_open(pid)
     code: list[int] = []
 
@@ -152,7 +165,7 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
         code.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     polling.on(container, read=ended)
-    relay = Relay(polling, stdio, LogFile(launch.log_limit), kill)
+    relay = Relay(polling, running.stdio, running.log, kill)
     relay.clients.listen()
     relay.clients.send(relay.clients.add(channel, attached=launch.attached), frame(STARTED, b"%d" % pid))
     relay.begin()
@@ -166,7 +179,7 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
         polling.once(left)
     told = {"code": code[0] if code[0] >= 0 else 128 - code[0], "at": at}
     written = json.dumps({**told, "oom": was_oom_killed(launch.id)}).encode()
-    _put_exit(written)
+    _put_exit(running.exit, written)
     relay.clients.tell_end(written)
     end = time.monotonic() + FAREWELL_S
     while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
@@ -177,10 +190,17 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
         os.execv(launch.exit_argv[0], launch.exit_argv)
 
 
-def _put_exit(written: bytes) -> None:
-    """Leave how the container ended, whole and durable."""
+def _exit_file() -> int:
+    """Open what becomes `exit`, with the space that it takes. OSError if there is none."""
     file = os.open("exit.new", os.O_WRONLY | os.O_TRUNC | _FILE, 0o600)
+    os.posix_fallocate(file, 0, _EXIT_BYTES)
+    return file
+
+
+def _put_exit(file: int, written: bytes) -> None:
+    """Leave how the container ended, whole and durable."""
     os.write(file, written)
+    os.ftruncate(file, len(written))
     flush(file)
     os.close(file)
     os.rename("exit.new", "exit")

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from engine.running.outcome import Outcome
 from engine.running.runc import Runtime, delete, run_argv
 from tests.processes import until
 
-__all__ = ["Bundle", "bundle_in", "output", "read_until", "run", "shell"]
+__all__ = ["Bundle", "bundle_in", "connected", "output", "read_until", "run", "shell"]
 
 CAPABILITIES = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE"]
 NAMESPACES = ("pid", "mount", "ipc", "uts", "network")
@@ -165,6 +166,18 @@ def bundle_in(
         str(folder), unique, run_argv(runtime, states, unique, terminal=terminal), terminal, **launched
     )
     return Bundle(folder, states, runtime, launch)
+
+
+def connected(one: Bundle) -> socket.socket:
+    """Return a connection to a monitor, without a client's manners."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(30)
+    folder = os.open(one.folder, os.O_PATH)  # its path may be too long
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/attach")
+    finally:
+        os.close(folder)
+    return connection
 
 
 def shell(script: str) -> tuple[str, ...]:

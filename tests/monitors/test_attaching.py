@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 
 import pytest
 import trio
@@ -14,7 +13,7 @@ from engine.running.attaching import Channel, attach, ended
 from engine.running.frames import ATTACH, STDIN, frame
 from engine.running.monitors import open_monitors
 from engine.running.outcome import outcome
-from tests.monitors.monitored import output, read_until, run, shell
+from tests.monitors.monitored import connected, output, read_until, run, shell
 from tests.processes import until
 
 pytestmark = pytest.mark.root
@@ -36,13 +35,6 @@ def started(one, work):
     given, found = trio.run(main)
     one.delete()
     return given, found
-
-
-def connected(one):
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(30)
-    connection.connect(str(one.folder / "attach"))
-    return connection
 
 
 async def kill(one):
