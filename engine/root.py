@@ -15,6 +15,9 @@ Sync. Layout:
       snapshots/<backend>/<id>/ a backend owns what is inside
       containers/<unique>/      where the images of a container are mounted (`engine.provision.places`)
       trash/                    folders on their way out
+      containers/<unique>/      a container's mounts, bundle, log, end (`engine.provision.places`,
+                                `engine.running.monitor`)
+      runtime/                  what the OCI runtime knows of containers; its own
 """
 
 import os

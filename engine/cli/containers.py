@@ -8,17 +8,18 @@ from collections.abc import Awaitable, Callable, Sequence
 import click
 
 from engine.app import Engine
-from engine.cli import container_shapes
 from engine.cli.completion import container_names
+from engine.cli.container_shapes import ShownContainer, shown
 from engine.cli.context import Context, action
 from engine.cli.ending import Incomplete
 from engine.cli.naming import container_named
 from engine.cli.output import View, document
 from engine.cli.running import run
-from engine.errors import EngineError, FailedPrecondition
+from engine.errors import EngineError, FailedPrecondition, NotFound
 from engine.metadata.containers import ContainerState
 from engine.oci.signals import parse_signal
 from engine.running.containerizer import Containerizer, open_containerizer
+from engine.running.statuses import ContainerStatus
 
 __all__ = ["kill", "remove", "stop"]
 
@@ -52,6 +53,14 @@ def _on_each(context: Context, words: Sequence[str], act: Act, what: str) -> lis
     return done
 
 
+async def _shown(containers: Containerizer, before: ContainerStatus) -> ShownContainer:
+    """Return a container as it is, or as it was if it is one that goes when it has ended."""
+    try:
+        return shown(await containers.status(before.id))
+    except NotFound:
+        return shown(before)
+
+
 def _number(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
     return parse_signal(text)
 
@@ -80,8 +89,9 @@ def stop(context: Context, names: tuple[str, ...], seconds: float, name: str, vi
         parse_signal(name)
 
     async def act(containers: Containerizer, one: str) -> object:
+        before = await containers.status(one)
         await containers.stop(one, signal=name, grace_s=seconds)
-        return container_shapes.shown(await containers.status(one))
+        return await _shown(containers, before)
 
     done = _on_each(context, names, act, "containers")
     if view.json:
@@ -108,8 +118,9 @@ def kill(context: Context, names: tuple[str, ...], number: int, view: View) -> N
     SIGKILL if nothing else is said, as 9, KILL or SIGKILL."""
 
     async def act(containers: Containerizer, one: str) -> object:
+        before = await containers.status(one)
         await containers.kill(one, number)
-        return container_shapes.shown(await containers.status(one))
+        return await _shown(containers, before)
 
     done = _on_each(context, names, act, "containers")
     if view.json:

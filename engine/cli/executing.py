@@ -63,7 +63,7 @@ def execute(
                     name, options, stdin=0 if stdin else None, stdout=1, stderr=2
                 )
             except CommandFailed as error:
-                if find_runtime().name == "runc":  # it has said so on standard error
+                if find_runtime(None).name == "runc":  # it has said so on standard error
                     return error.code
                 raise
 

@@ -3,6 +3,7 @@
 Async.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -15,21 +16,23 @@ from engine.app import Engine
 from engine.cli.attending import Leaving, attend
 from engine.cli.bars import progress
 from engine.cli.completion import container_names, image_names
-from engine.cli.context import Context, platform_option, snapshotter_option
+from engine.cli.context import REAPER, Context, platform_option, snapshotter_option
 from engine.cli.naming import container_named, new_name
 from engine.cli.output import View, say, write
 from engine.cli.reaching import access_options
 from engine.cli.run_options import check_terminal, run_options, storage_option
 from engine.cli.running import run
-from engine.cli.signals import Stopped
-from engine.errors import AlreadyExists, EngineError, NotFound
+from engine.errors import AlreadyExists, EngineError, NotFound, PermissionDenied
 from engine.identifiers import check_identifier
+from engine.metadata.containers import ContainerState
 from engine.oci.platform import Platform
 from engine.provision.places import folder_of
 from engine.registry.client import Access, open_client
 from engine.running.attaching import Attachment, ended
 from engine.running.containerizer import Containerizer, open_containerizer
 from engine.running.options import RunOptions
+from engine.running.reaping import Reaper
+from engine.running.runc import find_runtime
 from engine.running.settling import told
 from engine.running.statuses import ContainerStatus, Launched
 
@@ -75,6 +78,8 @@ def launch(
     It ends with the exit code of COMMAND, which is the image's if none is given. Without --network host
     there is no network. Ctrl-C and other signals go to the command.
     """
+    if os.geteuid() != 0:
+        raise PermissionDenied("only root can run containers; use sudo")
     if name is not None:
         check_identifier(name, "container name")
     if not detach:
@@ -91,6 +96,7 @@ def launch(
         quiet=quiet,
         attached=not detach,
         exit_argv=_removal(context) if remove else (),
+        reaper=click.get_current_context().meta.get(REAPER),
     )
     code = run(context, order.carry_out, create=pull != "never")
     if code:
@@ -119,11 +125,15 @@ class _Order:
     attached: bool
     exit_argv: tuple[str, ...]
     """What removes the container once it has ended, if anything."""
+    reaper: Reaper | None
 
     async def carry_out(self, engine: Engine) -> int:
         """Run it; return the command's exit code."""
-        async with open_containerizer(engine) as containers:
-            launched = await self._launched(engine, containers)
+        async with open_containerizer(engine, reaper=self.reaper) as containers:
+            async with trio.open_nursery() as nursery:
+                # Meanwhile, and before much is pulled for nothing.
+                nursery.start_soon(trio.to_thread.run_sync, find_runtime, None)
+                launched = await self._launched(engine, containers)
             if launched.already:
                 raise AlreadyExists(
                     f"container {self.name} exists; choose another name, or remove it: lamina rm"
@@ -180,15 +190,23 @@ class _Order:
     ) -> int:
         stdin, terminal = self.options.stdin, self.options.terminal
         try:
-            is_over, code = await _foreground(
-                containers, status, attachment, stdin=stdin, terminal=terminal
-            )
+            return await _foreground(containers, status, attachment, stdin=stdin, terminal=terminal)
         finally:
-            await attachment.aclose()
-        if self.exit_argv and is_over:
             with trio.CancelScope(shield=True):
+                await attachment.aclose()
+                if self.exit_argv:
+                    await self._remove(containers)
+
+    async def _remove(self, containers: Containerizer) -> None:
+        """Remove the container, unless it goes on: then its monitor sees to that, without this client.
+
+        It may also have ended while this command was leaving it.
+        """
+        try:
+            if (await containers.status(self.name)).state == ContainerState.STOPPED:
                 await containers.destroy(self.name)
-        return code
+        except NotFound:
+            pass
 
 
 async def _foreground(
@@ -198,8 +216,8 @@ async def _foreground(
     *,
     stdin: bool,
     terminal: bool,
-) -> tuple[bool, int]:
-    """Attend to a container until it ends, or is left; return which, and this command's exit code."""
+) -> int:
+    """Attend to a container until it ends, or is left; return this command's exit code."""
     name = status.id
     end = partial(ended, folder_of(containers.stores.root.path, status.unique))
     kill = partial(containers.kill, name)
@@ -207,19 +225,19 @@ async def _foreground(
     match left.why:
         case Leaving.DETACHED:
             say(f"lamina: {name} goes on; `lamina attach {name}` comes back to it")
-            return False, 0
+            return 0
         case Leaving.FORCED:
             say(f"lamina: {name} goes on; `lamina kill {name}` ends it")
-            return False, 128 + left.signal
+            return 128 + left.signal
         case Leaving.HUNG_UP:
-            raise Stopped(left.signal)
+            return 128 + left.signal
         case Leaving.UNREAD:
             await containers.stop(name, grace_s=0)  # as SIGPIPE ends who writes to nobody
-            return True, 0
+            return 0
     outcome = attachment.outcome
     if outcome is None or outcome.code is None:
         raise EngineError(f"nobody saw how container {name} ended; its monitor was killed")
-    return True, outcome.code
+    return outcome.code
 
 
 @click.command("attach")
@@ -241,10 +259,9 @@ def attach(context: Context, word: str, no_stdin: bool) -> None:
             open_containerizer(engine) as containers,
             containers.attach(record.id) as attachment,
         ):
-            _, code = await _foreground(
+            return await _foreground(
                 containers, told(record), attachment, stdin=stdin, terminal=options.terminal
             )
-        return code
 
     code = run(context, work)
     if code:

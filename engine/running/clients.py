@@ -56,8 +56,9 @@ class Clients:
         self._resize = resize
         self._kill = kill
         self._has_told_end = False
-        self.any_saw_end = False
-        """Whether a client that is sent the output took all of it, and how the container ended."""
+        self.first_saw_end = False
+        """Whether the client that was there from the start took all output, and how it ended."""
+        self._first: Connection | None = None
         self._all: set[Connection] = set()
         self._listening: socket.socket | None = None
 
@@ -86,6 +87,8 @@ class Clients:
         client = Connection(connection, attached=attached)
         client.receive = lambda: self._receive(client)
         client.send_on = lambda: self._send_on(client)
+        if attached:
+            self._first = client
         self._all.add(client)
         self._wait_for(client)
         return client
@@ -138,8 +141,8 @@ class Clients:
             self.drop(client)
             return
         del client.to_send[:sent]
-        if self._has_told_end and client.attached and not client.to_send:
-            self.any_saw_end = True
+        if self._has_told_end and client is self._first and not client.to_send:
+            self.first_saw_end = True
         self._wait_for(client)
 
     def _wait_for(self, client: Connection) -> None:

@@ -38,6 +38,7 @@ from engine.running.executing import execute
 from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
+from engine.running.reaping import Reaper
 from engine.running.runc import ExecCommand
 from engine.running.settling import SettledContainers, told
 from engine.running.statuses import (
@@ -107,7 +108,7 @@ class Containerizer:
         With a `client` what is not here is pulled. `volumes` are images by the path at which they are
         mounted in it. With a `parent`, which has to run, it joins that one's network, IPC and host name.
         With `attached` the caller is its first client, who misses nothing, and closes that in the end;
-        `exit_argv`, and after it its `unique`, is a command that is run when it has ended unseen.
+        `exit_argv`, and after it its `unique`, is a command that is run when it has ended unseen by him.
         An ID that is there is not launched again: it is told as it is, `already`.
 
         What fails, or is cancelled, leaves nothing; with `keep` a container whose command could not be
@@ -131,7 +132,7 @@ class Containerizer:
         )
         begin = Begin(options=options, attached=attached, exit_argv=exit_argv, keep=keep)
         async with self._launches.turn(container):
-            await self._monitors.prepare()
+            self._monitors.prepare()
             while True:
                 launched = await self._launched(await provision(), begin)
                 if launched is not None:
@@ -360,11 +361,12 @@ class Containerizer:
 
 @asynccontextmanager
 async def open_containerizer(
-    engine: Engine, *, runtime: str | None = None
+    engine: Engine, *, runtime: str | None = None, reaper: Reaper | None = None
 ) -> AsyncIterator[Containerizer]:
     """Give the containers of an open engine for the length of a block; they run on after it.
 
     `runtime` is the OCI runtime, by name or path; else it is the first of crun and runc that works here.
+    Who is to launch as soon as he can has begun a `reaper` before (`engine.running.reaping`).
     """
-    async with open_monitors() as monitors:
+    async with open_monitors(reaper) as monitors:
         yield Containerizer(engine, monitors, runtime)

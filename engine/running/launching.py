@@ -36,7 +36,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     attached: bool = False
     """Whether the caller is its first client."""
     exit_argv: Sequence[str] = ()
-    """Run when it has ended and no client is there to see that, with its `unique` as the last word."""
+    """Run when it has ended, its `unique` as the last word; not if the first client saw the end."""
     keep: bool = False
     """Whether the container stays if its command cannot be started."""
 

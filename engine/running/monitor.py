@@ -27,7 +27,7 @@ from engine.fs.locks import lock_byte
 from engine.limits import FAREWELL_S, LAST_OUTPUT_S, START_GRACE_S
 from engine.running.cgroups import was_oom_killed
 from engine.running.frames import FAILED, STARTED, frame
-from engine.running.jobs import Launch
+from engine.running.jobs import ENVIRONMENT, Launch
 from engine.running.logfile import LogFile
 from engine.running.polling import Polling
 from engine.running.relaying import Relay
@@ -37,9 +37,6 @@ from engine.running.stdio import Stdio
 __all__ = ["watch"]
 
 _FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-# The runtime is not told of the engine's surroundings, among which are sockets and descriptors
-# (NOTIFY_SOCKET, LISTEN_FDS) that it would hand on.
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class _NotStarted(Exception):
@@ -82,11 +79,15 @@ def _told(error: BaseException) -> bytes:
 
 def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
     """Start the container; return its input and outputs, and its pid."""
+    # Before he is told, whoever starts it says nothing but KILL.
+    if _ready(channel.fileno(), seconds=0):
+        # Locked first, then looked: who finds nobody at work on what a dead engine left may remove it.
+        raise _NotStarted("nobody waits for it any more")
     stdio = Stdio(terminal=launch.terminal, stdin=launch.stdin)
     runtime = os.posix_spawn(
         launch.argv[0],
         launch.argv,
-        _ENVIRONMENT,
+        ENVIRONMENT,
         file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(stdio.given)],
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # which Python ignores
     )
@@ -107,25 +108,33 @@ def _wait(runtime: int, channel: socket.socket) -> None:
     One that was started is killed only if he says so, as any client may. Without him it runs on: others
     may have seen its pid by then.
     """
-    waiting = select.poll()
     ended = os.pidfd_open(runtime)
-    waiting.register(ended, select.POLLIN)
-    waiting.register(channel, select.POLLIN | select.POLLRDHUP)  # before he is told he only says KILL
-    if channel.fileno() in dict(waiting.poll()):
+    try:
+        is_wanted = channel.fileno() not in _ready(channel.fileno(), ended)
         # Killed half way it would leave more behind than when it has ended.
-        waiting.unregister(channel)
-        if not waiting.poll(START_GRACE_S * 1000):
-            _kill_children()
-    os.close(ended)
+        if not is_wanted and not _ready(ended, seconds=START_GRACE_S):
+            os.kill(runtime, signal.SIGKILL)
+            _ready(ended)
+    finally:
+        os.close(ended)
+
+
+def _ready(*files: int, seconds: float | None = None) -> list[int]:
+    """Wait for one of some descriptors to be readable, or closed at its other end; return which are."""
+    waiting = select.poll()
+    for file in files:
+        waiting.register(file, select.POLLIN | select.POLLRDHUP)
+    return [file for file, _ in waiting.poll(None if seconds is None else 1000 * seconds)]
 
 
 def _kill_children() -> None:
     """Kill all processes below this one."""
-    with suppress(OSError):
-        while children := Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split():
+    with suppress(ChildProcessError):
+        while True:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_bytes().split()
             for child in map(int, children):
                 os.kill(child, signal.SIGKILL)  # ours until it is waited for
-                os.waitpid(child, 0)
+            os.waitpid(-1, 0)
 
 
 def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> None:
@@ -162,7 +171,7 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
     end = time.monotonic() + FAREWELL_S
     while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
         polling.once(left)
-    if launch.exit_argv and not relay.clients.any_saw_end:
+    if launch.exit_argv and not relay.clients.first_saw_end:
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(launch.exit_argv[0], launch.exit_argv)

@@ -21,6 +21,7 @@ from engine.testing.taking_registry import TakingRegistry
 from tests.cli.test_importing import mixed
 from tests.command import commands, lamina
 from tests.registry.asking import Served
+from tests.running.images import image as running_image
 from tests.test_architecture import TOP
 
 pytestmark = pytest.mark.root
@@ -32,6 +33,7 @@ _LISTS = {"list of images": "image", "list of unpackings": "unpacking"}
 _RARE = {
     "removal of snapshots": {"left[].path", "left[].reason"},
     "image details": {"fetched", "puller"},  # of an image with a name all is here
+    "container": {"parent"},  # no command nests them
 }
 _PYTHON = {"string": str, "number": int | float, "time": str, "boolean": bool}
 
@@ -175,6 +177,7 @@ def seen(
     lamina(root, "image", "tag", "app:1", "old:1")
     run("gc", "--dry-run", "--explain", "--max-age", "0s", "--min-age", "0s")
     _name_and_keep(root, image, run)
+    _contain(root, folder, run)
     run("backends")
     run("compact")
     next((root / "snapshots").glob("*/*/fs/etc")).chmod(0o700)
@@ -257,6 +260,24 @@ def _name_and_keep(root: Path, image: Path, run: Any) -> None:
     run("namespaces", "rm", "other")
 
 
+def _contain(root: Path, folder: Path, run: Any) -> None:
+    """Run the commands on containers."""
+    lamina(root, "import", "--name", "busybox", running_image(folder / "busybox"))
+    for name in ("one", "two"):
+        lamina(root, "run", "-d", "--name", name, "-l", "a=b", "busybox", "sleep", "1000")
+    rows = run("ps")
+    assert [row["name"] for row in rows] == ["one", "two"]
+    assert run("stop", "-t", "0", "one")[0] | {"ended": "", "state": ""} == (
+        {key: value for key, value in rows[0].items() if key != "pid"}
+        | {"ended": "", "state": "", "exit_code": 137}
+    )
+    (killed,) = run("kill", "-s", "CONT", "two")
+    assert killed == rows[1]
+    run("rm", "one", "two", code=6)
+    assert run("rm", "-f", "two") == {"removed": ["two"]}
+    run("image", "prune", "--keep", "app:1")
+
+
 def _damage(root: Path, folder: Path, run: Any) -> None:
     other = layout(folder / "other", [archive(member("of", data=b"another"))])
     lamina(root, "import", other)
@@ -275,13 +296,14 @@ def _damage(root: Path, folder: Path, run: Any) -> None:
             ("images", "default", "bad:1"),
             ("blobs", "default", "sha256:bad"),
             ("mounts", "default", "bad"),
+            ("containers", "default", "bad"),
             ("leases", "default", "bad"),
             ("namespaces", "bad"),
             ("snapshots", "copy", "default", key),
         ):
             txn.raw.put(keys.encode(name), b"\xc1", db=txn.databases[table])
     (root / "snapshots" / "copy").mkdir(exist_ok=True)
-    listings = ("images", "mounts", "content ls", "snapshots ls", "leases ls", "namespaces ls")
+    listings = ("images", "mounts", "content ls", "snapshots ls", "leases ls", "namespaces ls", "ps")
     for words in (*listings, "du", "gc"):
         run(*words.split())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.oci.signals import parse_signal
+from engine.testing.taking_registry import TakingRegistry
 from tests.cli.container_places import Place, place_at
 from tests.cli.failing import assert_one_line
 from tests.conftest import peer
@@ -244,6 +245,43 @@ def test_networks(place: Place):
     assert host.stdout.strip() == os.readlink("/proc/self/ns/net")
 
 
+# -- what is not here yet -----------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_pulled_and_what_is_here_is_not_asked_for(place: Place, tmp_path: Path):
+    with TakingRegistry().running() as registry:
+        name = f"{registry.name}/team/busybox:1"
+        place("push", "busybox", name)
+        other = Place(tmp_path / "other")
+        done = other("run", "--pull", "never", "--rm", name, code=3)
+        assert_one_line(done.stderr, "no store at")
+        words = ("run", "--rm", name, "echo", "pulled")
+        assert other(*words).stdout == "pulled\n"
+        before = len(registry.asked)
+        assert other(*words).stdout == "pulled\n"
+        assert len(registry.asked) == before
+        assert other("run", "--pull", "always", *words[1:]).stdout == "pulled\n"
+        assert len(registry.asked) > before
+    other.clear()
+
+
+_AS_NOBODY = """
+import os
+import engine.cli.launching
+import engine.cli.program
+from engine.cli.main import main
+os.setuid(65534)
+main()
+"""
+
+
+def test_without_root_there_are_no_containers(tmp_path: Path):
+    words = [sys.executable, "-P", "-c", _AS_NOBODY, "--root", str(tmp_path / "root"), "run", "x"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert_one_line(done.stderr, "only root can run containers")
+
+
 # -- on containers that are there ---------------------------------------------------------------------
 
 
@@ -286,6 +324,22 @@ def test_stop_of_what_ignores_it(place: Place):
     until(lambda: place("logs", "stays").stdout == "ready\n")
     place("stop", "-t", "0.2", "stays")
     assert place.listed()["stays"]["exit_code"] == 137
+
+
+def test_stop_and_kill_of_what_goes_when_it_has_ended(place: Place):
+    for words in (("kill",), ("stop", "-t", "0")):
+        process = place.start("run", "--rm", "--name", "brief", "busybox", *_FOREVER)
+        _ready(process)
+        place(*words, "brief")
+        assert _ended(process)[0] in {7, 137}
+    assert place.listed() == {}
+
+
+def test_who_attaches_later_sees_to_no_removal(place: Place):
+    """What ran it does, or else what its monitor leaves behind."""
+    place("run", "-d", "--rm", "-i", "--name", "brief", "busybox", "sh", "-c", "read x; exit $x")
+    place("attach", "brief", input="3\n", code=3)
+    place.until_gone("brief")
 
 
 def test_kill(place: Place, web: str):

@@ -7,7 +7,9 @@ import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,14 @@ from typing import Any
 import trio
 
 from engine.running import cgroups
-from engine.running.attaching import Channel, ended
+from engine.running.attaching import Attachment, Channel, ended
 from engine.running.jobs import Launch
 from engine.running.monitors import Begun, open_monitors
 from engine.running.outcome import Outcome
 from engine.running.runc import Runtime, delete, run_argv
 from tests.processes import until
 
-__all__ = ["Bundle", "bundle_in", "output", "run", "shell"]
+__all__ = ["Bundle", "bundle_in", "output", "read_until", "run", "shell"]
 
 CAPABILITIES = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_DAC_OVERRIDE"]
 NAMESPACES = ("pid", "mount", "ipc", "uts", "network")
@@ -49,6 +51,21 @@ class Bundle:
     @property
     def log(self) -> bytes:
         return (self.folder / "log").read_bytes()
+
+    def attached(self) -> int:
+        """Return how many connections its monitor has beside that which listens."""
+        found = -1
+        for file in Path(f"/proc/{self.monitor}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it is closed just now
+                found += os.readlink(file).startswith("socket:")
+        return found
+
+    def is_still(self) -> bool:
+        """Say whether its container writes no more: it waits."""
+        before = (self.folder / "log").stat()
+        time.sleep(0.05)
+        after = (self.folder / "log").stat()
+        return after.st_size > 0 and (before.st_size, before.st_ino) == (after.st_size, after.st_ino)
 
     def running(self) -> list[int]:
         """Return the processes whose work is in its folder, or in its cgroup: monitor and container."""
@@ -158,6 +175,16 @@ def shell(script: str) -> tuple[str, ...]:
 def output(told: Sequence[tuple[Channel, bytes]], channel: Channel = Channel.STDOUT) -> bytes:
     """Return what was written to one channel."""
     return b"".join(data for where, data in told if where == channel)
+
+
+async def read_until(attachment: Attachment, wanted: bytes) -> bytes:
+    """Return what a container writes, until `wanted` is in it."""
+    told = b""
+    with trio.fail_after(30):
+        while wanted not in told:
+            _, data = await anext(attachment)
+            told += data
+    return told
 
 
 def run(

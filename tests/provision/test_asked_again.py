@@ -19,10 +19,10 @@ pytestmark = pytest.mark.root
 _PATIENCE_S = 20
 
 
-def test_who_asks_while_another_mounts_it_again_gets_it_mounted(
+def test_mc_08_who_asks_while_another_mounts_it_again_gets_it_mounted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MC-08: the same is given again, whole, whoever mends it."""
+    """The same is given again, whole, whoever mends it."""
     held, may_go_on = threading.Event(), threading.Event()
     rest = provisioner.rest
 
@@ -72,8 +72,8 @@ def test_one_that_goes_just_then_is_made_anew(bench: Bench, monkeypatch: pytest.
     bench.run(work)
 
 
-def test_what_was_left_half_made_is_in_nobodys_way(bench: Bench) -> None:
-    """MC-12: whoever was making it is dead, so it need not be what is asked for."""
+def test_mc_12_what_was_left_half_made_is_in_nobodys_way(bench: Bench) -> None:
+    """Whoever was making it is dead, so it need not be what is asked for."""
 
     async def work(host: Host) -> None:
         made = await host.provision("c")

@@ -104,6 +104,12 @@ class Floor:
             while (await self.containers.status(container)).state != state:  # noqa: ASYNC110
                 await trio.sleep(0.002)
 
+    async def appears(self, container: str) -> None:
+        """Wait until there is such a container."""
+        with trio.fail_after(20):
+            while not self.exists(container):  # noqa: ASYNC110
+                await trio.sleep(0.002)
+
     async def goes(self, container: str) -> None:
         """Wait until there is no such container."""
         with trio.fail_after(20):
