@@ -143,7 +143,7 @@ def test_no_log_is_empty(folder):
 
 
 def test_a_log_that_is_just_turned_is_not_empty(folder):
-    """Between the two steps of a turn there is `log.1` alone; so there is for good if its monitor dies."""
+    """Amid a turn there is `log.1` alone; so there is for good if the monitor dies then."""
     (folder / "log.1").write_bytes(record(b"before"))
     assert text(folder) == b"before\n"
     assert text(folder, tail=1) == b"before\n"
