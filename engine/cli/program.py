@@ -16,9 +16,10 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from engine import failpoints
 from engine.cli import signals
-from engine.cli.context import Context, default_root
+from engine.cli.context import REAPER, Context, default_root
 from engine.cli.ending import end
 from engine.cli.output import say
+from engine.running import reaping
 
 __all__ = ["ALIASES", "COMMANDS", "Listed", "lamina", "run"]
 
@@ -158,6 +159,8 @@ class _Group(click.Group):
         return list(self._entries())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (*self._path, cmd_name) == ("run",) and not ctx.resilient_parsing:
+            ctx.meta[REAPER] = reaping.begin()  # it is ready when the command is loaded
         return _command((*self._path, cmd_name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

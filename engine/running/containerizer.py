@@ -38,6 +38,7 @@ from engine.running.executing import execute
 from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
+from engine.running.reaping import Reaper
 from engine.running.runc import ExecCommand
 from engine.running.settling import SettledContainers, told
 from engine.running.statuses import (
@@ -131,7 +132,7 @@ class Containerizer:
         )
         begin = Begin(options=options, attached=attached, exit_argv=exit_argv, keep=keep)
         async with self._launches.turn(container):
-            await self._monitors.prepare()
+            self._monitors.prepare()
             while True:
                 launched = await self._launched(await provision(), begin)
                 if launched is not None:
@@ -360,11 +361,12 @@ class Containerizer:
 
 @asynccontextmanager
 async def open_containerizer(
-    engine: Engine, *, runtime: str | None = None
+    engine: Engine, *, runtime: str | None = None, reaper: Reaper | None = None
 ) -> AsyncIterator[Containerizer]:
     """Give the containers of an open engine for the length of a block; they run on after it.
 
     `runtime` is the OCI runtime, by name or path; else it is the first of crun and runc that works here.
+    Who is to launch as soon as he can has begun a `reaper` before (`engine.running.reaping`).
     """
-    async with open_monitors() as monitors:
+    async with open_monitors(reaper) as monitors:
         yield Containerizer(engine, monitors, runtime)

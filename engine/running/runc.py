@@ -25,10 +25,10 @@ from engine.errors import (
 )
 from engine.limits import RUNTIME_S
 from engine.running.cgroups import Layout, kill_all, layout, remove
+from engine.running.jobs import ENVIRONMENT, PATH
 from engine.running.runtime_log import RUNTIME_LOG
 
 __all__ = [
-    "ENVIRONMENT",
     "ExecCommand",
     "Runtime",
     "RuntimeState",
@@ -46,9 +46,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _NAMES = ("crun", "runc")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ENVIRONMENT = {"PATH": _PATH}
-"""Of a runtime: sockets and descriptors that the engine's names are not for it (NOTIFY_SOCKET, …)."""
 
 _VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?(\S*)")
 _GONE = ("does not exist", "not running", "already finished", "no such process", "no such file")
@@ -112,7 +109,7 @@ def find_runtime(name: str | None = None) -> Runtime:
 
 def _probed(name: str) -> Runtime:
     """Return a runtime if it works here. NotSupported."""
-    path = shutil.which(name, path=_PATH)
+    path = shutil.which(name, path=PATH)
     if path is None:
         raise NotSupported(f"{name} is not installed")
     try:

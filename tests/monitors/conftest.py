@@ -11,7 +11,7 @@ from engine.running.runc import Runtime, find_runtime
 from tests.conftest import peer
 from tests.monitors.monitored import Bundle, bundle_in
 
-COMMANDS = "sh true false cat echo printf sleep stty tty head dd id kill yes seq setsid"
+COMMANDS = "pwd tail tr sh true false cat echo printf sleep stty tty head dd id kill yes seq setsid"
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_mc_10_it_runs_on_without_whoever_starts_it(bundle, tmp_path):
 
     async def main():
         async with open_monitors() as monitors:
-            reaper = await monitors._ready()
+            reaper = monitors._ready()
             ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with theirs:
                 await reaper.give(encoded(launch), theirs)
@@ -209,7 +209,7 @@ def test_mc_03_a_cancelled_start_leaves_no_process(bundle):
 
     async def main():
         async with open_monitors() as monitors:
-            await monitors.prepare()
+            monitors.prepare()
             for moment in moments:
                 one = bundle("/bin/sleep", "1000", attached=moment == 0.01)
                 begun = None
@@ -248,7 +248,7 @@ def test_e_02_the_runtime_has_nothing_of_the_engine(bundle, tmp_path, monkeypatc
     told = tmp_path / "told"
     spy.write_text(
         f"#!/bin/sh\nexec >{told}\nls -l /proc/$$/fd\necho\nenv\necho\n"
-        "grep -E 'SigIgn|SigBlk' /proc/$$/status\necho\nps -o tty= -p $$\nexit 1\n"
+        "grep -E 'SigIgn|SigBlk' /proc/self/status\necho\nps -o tty= -p $$\nexit 1\n"
     )
     spy.chmod(0o700)
     inherited = os.open("/etc/hostname", os.O_RDONLY)

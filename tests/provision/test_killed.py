@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +77,13 @@ def _started(words: Sequence[object]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", _CHILD, *map(str, words)]
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def _is_stopped(child: subprocess.Popen[str]) -> bool:
+    assert child.poll() is None
+    # proc(5): after the name comes the state, T for one that a signal stopped.
+    stat = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return stat.rpartition(") ")[2].startswith("T")
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -148,8 +156,9 @@ def test_two_processes_make_one_container(bench: Bench) -> None:
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", "provision.mounted=stop"]
         child = _started(words)
         try:
-            while not mounted_below(bench.root):  # noqa: ASYNC110  another process mounts it
+            while not _is_stopped(child):  # noqa: ASYNC110  another process gets there
                 await trio.sleep(0.001)
+            assert len(mounted_below(bench.root)) == 1
             async with trio.open_nursery() as nursery:
                 made: list[Any] = []
 
@@ -207,8 +216,9 @@ def test_mc_03_bk_08_destroying_ends_what_another_process_makes(bench: Bench) ->
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", "provision.mounted=stop"]
         child = _started(words)
         try:
-            while not mounted_below(bench.root):  # noqa: ASYNC110  another process mounts it
+            while not _is_stopped(child):  # noqa: ASYNC110  another process gets there
                 await trio.sleep(0.001)
+            assert len(mounted_below(bench.root)) == 1
             async with trio.open_nursery() as nursery:
                 gone: list[bool] = []
 
