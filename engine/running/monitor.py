@@ -8,6 +8,7 @@ that it makes is in the container's folder:
     log       what the container wrote (`engine.running.logfile`)
     attach    the socket for clients (`engine.running.frames`), until the container has ended
     exit      how the container ended: {"code": n, "at": ns, "oom": true or false}
+    exit.new  until then the room for that: the container may have filled the disk
 """
 
 import json
@@ -19,7 +20,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.errors import EngineError, from_os_error
 from engine.fs.durable import flush, flush_names
@@ -37,17 +37,8 @@ from engine.running.stdio import Stdio
 
 __all__ = ["watch"]
 
-_EXIT_BYTES = 256
 _FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class _Running(NamedTuple):
-    """A container that was started, and the files that were made for it first: it may fill the disk."""
-
-    pid: int
-    stdio: Stdio
-    log: LogFile
-    exit: int
+_EXIT = 256  # bytes at most
 
 
 class _NotStarted(Exception):
@@ -65,14 +56,14 @@ def watch(launch: Launch, channel: socket.socket) -> None:
         lock_byte(claim, 0, alone=True)
         os.write(claim, b"%d\n" % os.getpid())
         adopt_orphans()
-        running = _begin(launch, channel)
+        begun = _begin(launch, channel)
     except BaseException as error:  # noqa: BLE001  told to whoever starts it
         _kill_children()
         with suppress(OSError):
             channel.sendall(frame(FAILED, _told(error)))
         return
     try:
-        _attend(launch, channel, running)
+        _attend(launch, channel, *begun)
     except Exception:  # noqa: BLE001  there is nobody to raise it to
         os.dup2(claim, 2)
         sys.excepthook(*sys.exc_info())
@@ -88,13 +79,13 @@ def _told(error: BaseException) -> bytes:
     return json.dumps({"kind": kind, "message": str(error)}).encode()
 
 
-def _begin(launch: Launch, channel: socket.socket) -> _Running:
-    """Start the container."""
+def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
+    """Start the container; return its input and outputs, and its pid."""
     # Before he is told, whoever starts it says nothing but KILL.
     if _ready(channel.fileno(), seconds=0):
         # Locked first, then looked: who finds nobody at work on what a dead engine left may remove it.
         raise _NotStarted("nobody waits for it any more")
-    log, exit_file = LogFile(launch.log_limit), _exit_file()
+    _reserve_exit()
     stdio = Stdio(terminal=launch.terminal, stdin=launch.stdin)
     runtime = os.posix_spawn(
         launch.argv[0],
@@ -111,7 +102,7 @@ def _begin(launch: Launch, channel: socket.socket) -> _Running:
         os.unlink(RUNTIME_LOG)
     pid = int(Path("pid").read_bytes())
     stdio.begun()
-    return _Running(pid, stdio, log, exit_file)
+    return stdio, pid
 
 
 def _wait(runtime: int, channel: socket.socket) -> None:
@@ -149,10 +140,9 @@ def _kill_children() -> None:
             os.waitpid(-1, 0)
 
 
-def _attend(launch: Launch, channel: socket.socket, running: _Running) -> None:
+def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> None:
     """Serve a container that was started, to its end and beyond."""
     polling = Polling()
-    pid = running.pid
     container = os.pidfd_open(pid)
     code: list[int] = []
 
@@ -165,7 +155,7 @@ def _attend(launch: Launch, channel: socket.socket, running: _Running) -> None:
         code.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     polling.on(container, read=ended)
-    relay = Relay(polling, running.stdio, running.log, kill)
+    relay = Relay(polling, stdio, LogFile(launch.log_limit), kill)
     relay.clients.listen()
     relay.clients.send(relay.clients.add(channel, attached=launch.attached), frame(STARTED, b"%d" % pid))
     relay.begin()
@@ -179,26 +169,29 @@ def _attend(launch: Launch, channel: socket.socket, running: _Running) -> None:
         polling.once(left)
     told = {"code": code[0] if code[0] >= 0 else 128 - code[0], "at": at}
     written = json.dumps({**told, "oom": was_oom_killed(launch.id)}).encode()
-    _put_exit(running.exit, written)
-    relay.clients.tell_end(written)
-    end = time.monotonic() + FAREWELL_S
-    while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
-        polling.once(left)
+    try:
+        _put_exit(written)
+    finally:  # who waits is told, whatever can be kept of it
+        relay.clients.tell_end(written)
+        end = time.monotonic() + FAREWELL_S
+        while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
+            polling.once(left)
     if launch.exit_argv and not relay.clients.first_saw_end:
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(launch.exit_argv[0], launch.exit_argv)
 
 
-def _exit_file() -> int:
-    """Open what becomes `exit`, with the space that it takes. OSError if there is none."""
-    file = os.open("exit.new", os.O_WRONLY | os.O_TRUNC | _FILE, 0o600)
-    os.posix_fallocate(file, 0, _EXIT_BYTES)
-    return file
+def _reserve_exit() -> None:
+    """Take the room on the disk that telling of the end needs."""
+    file = os.open("exit.new", os.O_WRONLY | _FILE, 0o600)
+    os.posix_fallocate(file, 0, _EXIT)
+    os.close(file)
 
 
-def _put_exit(file: int, written: bytes) -> None:
+def _put_exit(written: bytes) -> None:
     """Leave how the container ended, whole and durable."""
+    file = os.open("exit.new", os.O_WRONLY | _FILE, 0o600)
     os.write(file, written)
     os.ftruncate(file, len(written))
     flush(file)

@@ -4,7 +4,6 @@ import os
 import resource
 import signal
 import socket
-from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -18,7 +17,6 @@ from engine.running.frames import frame
 from engine.running.jobs import encoded
 from engine.running.monitors import open_monitors
 from engine.running.outcome import Outcome, outcome
-from tests.filesystems import in_memory
 from tests.monitors.monitored import connected, output, run, shell
 from tests.processes import until
 
@@ -332,20 +330,3 @@ def test_many_who_wait_for_the_end(bundle):
     assert len(found) == 60
     assert len(set(found)) == 1
     one.delete()
-
-
-def test_a_container_that_fills_the_disk(bundle, tmp_path):
-    """How it ended is known; without room for that it is not started."""
-    with in_memory(tmp_path / "full", 1) as full:
-        one = bundle(*shell("seq 1000000; exit 3"), below="full")
-        _, found = run(one)
-        assert found.code == 3
-        one.delete()
-        two = bundle("/bin/true", below="full")
-        with (full / "rest").open("wb") as rest, suppress(OSError):
-            os.posix_fallocate(rest.fileno(), 0, 1 << 20)  # takes what there is
-            rest.write(bytes(1 << 20))
-        with pytest.raises(EngineError):
-            run(two)
-        until(lambda: not one.running() and not two.running())
-        two.delete()
