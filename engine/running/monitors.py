@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -69,6 +69,12 @@ class _Employed:
     async def dismiss(self) -> None:
         """Let it end, as it does by itself when nobody can give it anything."""
         self._jobs.close()
+        with suppress(
+            ProcessLookupError, ChildProcessError
+        ):  # whose process this is may reap all children
+            await self._gone()
+
+    async def _gone(self) -> None:
         ended = os.pidfd_open(self._pid)
         try:
             with trio.CancelScope(shield=True):
@@ -77,9 +83,9 @@ class _Employed:
                 if patience.cancelled_caught:
                     os.kill(self._pid, signal.SIGKILL)
                     await trio.lowlevel.wait_readable(ended)
+            os.waitpid(self._pid, 0)  # noqa: ASYNC222  it has ended
         finally:
             os.close(ended)
-            os.waitpid(self._pid, 0)  # noqa: ASYNC222  it has ended
 
 
 class Monitors:

@@ -172,3 +172,23 @@ async def _ended_or_killed(one):
         return await ended(one.folder)
     runc.kill(one.runtime, one.states, one.id, signal.SIGKILL)
     return await ended(one.folder)
+
+
+def test_a_process_that_reaps_all_its_children(bundle):
+    """Whose engine this is may ignore SIGCHLD: the kernel reaps then."""
+    one = bundle("/bin/true")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+
+        async def main():
+            async with open_monitors() as monitors:
+                await monitors.start(one.launch)
+                (reaper,) = reapers()
+                os.kill(reaper, signal.SIGKILL)
+                await trio.to_thread.run_sync(until, lambda: not reapers())
+            return await ended(one.folder)
+
+        assert trio.run(main).code == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    one.delete()
