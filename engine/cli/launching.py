@@ -84,7 +84,7 @@ def launch(
         check_identifier(name, "container name")
     if not detach:
         check_terminal(stdin=options.stdin, terminal=options.terminal)
-    order = _Order(
+    wanted = _Wanted(
         name=name or new_name(),
         image=image,
         options=options,
@@ -98,7 +98,7 @@ def launch(
         exit_argv=_removal(context) if remove else (),
         reaper=click.get_current_context().meta.get(REAPER),
     )
-    code = run(context, order.carry_out, create=pull != "never")
+    code = run(context, wanted.carry_out, create=pull != "never")
     if code:
         raise click.exceptions.Exit(code)
 
@@ -110,7 +110,7 @@ def _removal(context: Context) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class _Wanted:
     """What is to be run, and how."""
 
     name: str

@@ -23,7 +23,7 @@ from engine.failpoints import hit
 from engine.gc.collect import Collected
 from engine.kv.schema import Container
 from engine.labels import Labels
-from engine.metadata.containers import ContainerState
+from engine.metadata.containers import ON_THE_WAY, ContainerState
 from engine.metadata.provisions import IsMeant, anyone
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
@@ -43,8 +43,7 @@ __all__ = ["Provisioner", "Stop"]
 
 _log = logging.getLogger(__name__)
 
-_ON_THE_WAY = {ContainerState.PROVISIONING, ContainerState.DESTROYING}
-_HALF_MADE = {*_ON_THE_WAY, ContainerState.PREPARING}
+_HALF_MADE = {*ON_THE_WAY, ContainerState.PREPARING}
 _NO_LABELS: Labels = MappingProxyType({})
 _NO_VOLUMES: Mapping[str, str] = MappingProxyType({})
 
@@ -198,7 +197,7 @@ class Provisioner:
         for error in self._mender.mend([found]).values():
             raise error
         looked = self._containers.find(found.id)
-        if looked is None or looked[0].state in _ON_THE_WAY or not self._roots.is_whole(looked[0]):
+        if looked is None or looked[0].state in ON_THE_WAY or not self._roots.is_whole(looked[0]):
             return None
         try:
             return self._roots.provisioned(looked[0])
@@ -393,8 +392,7 @@ class Provisioner:
 
         def updated() -> Container:
             found = self._containers.get(container)
-            is_whole = found.state not in {ContainerState.PROVISIONING, ContainerState.DESTROYING}
-            held = self._provisions.resume(found) if is_whole else []
+            held = [] if found.state in ON_THE_WAY else self._provisions.resume(found)
             if not held:
                 raise FailedPrecondition(f"container {container} is being made, changed or removed")
             (mine,) = held

@@ -56,11 +56,11 @@ from engine.unpack.lease import begun_lease
 if TYPE_CHECKING:  # which loads httpcore
     from engine.registry.client import Client
 
-__all__ = ["AS_THE_IMAGE_SAYS", "Containerizer", "open_containerizer"]
+__all__ = ["Containerizer", "open_containerizer"]
 
 _log = logging.getLogger(__name__)
 
-AS_THE_IMAGE_SAYS = RunOptions()
+_AS_THE_IMAGE_SAYS = RunOptions()
 
 _NO_VOLUMES: Mapping[str, str] = MappingProxyType({})
 
@@ -90,7 +90,7 @@ class Containerizer:
         self,
         container: str,
         image: str,
-        options: RunOptions = AS_THE_IMAGE_SAYS,
+        options: RunOptions = _AS_THE_IMAGE_SAYS,
         *,
         parent: str = "",
         volumes: Mapping[str, str] = _NO_VOLUMES,

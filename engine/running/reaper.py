@@ -14,10 +14,9 @@ from engine.running.frames import FAILED, frame
 from engine.running.jobs import Launch, decoded
 from engine.running.monitor import watch
 
-__all__ = ["JOB_BYTES", "main"]
+__all__ = ["main"]
 
-JOB_BYTES = 128 * 1024
-"""The largest job: paths, and two commands."""
+_JOB_BYTES = 128 * 1024  # the largest: paths, and two commands
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # then the kernel forgets monitors as they end
     gc.freeze()  # a collection in a monitor would copy all that they share
     while True:
-        data, files, _, _ = socket.recv_fds(jobs, JOB_BYTES, 1)
+        data, files, _, _ = socket.recv_fds(jobs, _JOB_BYTES, 1)
         if not data:
             os._exit(0)  # with nothing to clear up, for which somebody would have to wait
         os.set_inheritable(files[0], False)
