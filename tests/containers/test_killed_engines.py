@@ -13,7 +13,7 @@ from tests.containers.harness import store, storm
 pytestmark = [pytest.mark.crash, pytest.mark.root]
 
 
-def test_mc_10_mc_12_engines_are_killed_one_after_another(tmp_path: Path) -> None:
+def test_mc_10_engines_are_killed_one_after_another(tmp_path: Path) -> None:
     """What was launched is found again, as it ended; of what was destroyed nothing is left."""
     peer("runc")
     with store(tmp_path) as root:
@@ -23,7 +23,7 @@ def test_mc_10_mc_12_engines_are_killed_one_after_another(tmp_path: Path) -> Non
     assert done.found
 
 
-def test_mc_10_mc_12_several_engines_at_once_are_killed(tmp_path: Path) -> None:
+def test_mc_10_several_engines_at_once_are_killed(tmp_path: Path) -> None:
     """None of them takes what another makes for what was left half made."""
     peer("runc")
     with store(tmp_path) as root:
