@@ -92,7 +92,7 @@ def test_mc_12_what_was_left_half_made_is_in_nobodys_way(bench: Bench) -> None:
 def test_recovering_leaves_what_was_finished_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MC-12: seen half made, and made by the time that it is looked who makes it."""
+    """MC-10: seen half made, and made by the time that it is looked who makes it."""
     made, seen = threading.Event(), threading.Event()
     walk = ContainerStore.walk
 
@@ -129,7 +129,7 @@ def test_recovering_leaves_what_was_finished_meanwhile(
 
 
 def test_two_who_find_the_same_half_made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MC-12: the later does not remove what the first has made instead."""
+    """MC-10: the later does not remove what the first has made instead."""
 
     async def work(host: Host) -> None:
         made = await host.provision("c")
