@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.observing.watching import Watch
     from engine.provision.provisioner import Provisioner
     from engine.running.containerizer import Containerizer, open_containerizer
-    from engine.running.options import Bind, Network, Resources, RunOptions
+    from engine.running.options import Bind, ExecOptions, IDMap, Network, Resources, RunOptions
 
 __all__ = [
     "Bind",
@@ -30,6 +30,8 @@ __all__ = [
     "Coordinator",
     "Engine",
     "Event",
+    "ExecOptions",
+    "IDMap",
     "ImageService",
     "Missed",
     "Mount",
@@ -56,6 +58,8 @@ _HOMES = {
     "Coordinator": "images.coordinating",
     "Engine": "app",
     "Event": "metadata.events",
+    "ExecOptions": "running.options",
+    "IDMap": "running.options",
     "ImageService": "images.service",
     "Missed": "observing.listening",
     "Network": "running.options",

@@ -7,7 +7,6 @@ and `eio` (OSError).
 """
 
 import errno
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -109,7 +108,8 @@ def _fire(name: str) -> None:
             return
         del _armed[name]
     if action in _SIGNALS:
-        os.kill(os.getpid(), _SIGNALS[action])
+        # To this very thread: it does not get on until others of the process have noticed.
+        signal.pthread_kill(threading.get_ident(), _SIGNALS[action])
         return
     if action == "error":
         raise EngineError(f"failpoint {name}")

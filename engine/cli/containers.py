@@ -1,6 +1,6 @@
-"""Commands on containers that are there: ps, stop, kill, rm.
+"""The commands `stop`, `kill` and `rm`.
 
-Sync. Listing loads nothing that works on an event loop.
+Async.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -115,7 +115,8 @@ def stop(context: Context, names: tuple[str, ...], seconds: float, name: str, vi
 def kill(context: Context, names: tuple[str, ...], number: int, view: View) -> None:
     """Send a signal to the first process of containers.
 
-    SIGKILL if nothing else is said, as 9, KILL or SIGKILL."""
+    SIGKILL if nothing else is said, as 9, KILL or SIGKILL.
+    """
 
     async def act(containers: Containerizer, one: str) -> object:
         before = await containers.status(one)
@@ -129,13 +130,14 @@ def kill(context: Context, names: tuple[str, ...], number: int, view: View) -> N
 
 @click.command("rm")
 @_names
-@click.option("-f", "--force", is_flag=True, help="Kill those that run; what is not there is no error.")
+@click.option("-f", "--force", is_flag=True, help="Kill those that run.")
 @action
 @click.pass_obj
 def remove(context: Context, names: tuple[str, ...], force: bool, view: View) -> None:
     """Remove containers, and what they wrote.
 
-    One that runs is not removed without --force."""
+    One that runs is not removed without --force.
+    """
 
     async def act(containers: Containerizer, one: str) -> object:
         status = await containers.status(one)

@@ -22,6 +22,7 @@ from engine.snapshots import Durability
 from engine.stores import Stores, host_platform, open_stores
 
 __all__ = [
+    "REAPER",
     "Command",
     "Context",
     "action",
@@ -35,6 +36,9 @@ __all__ = [
     "replace_option",
     "snapshotter_option",
 ]
+
+REAPER = "lamina.reaper"
+"""What click knows the reaper by that a command was given ahead (`engine.running.reaping`)."""
 
 Command = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from engine.app import Engine
 from engine.cli.attending import Leaving, attend
 from engine.cli.bars import progress
 from engine.cli.completion import container_names, image_names
-from engine.cli.context import Context, platform_option, snapshotter_option
+from engine.cli.context import REAPER, Context, platform_option, snapshotter_option
 from engine.cli.naming import container_named, new_name
 from engine.cli.output import View, say, write
 from engine.cli.reaching import access_options
@@ -31,6 +31,7 @@ from engine.registry.client import Access, open_client
 from engine.running.attaching import Attachment, ended
 from engine.running.containerizer import Containerizer, open_containerizer
 from engine.running.options import RunOptions
+from engine.running.reaping import Reaper
 from engine.running.runc import find_runtime
 from engine.running.settling import told
 from engine.running.statuses import ContainerStatus, Launched
@@ -83,7 +84,7 @@ def launch(
         check_identifier(name, "container name")
     if not detach:
         check_terminal(stdin=options.stdin, terminal=options.terminal)
-    order = _Order(
+    wanted = _Wanted(
         name=name or new_name(),
         image=image,
         options=options,
@@ -95,8 +96,9 @@ def launch(
         quiet=quiet,
         attached=not detach,
         exit_argv=_removal(context) if remove else (),
+        reaper=click.get_current_context().meta.get(REAPER),
     )
-    code = run(context, order.carry_out, create=pull != "never")
+    code = run(context, wanted.carry_out, create=pull != "never")
     if code:
         raise click.exceptions.Exit(code)
 
@@ -108,7 +110,7 @@ def _removal(context: Context) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class _Wanted:
     """What is to be run, and how."""
 
     name: str
@@ -123,10 +125,11 @@ class _Order:
     attached: bool
     exit_argv: tuple[str, ...]
     """What removes the container once it has ended, if anything."""
+    reaper: Reaper | None
 
     async def carry_out(self, engine: Engine) -> int:
         """Run it; return the command's exit code."""
-        async with open_containerizer(engine) as containers:
+        async with open_containerizer(engine, reaper=self.reaper) as containers:
             async with trio.open_nursery() as nursery:
                 # Meanwhile, and before much is pulled for nothing.
                 nursery.start_soon(trio.to_thread.run_sync, find_runtime, None)

@@ -16,9 +16,10 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from engine import failpoints
 from engine.cli import signals
-from engine.cli.context import Context, default_root
+from engine.cli.context import REAPER, Context, default_root
 from engine.cli.ending import end
 from engine.cli.output import say
+from engine.running import reaping
 
 __all__ = ["ALIASES", "COMMANDS", "Listed", "lamina", "run"]
 
@@ -40,7 +41,7 @@ COMMANDS: Mapping[str, Listed | Mapping[str, Listed]] = {
     "push": Listed("pushing:push", "Push an image to a registry: only what is not there."),
     "copy": Listed("pushing:copy", "Copy an image between registries; nothing of it is stored here."),
     "run": Listed("launching:launch", "Run an image in a container; what is missing is pulled."),
-    "ps": Listed("listing:ps", "List the containers that run; with --all also those that do not."),
+    "ps": Listed("ps:ps", "List the containers that run; with --all also those that do not."),
     "logs": Listed("logs:logs", "Show what a container wrote; with --follow also what it writes."),
     "exec": Listed("executing:execute", "Run a further command in a container that runs."),
     "attach": Listed("launching:attach", "See and type what a container's first process does."),
@@ -158,6 +159,9 @@ class _Group(click.Group):
         return list(self._entries())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        is_run = (*self._path, cmd_name) == ("run",) and not ctx.resilient_parsing
+        if is_run and os.geteuid() == 0:  # the command tells others that it takes root
+            ctx.meta[REAPER] = reaping.begin()  # it is ready when the command is loaded
         return _command((*self._path, cmd_name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -15,7 +15,7 @@ from engine.fsck.findings import Finding, Trouble, What
 from engine.kv.environment import Transaction
 from engine.kv.schema import CONTAINERS, KIN, MOUNTS, SNAPSHOTS, Container, Kin
 from engine.kv.table import Damaged
-from engine.metadata.containers import ContainerState
+from engine.metadata.containers import ON_THE_WAY
 from engine.provision.places import all_folders, folder_of, is_unique, mount_keys
 from engine.root import Root
 
@@ -57,8 +57,8 @@ def _missing(root: Root, txn: Transaction, namespace: str, container: Container)
             yield Trouble(finding, partial(_note_child, root, namespace, container))
     elif parent:
         yield Trouble(told(f"its parent {parent} is gone; remove it with `lamina rm {container.id}`"))
-    if container.state in {ContainerState.PROVISIONING, ContainerState.DESTROYING}:
-        return  # it has not all that yet, or not any more
+    if container.state in ON_THE_WAY:
+        return
     for key in mount_keys(container):
         has_mount = MOUNTS.any(txn, namespace, key)
         if not (has_mount and SNAPSHOTS.any(txn, container.backend, namespace, key)):

@@ -27,7 +27,16 @@ from engine.kv.table import Damaged
 from engine.metadata.leases import is_live
 from engine.processes import boot_id
 
-__all__ = ["TRANSITIONS", "Container", "ContainerState", "ContainerStore", "entered", "may_run"]
+__all__ = [
+    "ON_THE_WAY",
+    "TRANSITIONS",
+    "Container",
+    "ContainerState",
+    "ContainerStore",
+    "check_follows",
+    "entered",
+    "may_run",
+]
 
 
 class ContainerState(StrEnum):
@@ -55,11 +64,20 @@ TRANSITIONS: Mapping[ContainerState, frozenset[ContainerState]] = {
 }
 """Which states follow which; from `destroying` the only other way is that the record goes."""
 
+ON_THE_WAY = frozenset({ContainerState.PROVISIONING, ContainerState.DESTROYING})
+"""The states in which a container has not all of its root file systems: not yet, or not any more."""
+
 
 def may_run(container: Container) -> bool:
     """Say whether a process of this boot may run in a container, as far as its record tells."""
     began = ContainerState.STARTING in container.since or ContainerState.RUNNING in container.since
     return began and ContainerState.STOPPED not in container.since and container.boot == boot_id()
+
+
+def check_follows(old: Container, state: ContainerState) -> None:
+    """Raise FailedPrecondition if a container cannot enter a state from the one that it is in."""
+    if state not in TRANSITIONS[ContainerState(old.state)]:
+        raise FailedPrecondition(f"container {old.id} is {old.state}: it cannot become {state}")
 
 
 def entered(old: Container, state: ContainerState, **changes: Any) -> Container:  # noqa: ANN401
@@ -75,16 +93,11 @@ class ContainerStore:
         self._meta = meta
         self._namespace = namespace
 
-    def add(self, container: Container) -> None:
+    def put_new(self, txn: Transaction, container: Container) -> None:
         """Put the record of a new container. AlreadyExists if there is one, NotFound without its parent.
 
         FailedPrecondition for a parent that is on its way out.
         """
-        with self._meta.write() as txn:
-            self.put_new(txn, container)
-
-    def put_new(self, txn: Transaction, container: Container) -> None:
-        """Do what `add` does, within a transaction."""
         if CONTAINERS.any(txn, self._namespace, container.id):
             raise AlreadyExists(f"container {container.id} exists; choose another name")
         parent = self._get(txn, container.parent) if container.parent else None
@@ -139,34 +152,19 @@ class ContainerStore:
         FailedPrecondition, and nothing changes, if that state does not follow, or if the record is not
         as it was read any more.
         """
-        if state not in TRANSITIONS[ContainerState(old.state)]:
-            raise FailedPrecondition(f"container {old.id} is {old.state}: it cannot become {state}")
-        return self._swap(old, entered(old, state, **changes))
-
-    def change(self, old: Container, **changes: Any) -> Container:  # noqa: ANN401
-        """Change what is said of a container, in the state that it is in; return its record.
-
-        FailedPrecondition if the record is not as it was read any more.
-        """
-        return self._swap(old, msgspec.structs.replace(old, **changes))
-
-    def _swap(self, old: Container, changed: Container) -> Container:
+        check_follows(old, state)
+        changed = entered(old, state, **changes)
         with self._meta.write() as txn:
             if CONTAINERS.get(txn, self._namespace, old.id) != old:
                 raise FailedPrecondition(f"container {old.id} was changed meanwhile; try again")
             CONTAINERS.put(txn, changed, self._namespace, old.id)
         return changed
 
-    def drop(self, old: Container) -> None:
+    def drop(self, txn: Transaction, old: Container) -> None:
         """Remove the record of a container of which nothing is left.
 
         FailedPrecondition if it has children, or is not as it was read any more.
         """
-        with self._meta.write() as txn:
-            self.drop_in(txn, old)
-
-    def drop_in(self, txn: Transaction, old: Container) -> None:
-        """Do what `drop` does, within a transaction."""
         if CONTAINERS.get(txn, self._namespace, old.id) != old:
             raise FailedPrecondition(f"container {old.id} was changed meanwhile; try again")
         children = (kin.child for kin in KIN.survey(txn, self._namespace, old.id)[0])

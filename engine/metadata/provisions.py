@@ -11,21 +11,29 @@ record; of a container whose record somebody else moved meanwhile no step succee
     failed, gone     it stays for another try; nothing is left of it
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from engine.errors import FailedPrecondition, NotFound
 from engine.kv.environment import Environment, Transaction
-from engine.kv.schema import CONTAINERS, MOUNTS, SNAPSHOTS, Container, MountRecord, now
+from engine.kv.schema import CONTAINERS, MOUNTS, SNAPSHOTS, Container, MountRecord
 from engine.metadata import ledger
-from engine.metadata.containers import TRANSITIONS, ContainerState, ContainerStore
+from engine.metadata.containers import ContainerState, ContainerStore, check_follows, entered
 from engine.metadata.leases import begin
 from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.metadata.references import CONTAINER, ReferenceStore
 
-__all__ = ["HeldRoot", "ProvisionStore", "Removing", "Settled"]
+__all__ = ["HeldRoot", "IsMeant", "ProvisionStore", "Removing", "Settled", "anyone"]
+
+IsMeant = Callable[[Container, bool], bool]
+"""Says of a container as it is, and of whether somebody works on it, whether it is meant."""
+
+
+def anyone(_container: Container, _is_held: bool) -> bool:
+    """Mean a container however it is."""
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +153,9 @@ class ProvisionStore:
         mounts: Iterable[MountRecord],
         changes: Mapping[str, object],
     ) -> Container:
-        became = {"lease": "", **changes}
+        done = msgspec.structs.replace(mine, lease="", **changes)
         if mine.state == ContainerState.PROVISIONING:
-            became["state"] = str(ContainerState.PROVISIONED)
-            became["since"] = {**mine.since, str(ContainerState.PROVISIONED): now()}
-        done = msgspec.structs.replace(mine, **became)
+            done = entered(done, ContainerState.PROVISIONED)
         CONTAINERS.put(txn, done, self._namespace, mine.id)
         for mount in mounts:
             self._put_mount(txn, mount, lease="")
@@ -188,8 +194,8 @@ class ProvisionStore:
 
     # -- removing -----------------------------------------------------------------------------
 
-    def removing(self, name: str, *, mine: str = "") -> Removing | None:
-        """Have a container be on its way out; None if there is none.
+    def removing(self, name: str, *, mine: str = "", is_meant: IsMeant = anyone) -> Removing | None:
+        """Have a container be on its way out; None if there is none that is meant.
 
         It is the caller's to remove if nobody holds it, or he does, by the lease `mine`; else whoever
         does finds it moved.
@@ -200,15 +206,16 @@ class ProvisionStore:
                 return None
             is_mine = bool(mine) and old.lease == mine
             is_free = not self._containers.is_held_in(txn, old)
+            if not is_meant(old, not is_free):
+                return None
             lease = old.lease
             if is_free:
                 self._end(txn, old.lease)  # of who died over it
                 lease = begin(txn, self._namespace, self._meta.owners.me)
             moved = old
             if old.state != ContainerState.DESTROYING:
-                _check_follows(old, ContainerState.DESTROYING)
-                since = {**old.since, str(ContainerState.DESTROYING): now()}
-                moved = msgspec.structs.replace(old, state=str(ContainerState.DESTROYING), since=since)
+                check_follows(old, ContainerState.DESTROYING)
+                moved = entered(old, ContainerState.DESTROYING)
             moved = msgspec.structs.replace(moved, lease=lease)
             if moved != old:
                 CONTAINERS.put(txn, moved, self._namespace, name)
@@ -231,7 +238,7 @@ class ProvisionStore:
             for key in mounts:
                 MOUNTS.delete(txn, self._namespace, key)
             self._references.drop(txn, CONTAINER + mine.id)
-            self._containers.drop_in(txn, mine)
+            self._containers.drop(txn, mine)
             self._end(txn, mine.lease)
 
     # -- in a transaction ---------------------------------------------------------------------
@@ -246,8 +253,3 @@ class ProvisionStore:
     def _end(self, txn: Transaction, lease: str) -> None:
         if lease:  # it holds the topmost layers of some images, at most
             ledger.drop(txn, self._namespace, Node(LEASE, "", lease))
-
-
-def _check_follows(old: Container, state: ContainerState) -> None:
-    if state not in TRANSITIONS[ContainerState(old.state)]:
-        raise FailedPrecondition(f"container {old.id} is {old.state}: it cannot become {state}")

@@ -66,7 +66,6 @@ class ContainerProcess(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     env: Sequence[str]
     cwd: str
     capabilities: CapabilitySets
-    no_new_privileges: bool = False
 
 
 class RootPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

@@ -8,7 +8,7 @@ from itertools import islice
 
 from engine.errors import EngineError
 from engine.kv.schema import Container, MountRecord, now
-from engine.metadata.containers import ContainerState
+from engine.metadata.containers import ON_THE_WAY, ContainerState
 from engine.processes import boot_id
 from engine.provision.rootfs import RootFileSystems, Sight
 from engine.stores import Stores
@@ -50,8 +50,9 @@ class Mender:
         return failed
 
     def _is_broken(self, container: Container) -> bool:
-        is_out = container.state in {ContainerState.PROVISIONING, ContainerState.DESTROYING}
-        return not (is_out or self._containers.is_held(container) or self._roots.is_whole(container))
+        if container.state in ON_THE_WAY or self._containers.is_held(container):
+            return False
+        return not self._roots.is_whole(container)
 
 
 def _settled(

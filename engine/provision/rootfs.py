@@ -37,9 +37,8 @@ __all__ = ["RootFileSystems", "Sight", "joined"]
 
 _log = logging.getLogger(__name__)
 
-_NOTHING_MOUNTED = (
-    MountTable.blank()
-)  # what a container had mounted is unmounted, and nobody else mounts it
+# What a container had mounted is unmounted by then, and nobody else mounts it.
+_NOTHING_MOUNTED = MountTable.blank()
 
 
 class Sight:
@@ -199,7 +198,7 @@ class RootFileSystems:
         errors: list[EngineError] = []
         for record in reversed(records):
             try:
-                take_down(Path(record.target))
+                _take_down(Path(record.target))
             except EngineError as error:
                 errors.append(error)
         if errors:
@@ -258,7 +257,7 @@ class RootFileSystems:
                 volumes = folder / "volumes"
                 below = [volumes / one for one in os.listdir(volumes)] if volumes.is_dir() else []
                 for target in (*below, folder / "rootfs"):
-                    take_down(target)
+                    _take_down(target)
                 self._remove_folder(name)
 
     def uniques(self) -> set[str]:
@@ -315,7 +314,7 @@ def _anew(record: MountRecord) -> MountRecord:
     )
 
 
-def take_down(target: Path) -> None:
+def _take_down(target: Path) -> None:
     """Take all that is mounted at a folder of ours out of sight, whoever is in it."""
     while target.exists() and is_mounted(target):
         deactivate(target, lazy=True)

@@ -36,6 +36,7 @@ from engine.oci.runtime_spec import (
 from engine.oci.signals import parse_signal
 from engine.provision.inside import check_folders, open_rootfs
 from engine.provision.users import Account, resolve_user
+from engine.running import cgroups
 from engine.running.confinement import (
     CAPABILITIES,
     DEVICES,
@@ -250,7 +251,7 @@ def _linux(options: RunOptions, setting: Setting, maps: _Maps) -> LinuxPart:
         uid_mappings=_mappings(maps.users),
         gid_mappings=_mappings(maps.groups),
         resources=resources,
-        cgroups_path="" if options.rootless else f"/lamina-{setting.unique}",
+        cgroups_path="" if options.rootless else cgroups.name_of(setting.unique),
         namespaces=list(_namespaces(options, setting, maps)),
         seccomp=seccomp(setting.host.architecture),
         masked_paths=MASKED,

@@ -38,6 +38,7 @@ from engine.running.executing import execute
 from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
+from engine.running.reaping import Reaper
 from engine.running.runc import ExecCommand
 from engine.running.settling import SettledContainers, told
 from engine.running.statuses import (
@@ -55,11 +56,11 @@ from engine.unpack.lease import begun_lease
 if TYPE_CHECKING:  # which loads httpcore
     from engine.registry.client import Client
 
-__all__ = ["AS_THE_IMAGE_SAYS", "Containerizer", "open_containerizer"]
+__all__ = ["Containerizer", "open_containerizer"]
 
 _log = logging.getLogger(__name__)
 
-AS_THE_IMAGE_SAYS = RunOptions()
+_AS_THE_IMAGE_SAYS = RunOptions()
 
 _NO_VOLUMES: Mapping[str, str] = MappingProxyType({})
 
@@ -89,7 +90,7 @@ class Containerizer:
         self,
         container: str,
         image: str,
-        options: RunOptions = AS_THE_IMAGE_SAYS,
+        options: RunOptions = _AS_THE_IMAGE_SAYS,
         *,
         parent: str = "",
         volumes: Mapping[str, str] = _NO_VOLUMES,
@@ -131,7 +132,7 @@ class Containerizer:
         )
         begin = Begin(options=options, attached=attached, exit_argv=exit_argv, keep=keep)
         async with self._launches.turn(container):
-            await self._monitors.prepare()
+            self._monitors.prepare()
             while True:
                 launched = await self._launched(await provision(), begin)
                 if launched is not None:
@@ -152,7 +153,7 @@ class Containerizer:
                     record, attachment = started
                     return Launched(status=told(record), attachment=attachment)
             elif await trio.to_thread.run_sync(self._settling.is_half_made, record):
-                await self._provisioner.destroy(record.id)
+                await self._provisioner.destroy(record.id, is_meant=partial(_is_still, record))
             else:
                 await trio.sleep(limits.CONTAINER_LOOK_S)  # another process launches it
         except BaseException as error:
@@ -328,24 +329,28 @@ class Containerizer:
         cleared: list[str] = []
         failed: dict[str, str] = {}
         for record in await trio.to_thread.run_sync(self._settling.walk):
-            if await self._is_half_made(record):
+            half = await self._half_made(record)
+            if half is not None:
                 try:
-                    await self._provisioner.destroy(record.id)
-                    cleared.append(record.id)
+                    if await self._provisioner.destroy(half.id, is_meant=partial(_is_still, half)):
+                        cleared.append(half.id)
                 except EngineError as error:
                     failed[record.id] = str(error)
         return cleared, failed
 
-    async def _is_half_made(self, record: Container) -> bool:
-        """Say whether a launch left half a container, once its monitor, if any, has given up."""
+    async def _half_made(self, record: Container) -> Container | None:
+        """Return what a launch left half made of a container, once its monitor, if any, has given up."""
         while record.state in {ContainerState.PREPARING, ContainerState.STARTING}:
             if await trio.to_thread.run_sync(self._settling.is_half_made, record):
-                return True
+                return record
             if await trio.to_thread.run_sync(self._settling.records.is_held, record):
-                return False
+                return None
             await trio.sleep(limits.CONTAINER_LOOK_S)
-            record = await self._look(record.id)
-        return False
+            try:
+                record = await self._look(record.id)
+            except NotFound:  # somebody else removed it
+                return None
+        return None
 
     async def prune(self, keep: Collection[str] = ()) -> Collected:
         """Remove all images but those to `keep` and those in use by a container, at any time."""
@@ -360,11 +365,17 @@ class Containerizer:
 
 @asynccontextmanager
 async def open_containerizer(
-    engine: Engine, *, runtime: str | None = None
+    engine: Engine, *, runtime: str | None = None, reaper: Reaper | None = None
 ) -> AsyncIterator[Containerizer]:
     """Give the containers of an open engine for the length of a block; they run on after it.
 
     `runtime` is the OCI runtime, by name or path; else it is the first of crun and runc that works here.
+    Who is to launch as soon as he can has begun a `reaper` before (`engine.running.reaping`).
     """
-    async with open_monitors() as monitors:
+    async with open_monitors(reaper) as monitors:
         yield Containerizer(engine, monitors, runtime)
+
+
+def _is_still(record: Container, found: Container, _is_held: bool) -> bool:
+    """Say whether a container is as it was: by then another may have finished it, or begun it anew."""
+    return found == record

@@ -15,7 +15,8 @@ import trio
 
 from engine.errors import os_errors
 from engine.running.further import write_process
-from engine.running.runc import ENVIRONMENT, ExecCommand, Runtime, exec_argv, exec_failure
+from engine.running.jobs import ENVIRONMENT
+from engine.running.runc import ExecCommand, Runtime, exec_argv, exec_failure
 from engine.running.runtime_log import said
 
 __all__ = ["execute"]

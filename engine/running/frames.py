@@ -20,6 +20,7 @@ __all__ = [
     "EXIT",
     "FAILED",
     "KILL",
+    "LARGEST",
     "RESIZE",
     "STARTED",
     "STDERR",
@@ -35,7 +36,8 @@ __all__ = [
 ATTACH, STDIN, RESIZE, KILL = b"a", b"i", b"r", b"k"
 STARTED, FAILED, STDOUT, STDERR, EXIT = b"s", b"f", b"o", b"e", b"x"
 
-LARGEST = 1 << 16  # bytes in one
+LARGEST = 1 << 16
+"""Bytes in one."""
 _HEADER = struct.Struct("!cI")
 _SIZE = struct.Struct("!HH")
 

@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 from engine.limits import LOG
 
-__all__ = ["Launch", "decoded", "encoded"]
+__all__ = ["ENVIRONMENT", "PATH", "Launch", "decoded", "encoded"]
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH}
+"""Of runtimes, and of all that starts them: not told of the engine's surroundings, among which are
+sockets and descriptors (NOTIFY_SOCKET, LISTEN_FDS) that a runtime would hand on."""
 
 
 class Launch(NamedTuple):

@@ -28,7 +28,7 @@ from engine.fs.locks import lock_byte
 from engine.limits import FAREWELL_S, LAST_OUTPUT_S, START_GRACE_S
 from engine.running.cgroups import was_oom_killed
 from engine.running.frames import FAILED, STARTED, frame
-from engine.running.jobs import Launch
+from engine.running.jobs import ENVIRONMENT, Launch
 from engine.running.logfile import LogFile
 from engine.running.polling import Polling
 from engine.running.relaying import Relay
@@ -39,9 +39,6 @@ __all__ = ["watch"]
 
 _FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _EXIT = 256  # bytes at most
-# The runtime is not told of the engine's surroundings, among which are sockets and descriptors
-# (NOTIFY_SOCKET, LISTEN_FDS) that it would hand on.
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class _NotStarted(Exception):
@@ -93,7 +90,7 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
     runtime = os.posix_spawn(
         launch.argv[0],
         launch.argv,
-        _ENVIRONMENT,
+        ENVIRONMENT,
         file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(stdio.given)],
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # which Python ignores
     )

@@ -5,8 +5,9 @@ first needed: a fork of it takes a millisecond, a Python of one's own twenty.
 """
 
 import array
+import os
+import signal
 import socket
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from engine.limits import START_GRACE_S
 from engine.running.attaching import Attachment
 from engine.running.frames import EXIT, FAILED, KILL, STARTED, frame
 from engine.running.jobs import Launch, encoded
-from engine.running.reaper import COMMAND
+from engine.running.reaping import Reaper, begin
 from engine.running.runc import failure
 
 __all__ = ["Begun", "Monitors", "open_monitors"]
@@ -53,50 +54,54 @@ class _NeverForked(Exception):
     """The reaper died before it began: another may do it."""
 
 
-class _Reaper:
-    """A reaper, and the socket that takes jobs to it."""
+class _Employed:
+    """A reaper that this engine gives jobs to."""
 
-    def __init__(self, process: trio.Process, jobs: trio.socket.SocketType) -> None:
-        self._process = process
-        self._jobs = jobs
+    def __init__(self, reaper: Reaper) -> None:
+        self._pid = reaper.pid
+        self._jobs = trio.socket.from_stdlib_socket(reaper.jobs)
 
     async def give(self, job: bytes, channel: socket.socket) -> None:
         """Have it do a job. OSError if it is dead."""
         files = array.array("i", [channel.fileno()])
         await self._jobs.sendmsg([job], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
 
-    async def stop(self) -> None:
+    async def dismiss(self) -> None:
         """Let it end, as it does by itself when nobody can give it anything."""
         self._jobs.close()
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(_PATIENCE_S):
-                await self._process.wait()
-                return
-            self._process.kill()
-            await self._process.wait()
+        ended = os.pidfd_open(self._pid)
+        try:
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(_PATIENCE_S) as patience:
+                    await trio.lowlevel.wait_readable(ended)
+                if patience.cancelled_caught:
+                    os.kill(self._pid, signal.SIGKILL)
+                    await trio.lowlevel.wait_readable(ended)
+        finally:
+            os.close(ended)
+            os.waitpid(self._pid, 0)  # noqa: ASYNC222  it has ended
 
 
 class Monitors:
     """What starts containers; get one from `open_monitors`."""
 
-    def __init__(self) -> None:
-        self._reaper: _Reaper | None = None
-        self._starting = trio.Lock()
+    def __init__(self, reaper: Reaper | None) -> None:
+        """`reaper` is one that was started already."""
+        self._reaper = _Employed(reaper) if reaper else None
 
-    async def prepare(self) -> None:
+    def prepare(self) -> None:
         """Start the reaper, so that it is ready when it is needed; that is not waited for."""
-        await self._ready()
+        self._ready()
 
-    async def _ready(self) -> _Reaper:
-        async with self._starting:
-            if self._reaper is None:
-                self._reaper = await _started()
-            return self._reaper
+    def _ready(self) -> _Employed:
+        if self._reaper is None:
+            self._reaper = _Employed(begin())
+        return self._reaper
 
-    async def _dismiss(self, reaper: _Reaper) -> None:
+    async def _dismiss(self, reaper: _Employed) -> None:
         if self._reaper is reaper:
             self._reaper = None
-        await reaper.stop()
+            await reaper.dismiss()
 
     async def start(self, launch: Launch) -> Begun:
         """Start a container and return once its process runs, or has run.
@@ -114,8 +119,8 @@ class Monitors:
                 raise Unavailable("what starts containers was killed; try again") from None
 
     async def _start(self, launch: Launch) -> Begun:
-        reaper = await self._ready()
-        ours, theirs = _pair(socket.SOCK_STREAM)
+        reaper = self._ready()
+        ours, theirs = _pair()
         attachment = Attachment(ours)
         is_kept = False
         try:
@@ -163,36 +168,21 @@ async def _kill(attachment: Attachment) -> None:
             pass
 
 
-def _pair(kind: socket.SocketKind) -> tuple[trio.socket.SocketType, socket.socket]:
+def _pair() -> tuple[trio.socket.SocketType, socket.socket]:
     """Return the two ends of a connection: ours, and one for a process that waits by blocking."""
     with os_errors("starting a container"):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
     return trio.socket.from_stdlib_socket(ours), theirs
 
 
-async def _started() -> _Reaper:
-    ours, theirs = _pair(socket.SOCK_SEQPACKET)
-    with theirs, os_errors("starting what starts containers"):
-        try:
-            process = await trio.lowlevel.open_process(
-                COMMAND,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,  # what a terminal sends is not for it, nor for monitors
-            )
-        except BaseException:
-            ours.close()
-            raise
-    return _Reaper(process, ours)
-
-
 @asynccontextmanager
-async def open_monitors() -> AsyncIterator[Monitors]:
-    """Give what starts containers for the length of a block; they run on after it."""
-    monitors = Monitors()
+async def open_monitors(reaper: Reaper | None = None) -> AsyncIterator[Monitors]:
+    """Give what starts containers for the length of a block; they run on after it.
+
+    A `reaper` that was started already is used, and ended with the block.
+    """
+    monitors = Monitors(reaper)
     try:
         yield monitors
     finally:

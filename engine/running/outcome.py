@@ -11,7 +11,7 @@ import msgspec
 from engine.errors import os_errors
 from engine.fs.locks import locked_byte
 
-__all__ = ["Outcome", "outcome"]
+__all__ = ["Outcome", "outcome", "parsed"]
 
 _LARGEST = 4096
 

@@ -1,6 +1,6 @@
 """Forks a monitor for each container that it is told to start, quickly, as it has little in memory.
 
-Sync; a process of its own, started by `engine.running.monitors`. Its standard input is a socket of
+Sync; a process of its own, started by `engine.running.reaping`. Its standard input is a socket of
 packets (SOCK_SEQPACKET): each is a job (`engine.running.jobs`) with the descriptor of a connection to
 whoever asks for it. It ends when the other end of the socket is closed; monitors go on.
 """
@@ -9,31 +9,27 @@ import gc
 import os
 import signal
 import socket
-import sys
 
 from engine.running.frames import FAILED, frame
 from engine.running.jobs import Launch, decoded
 from engine.running.monitor import watch
 
-__all__ = ["COMMAND", "JOB_BYTES", "main"]
+__all__ = ["main"]
 
-COMMAND = (sys.executable, "-I", "-m", "engine.running.reaper")
-"""What starts one."""
-
-JOB_BYTES = 128 * 1024
-"""The largest job: paths, and two commands."""
+_JOB_BYTES = 128 * 1024  # the largest: paths, and two commands
 
 
 def main() -> None:
     """Take jobs until nobody is there to give any."""
     jobs = socket.socket(fileno=0)
-    jobs.setblocking(True)  # which whoever made the pair may have had otherwise
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # of the engine's descriptors some may be inheritable
+    os.chdir("/")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # then the kernel forgets monitors as they end
     gc.freeze()  # a collection in a monitor would copy all that they share
     while True:
-        data, files, _, _ = socket.recv_fds(jobs, JOB_BYTES, 1)
+        data, files, _, _ = socket.recv_fds(jobs, _JOB_BYTES, 1)
         if not data:
-            return
+            os._exit(0)  # with nothing to clear up, for which somebody would have to wait
         os.set_inheritable(files[0], False)
         with socket.socket(fileno=files[0]) as channel:
             _fork(decoded(data), channel, jobs)

@@ -259,7 +259,7 @@ def test_gc_says_what_went(stocked: Path, image: Path):
     assert {name: records for name, records in dump(stocked).items() if records} == {}
 
 
-def test_backends_says_what_works(tmp_path: Path):
+def test_bk_01_backends_says_what_works(tmp_path: Path):
     empty_store(tmp_path / "root")
     header, *rows = _table(lamina(tmp_path / "root", "backends").stdout)
     assert header == ["NAME", "UNPACKS", "MOUNTS", "WHY NOT"]

@@ -185,8 +185,8 @@ def test_inspect_shows_how_an_image_is_run_and_was_made(tmp_path: Path):
         ({"config": {"StopSignal": "KI\x1bLL"}}, "LL' is not a signal"),
     ],
 )
-def test_inspect_of_an_odd_config(tmp_path: Path, config: dict[str, object], why: str):
-    """M-15: what could not be run is said to be so, and the rest shown."""
+def test_m_15_inspect_of_an_odd_config(tmp_path: Path, config: dict[str, object], why: str):
+    """What could not be run is said to be so, and the rest shown."""
     root = tmp_path / "root"
     image = layout(tmp_path / "app", [archive(member("a"))], tag="1", config=config)
     lamina(root, "import", "--no-unpack", image)

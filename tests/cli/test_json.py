@@ -198,8 +198,8 @@ def _account(root: Path, run: Any) -> None:
     gone = Container(id="gone", unique="0" * 16, created=0, boot="", **about)
     with Root(root) as opened:
         containers = ContainerStore(opened.meta, "default")
-        containers.add(gone)
         with opened.meta.write() as txn:
+            containers.put_new(txn, gone)
             txn.raw.put(keys.encode(("default", "bad")), b"\xc1", db=txn.databases["containers"])
     assert [row["name"] for row in run("du")["containers"]] == ["gone", "bad"]
     with Root(root) as opened, opened.meta.write() as txn:

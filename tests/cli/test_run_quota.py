@@ -23,7 +23,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.quota
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
-def test_mc15_a_container_that_is_full_is_told_so(tmp_path: Path, layout: Path, kind: str):
+def test_mc_15_a_container_that_is_full_is_told_so(tmp_path: Path, layout: Path, kind: str):
     make = ("-Oproject,quota", "-Equotatype=prjquota") if kind == "ext4" else ()
     (tmp_path / "disk").mkdir()
     with (

@@ -116,7 +116,7 @@ def immutable(file):
         os.close(opened)
 
 
-def test_gc_21_an_immutable_folder_stops_nothing_else(stores):
+def test_gc_21_ms_33_an_immutable_folder_stops_nothing_else(stores):
     """It is told of, and tried again."""
     backend = stores.snapshotter("copy")
     trees = []
@@ -244,7 +244,7 @@ def test_an_engine_that_was_asked_shares_its_schedule(tmp_path):
     trio.run(main)
 
 
-def test_an_engine_with_a_policy_removes_images(tmp_path, monkeypatch):
+def test_ms_37_an_engine_with_a_policy_removes_images(tmp_path, monkeypatch):
     full = Disk(1000, 10)
     monkeypatch.setattr(Stores, "disk", lambda _stores: full)
 

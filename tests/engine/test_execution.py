@@ -110,7 +110,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("run", "says"), WRONG, ids=[str(row)[:40] for row, _ in WRONG])
-def test_what_nothing_could_run_is_refused(run: dict[str, Any], says: str) -> None:
+def test_m_15_what_nothing_could_run_is_refused(run: dict[str, Any], says: str) -> None:
     """M-15, with CVE-2024-40635 and CVE-2026-46680: typed, and named by what is wrong with it."""
     assert says in refused(**run)
 
@@ -128,13 +128,13 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("run", BEYOND, ids=lambda run: next(iter(run)))
-def test_what_no_image_has_is_refused(run: dict[str, Any]) -> None:
-    """M-15: counts and bytes."""
+def test_m_15_what_no_image_has_is_refused(run: dict[str, Any]) -> None:
+    """Counts and bytes."""
     assert "over " in refused(**run)
 
 
-def test_what_real_images_have_is_far_below() -> None:
-    """M-15: an image of a telephone exchange exposes a range, buildpacks have labels like documents."""
+def test_m_15_what_real_images_have_is_far_below() -> None:
+    """An image of a telephone exchange exposes a range, buildpacks have labels like documents."""
     found = parsed(
         Env=[f"SERVICE_{number}_HOST=10.0.0.1" for number in range(5000)],
         ExposedPorts={f"{port}/udp": {} for port in range(16384, 32769)},

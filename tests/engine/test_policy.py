@@ -113,7 +113,7 @@ def test_below_high_nothing_goes(store):
     assert (round(enforced.before), store.collections) == (85, 1)
 
 
-def test_from_high_on_the_least_recently_used_go_until_low(store):
+def test_ms_37_from_high_on_the_least_recently_used_go_until_low(store):
     for name, idle in (("b", 3), ("d", 1), ("a", 4), ("c", 2)):
         store.image(name, {f"layer of {name}": 230}, idle=idle * 3600 * S)
     enforced = store.enforce(Policy(high=85, low=60))

@@ -76,7 +76,7 @@ def test_a_link_in_the_place_of_the_tree_is_not_entered(tree: Path) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("kind", ["bind", "tmpfs"])
 @pytest.mark.parametrize("at", ["a", "a/b", "a/b/c", "."])
-def test_what_is_mounted_is_not_emptied_and_the_rest_goes(tree: Path, at: str, kind: str) -> None:
+def test_e_05_what_is_mounted_is_not_emptied_and_the_rest_goes(tree: Path, at: str, kind: str) -> None:
     # A bind mount is of the same file system: only the kernel can tell.
     outside = tree.parent / "outside"
     options = ["rbind"] if kind == "bind" else []

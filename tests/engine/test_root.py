@@ -158,7 +158,7 @@ def test_names_with_blanks_and_more_are_fine(tmp_path):
         assert root.path.name == "a b=é%s'\""
 
 
-def test_a_link_to_a_root_is_that_root(tmp_path):
+def test_bk_06_a_link_to_a_root_is_that_root(tmp_path):
     (tmp_path / "link").symlink_to("real")
     with Root(tmp_path / "link") as root:
         assert root.path == tmp_path / "real"

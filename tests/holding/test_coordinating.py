@@ -568,8 +568,8 @@ def test_a_name_that_a_user_wants_stays(scene: Scene, how: str) -> None:
     scene.run(work)
 
 
-def test_a_tag_that_moves_leaves_each_owner_what_he_has(scene: Scene) -> None:
-    """MS-35: who runs the image of a tag that moved on keeps that image, config and all."""
+def test_ms_35_a_tag_that_moves_leaves_each_owner_what_he_has(scene: Scene) -> None:
+    """Who runs the image of a tag that moved on keeps that image, config and all."""
 
     async def work(desk: Desk) -> None:
         old = (await desk.acquire("one", "a")).image

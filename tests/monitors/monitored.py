@@ -9,6 +9,7 @@ import secrets
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,11 @@ class Bundle:
 
     def attached(self) -> int:
         """Return how many connections its monitor has beside that which listens."""
-        links = [os.readlink(file) for file in Path(f"/proc/{self.monitor}/fd").iterdir()]
-        return sum(link.startswith("socket:") for link in links) - 1
+        found = -1
+        for file in Path(f"/proc/{self.monitor}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it is closed just now
+                found += os.readlink(file).startswith("socket:")
+        return found
 
     def is_still(self) -> bool:
         """Say whether its container writes no more: it waits."""

@@ -105,7 +105,7 @@ def test_a_reaper_hangs_and_is_killed_while_a_job_waits(bundle):
 
     async def main():
         async with open_monitors() as monitors:
-            await monitors.prepare()
+            monitors.prepare()
             until(reapers)
             (reaper,) = reapers()
             os.kill(reaper, signal.SIGSTOP)

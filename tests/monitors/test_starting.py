@@ -81,8 +81,8 @@ def test_it_runs_on_without_its_engine(bundle):
     one.delete()
 
 
-def test_it_runs_on_without_whoever_starts_it(bundle, tmp_path):
-    """MC-10: an engine that is killed as the runtime ends: others saw the pid, and take it to run."""
+def test_mc_10_it_runs_on_without_whoever_starts_it(bundle, tmp_path):
+    """An engine that is killed as the runtime ends: others saw the pid, and take it to run."""
     one = bundle(*shell("sleep 0.3; exit 7"))
     slow = tmp_path / "slow"
     slow.write_text(
@@ -93,7 +93,7 @@ def test_it_runs_on_without_whoever_starts_it(bundle, tmp_path):
 
     async def main():
         async with open_monitors() as monitors:
-            reaper = await monitors._ready()
+            reaper = monitors._ready()
             ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with theirs:
                 await reaper.give(encoded(launch), theirs)
@@ -203,13 +203,13 @@ def test_20_at_once(bundle):
         one.delete()
 
 
-def test_a_cancelled_start_leaves_no_process(bundle):
-    """MC-03: at whatever moment."""
+def test_mc_03_a_cancelled_start_leaves_no_process(bundle):
+    """At whatever moment."""
     moments = [0, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.05]
 
     async def main():
         async with open_monitors() as monitors:
-            await monitors.prepare()
+            monitors.prepare()
             for moment in moments:
                 one = bundle("/bin/sleep", "1000", attached=moment == 0.01)
                 begun = None
@@ -241,14 +241,14 @@ def test_a_start_that_hangs_is_killed_when_cancelled(bundle, tmp_path):
     trio.run(main)
 
 
-def test_the_runtime_has_nothing_of_the_engine(bundle, tmp_path, monkeypatch):
-    """E-02: no descriptor, no environment, no ignored signal, no terminal."""
+def test_e_02_the_runtime_has_nothing_of_the_engine(bundle, tmp_path, monkeypatch):
+    """No descriptor, no environment, no ignored signal, no terminal."""
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/secret")
     spy = tmp_path / "spy"
     told = tmp_path / "told"
     spy.write_text(
         f"#!/bin/sh\nexec >{told}\nls -l /proc/$$/fd\necho\nenv\necho\n"
-        "grep -E 'SigIgn|SigBlk' /proc/$$/status\necho\nps -o tty= -p $$\nexit 1\n"
+        "grep -E 'SigIgn|SigBlk' /proc/self/status\necho\nps -o tty= -p $$\nexit 1\n"
     )
     spy.chmod(0o700)
     inherited = os.open("/etc/hostname", os.O_RDONLY)

@@ -133,7 +133,8 @@ def _container(stores: Stores, name: str, written: int, logged: int) -> Containe
         created=ord(name),
         boot="",
     )
-    stores.containers.add(container)
+    with stores.root.meta.write() as txn:
+        stores.containers.put_new(txn, container)
     (mount,) = stores.snapshotter("copy").prepare(mount_keys(container)[0])
     (Path(mount.source) / "data").write_bytes(bytes(written))
     folder = folder_of(stores.root.path, unique)

@@ -364,7 +364,7 @@ def test_gc_07_what_is_added_never_costs_anything(stores, graph, data):
 
 
 @given(graph=graphs(), point=st.sampled_from(["gc.swept", "trash.emptied"]), nth=st.integers(1, 3))
-def test_gc_09_a_fault_changes_nothing_about_the_end(stores, graph, point, nth):
+def test_gc_09_ms_32_a_fault_changes_nothing_about_the_end(stores, graph, point, nth):
     made = build(stores, graph)
     # The point may lie beyond what this graph reaches.
     with suppress(EngineError), armed(point, "error", nth):

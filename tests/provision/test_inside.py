@@ -44,23 +44,20 @@ def root(host: Host) -> Iterator[int]:
 @pytest.mark.root
 @pytest.mark.parametrize("name", ["dev", "proc", "sys", "etc", "tmp", "run"])
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"a folder"}))
-def test_a_folder_that_is_none_is_refused(host: Host, root: int, name: str, kind: str) -> None:
-    """E-02."""
+def test_e_02_a_folder_that_is_none_is_refused(host: Host, root: int, name: str, kind: str) -> None:
     fill(host, name, kind)
     with pytest.raises(Refused, match=f"/{name} of the image is not a folder"):
         check_folders(root)
 
 
-def test_folders_may_be_there_or_not(host: Host, root: int) -> None:
-    """E-02."""
+def test_e_02_folders_may_be_there_or_not(host: Host, root: int) -> None:
     check_folders(root)
     for name in ("dev", "proc", "sys", "etc", "tmp", "run"):
         (host.rootfs / name).mkdir()
         check_folders(root)
 
 
-def test_a_root_file_system_is_no_link(host: Host, tmp_path: Path) -> None:
-    """E-02."""
+def test_e_02_a_root_file_system_is_no_link(host: Host, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(host.victim)
     for path, says in ((tmp_path / "link", "not a directory"), (tmp_path / "absent", "no such file")):
         with pytest.raises((FailedPrecondition, NotFound), match=says), open_rootfs(path):
@@ -73,8 +70,8 @@ def test_a_root_file_system_is_no_link(host: Host, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("path", ["etc/passwd", "etc"])
-def test_a_file_is_read_only_if_it_is_one(host: Host, root: int, kind: str, path: str) -> None:
-    """P-18: refused, or as if it were not there; never the host's, and nothing waits."""
+def test_p_18_a_file_is_read_only_if_it_is_one(host: Host, root: int, kind: str, path: str) -> None:
+    """Refused, or as if it were not there; never the host's, and nothing waits."""
     fill(host, path, kind)
     try:
         found = read_file(root, "/etc/passwd", 10 << 20)
@@ -84,8 +81,8 @@ def test_a_file_is_read_only_if_it_is_one(host: Host, root: int, kind: str, path
         assert found == b""
 
 
-def test_a_file_is_read_through_links_of_the_image(host: Host, root: int) -> None:
-    """P-18: as a process of the container reads it."""
+def test_p_18_a_file_is_read_through_links_of_the_image(host: Host, root: int) -> None:
+    """As a process of the container reads it."""
     (host.rootfs / "etc").mkdir()
     (host.rootfs / "usr/lib").mkdir(parents=True)
     (host.rootfs / "usr/lib/passwd").write_bytes(b"mine")
@@ -119,8 +116,7 @@ def at(root: int, path: str, *covered: str) -> str:
     return resolve(root, path, "the path", covered).path
 
 
-def test_links_are_those_of_the_container(host: Host, root: int) -> None:
-    """P-19."""
+def test_p_19_links_are_those_of_the_container(host: Host, root: int) -> None:
     (host.rootfs / "a/b").mkdir(parents=True)
     (host.rootfs / "abs").symlink_to("/a/b")
     (host.rootfs / "a/up").symlink_to("../../../abs/new")
@@ -158,7 +154,7 @@ def test_links_are_those_of_the_container(host: Host, root: int) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_paths_that_lead_nowhere_good_are_refused(
+def test_p_19_paths_that_lead_nowhere_good_are_refused(
     host: Host, root: int, target: str | bytes, path: str, says: str
 ) -> None:
     """P-19, with CVE-2024-21626: `/proc/self/fd/N` was a way out."""
@@ -170,8 +166,8 @@ def test_paths_that_lead_nowhere_good_are_refused(
     assert len(str(error.value)) < 500
 
 
-def test_what_is_mounted_hides_what_the_image_has_there(host: Host, root: int) -> None:
-    """P-19: links below a mount are not the image's."""
+def test_p_19_what_is_mounted_hides_what_the_image_has_there(host: Host, root: int) -> None:
+    """Links below a mount are not the image's."""
     (host.rootfs / "data").mkdir()
     (host.rootfs / "data/x").symlink_to("/proc/self/fd/7")
     (host.rootfs / "dev").mkdir()
@@ -186,8 +182,8 @@ def test_what_is_mounted_hides_what_the_image_has_there(host: Host, root: int) -
         resolve(root, "/odd", "it", {"/data"})
 
 
-def test_a_long_way_is_bounded(host: Host, root: int) -> None:
-    """P-19: each link doubles the way."""
+def test_p_19_a_long_way_is_bounded(host: Host, root: int) -> None:
+    """Each link doubles the way."""
     (host.rootfs / "0").mkdir()
     for number in range(1, 200):
         (host.rootfs / str(number)).symlink_to(f"{number - 1}/../{number - 1}")
@@ -199,8 +195,8 @@ def test_a_long_way_is_bounded(host: Host, root: int) -> None:
 # -- making ---------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_made(host: Host, root: int) -> None:
-    """P-31: with its own mode, whatever the umask."""
+def test_p_31_what_is_missing_is_made(host: Host, root: int) -> None:
+    """With its own mode, whatever the umask."""
     os.umask(0o077)
     (host.rootfs / "a").mkdir()
     make_folder(root, "/a/b/c", "the volume")
@@ -231,10 +227,10 @@ def test_what_is_made_belongs_to_the_container(host: Host, root: int) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - HARMLESS))
 @pytest.mark.parametrize("make", [make_folder, make_file])
-def test_nothing_is_made_through_what_is_in_the_way(
+def test_p_31_nothing_is_made_through_what_is_in_the_way(
     host: Host, root: int, kind: str, make: object
 ) -> None:
-    """P-31: `S etc -> /T/victim`, put there after all was looked at."""
+    """`S etc -> /T/victim`, put there after all was looked at."""
     fill(host, "etc", kind)
     assert callable(make)
     with pytest.raises(Refused):
@@ -246,8 +242,8 @@ def test_nothing_is_made_through_what_is_in_the_way(
 
 @pytest.mark.root
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_file_that_is_there_is_left_as_it_is(host: Host, root: int, kind: str) -> None:
-    """P-31: it is only mounted on; a link is refused by whoever mounts, or was resolved before."""
+def test_p_31_a_file_that_is_there_is_left_as_it_is(host: Host, root: int, kind: str) -> None:
+    """It is only mounted on; a link is refused by whoever mounts, or was resolved before."""
     fill(host, "etc/resolv.conf", kind)
     before = (host.rootfs / "etc/resolv.conf").lstat()
     if kind == "a folder":
@@ -270,8 +266,8 @@ def test_nothing_is_made_where_nothing_can_be_written(host: Host) -> None:
                 make(root, "/not", "the volume")
 
 
-def test_below_a_folder_of_the_host_no_link_is_followed(host: Host, tmp_path: Path) -> None:
-    """P-19: what is mounted from the host may be another container's to write."""
+def test_p_19_below_a_folder_of_the_host_no_link_is_followed(host: Host, tmp_path: Path) -> None:
+    """What is mounted from the host may be another container's to write."""
     (tmp_path / "data/real").mkdir(parents=True)
     (tmp_path / "data/x").symlink_to("/proc/self/fd/7")
     (tmp_path / "data/real/y").symlink_to("real")
@@ -316,8 +312,8 @@ def identity(opened: int) -> tuple[int, int]:
 
 
 @given(tree=st.dictionaries(NAMES, TREES, max_size=3), path=st.lists(NAMES, min_size=1, max_size=4))
-def test_paths_are_resolved_as_the_kernel_does(tree: dict[str, object], path: list[str]) -> None:
-    """P-19, P-31: what a process whose root this is would open by the path, and nothing else.
+def test_p_19_31_paths_are_resolved_as_the_kernel_does(tree: dict[str, object], path: list[str]) -> None:
+    """What a process whose root this is would open by the path, and nothing else.
 
     What is not there is made where that process would then find it.
     """

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,9 +79,16 @@ def _started(words: Sequence[object]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
+def _is_stopped(child: subprocess.Popen[str]) -> bool:
+    assert child.poll() is None
+    # proc(5): after the name comes the state, T for one that a signal stopped.
+    stat = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return stat.rpartition(") ")[2].startswith("T")
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("where", [*_MAKING, *_REMOVING, "provision.prepared@2", "provision.mounted@2"])
-def test_whoever_is_killed_leaves_what_can_be_put_in_order(
+def test_bk_14_whoever_is_killed_leaves_what_can_be_put_in_order(
     bench: Bench, where: str, is_known: bool
 ) -> None:
     """A container is there whole and mounted, or it is gone with all that there was of it."""
@@ -148,8 +156,9 @@ def test_two_processes_make_one_container(bench: Bench) -> None:
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", "provision.mounted=stop"]
         child = _started(words)
         try:
-            while not mounted_below(bench.root):  # noqa: ASYNC110  another process mounts it
+            while not _is_stopped(child):  # noqa: ASYNC110  another process gets there
                 await trio.sleep(0.001)
+            assert len(mounted_below(bench.root)) == 1
             async with trio.open_nursery() as nursery:
                 made: list[Any] = []
 
@@ -197,8 +206,8 @@ def test_another_process_is_given_what_is_there(bench: Bench) -> None:
     bench.run(both, pulled=())
 
 
-def test_destroying_ends_what_another_process_makes(bench: Bench) -> None:
-    """BK-08, MC-03: it finds its record moved, and removes what it made, before the answer is given."""
+def test_mc_03_bk_08_destroying_ends_what_another_process_makes(bench: Bench) -> None:
+    """It finds its record moved, and removes what it made, before the answer is given."""
 
     async def before(host: Host) -> None:
         pass
@@ -207,8 +216,9 @@ def test_destroying_ends_what_another_process_makes(bench: Bench) -> None:
         words = [bench.root, bench.name("one"), bench.name("two"), "stay", "provision.mounted=stop"]
         child = _started(words)
         try:
-            while not mounted_below(bench.root):  # noqa: ASYNC110  another process mounts it
+            while not _is_stopped(child):  # noqa: ASYNC110  another process gets there
                 await trio.sleep(0.001)
+            assert len(mounted_below(bench.root)) == 1
             async with trio.open_nursery() as nursery:
                 gone: list[bool] = []
 

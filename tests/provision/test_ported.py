@@ -39,7 +39,7 @@ def _seen(bench: Bench, *layers: bytes, look: Callable[[Path], None]) -> None:
     bench.run(work, pulled=("image",))
 
 
-def test_root_two_layers(bench: Bench) -> None:
+def test_bk_18_mc_15_root_two_layers(bench: Bench) -> None:
     """ROOT_OVERLAYFS_OverlayFSBackend, ROOT_AUFS_AufsBackend, ROOT_CopyBackend; MC-15, BK-50."""
 
     async def work(host: Host) -> None:
@@ -59,7 +59,7 @@ def test_root_two_layers(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_root_many_layers(bench: Bench) -> None:
+def test_bk_18_root_many_layers(bench: Bench) -> None:
     """ROOT_OVERLAYFS_OverlayFSBackendWithMultipleLayers: options of more than a page.
 
     aufs stacks 126, and a copy of 400 trees would show nothing that 64 do not.
@@ -75,12 +75,12 @@ def test_root_many_layers(bench: Bench) -> None:
     _seen(bench, *layers, look=look)
 
 
-def test_root_64_layers(bench: Bench) -> None:
+def test_bk_18_root_64_layers(bench: Bench) -> None:
     layers = [archive(member(f"{number:064}")) for number in range(64)]
     _seen(bench, *layers, look=lambda root: (root / f"{63:064}").write_text("x"))
 
 
-def test_root_one_layer_read_only(bench: Bench) -> None:
+def test_bk_18_root_one_layer_read_only(bench: Bench) -> None:
     """ROOT_BindBackend (BK-30): read-only though the modes say that anyone may write."""
     bench.serve("single", archive(member("dir/", "5", mode=0o777), member("dir/file", mode=0o666)))
 
@@ -96,7 +96,7 @@ def test_root_one_layer_read_only(bench: Bench) -> None:
     bench.run(work, pulled=("single",))
 
 
-def test_root_recover(bench: Bench) -> None:
+def test_bk_15_18_mc_10_root_recover(bench: Bench) -> None:
     """ROOT_RecoverLegacy, Recover (MC-10, BK-15): the known stay as they are, the others go."""
 
     async def work(host: Host) -> None:
@@ -115,7 +115,7 @@ def test_root_recover(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_root_recover_nested_on_reboot(bench: Bench) -> None:
+def test_bk_16_18_root_recover_nested_on_reboot(bench: Bench) -> None:
     """ROOT_RecoverNestedOnReboot (BK-16): nobody is known, and parents may come first."""
 
     async def work(host: Host) -> None:
@@ -130,7 +130,7 @@ def test_root_recover_nested_on_reboot(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_root_nested_container(bench: Bench) -> None:
+def test_bk_18_root_nested_container(bench: Bench) -> None:
     """ROOT_NestedContainer: a child has a root of its own, and goes alone or with its parent."""
 
     async def work(host: Host) -> None:
@@ -146,7 +146,7 @@ def test_root_nested_container(bench: Bench) -> None:
     bench.run(work, pulled=("one", "two"))
 
 
-def test_root_whiteouts(bench: Bench) -> None:
+def test_bk_18_root_whiteouts(bench: Bench) -> None:
     """ROOT_INTERNET_CURL_Whiteout (BK-25): hidden below, kept where the same layer has the name."""
     lower = archive(
         member("gone"),
@@ -173,7 +173,7 @@ def test_root_whiteouts(bench: Bench) -> None:
     _seen(bench, lower, upper, look=look)
 
 
-def test_root_overwrite(bench: Bench, tmp_path: Path) -> None:
+def test_bk_18_root_overwrite(bench: Bench, tmp_path: Path) -> None:
     """ROOT_INTERNET_CURL_Overwrite (BK-23): in all directions; a link to the host is not followed."""
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -200,7 +200,7 @@ def test_root_overwrite(bench: Bench, tmp_path: Path) -> None:
     assert (victim / "file").read_text() == "of the host\n"
 
 
-def test_root_open_file_while_destroying(bench: Bench) -> None:
+def test_bk_18_root_open_file_while_destroying(bench: Bench) -> None:
     """ROOT_DestroyUnreferenced, MESOS-9196 (BK-44)."""
 
     async def work(host: Host) -> None:
@@ -213,7 +213,7 @@ def test_root_open_file_while_destroying(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_missing_config(bench: Bench) -> None:
+def test_bk_18_missing_config(bench: Bench) -> None:
     """A config that is gone: there is no such image, and nothing is left of the try."""
 
     async def work(host: Host) -> None:
@@ -234,7 +234,7 @@ def test_missing_config(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_pull_by_digest(bench: Bench) -> None:
+def test_bk_18_pull_by_digest(bench: Bench) -> None:
     """SimpleRegistryPullerByDigest (MS-20)."""
     digest = bench.serve("digested", BASE)
 
@@ -250,8 +250,8 @@ def test_pull_by_digest(bench: Bench) -> None:
     bench.run(work, pulled=())
 
 
-def test_what_a_container_lost_is_told(bench: Bench) -> None:
-    """BK-15: a record without what it stands for fails by itself, and can be removed."""
+def test_bk_15_what_a_container_lost_is_told(bench: Bench) -> None:
+    """A record without what it stands for fails by itself, and can be removed."""
 
     async def work(host: Host) -> None:
         made = await host.provision("c")

@@ -34,7 +34,7 @@ from tests.provision.scene import (
 pytestmark = pytest.mark.root
 
 
-def test_a_container_has_a_root_that_is_its_own(bench: Bench) -> None:
+def test_bk_07_18_mc_15_a_container_has_a_root_that_is_its_own(bench: Bench) -> None:
     """BK-07, BK-18, BK-43 and MC-15: two layers, writable, and what is written changes no layer."""
 
     async def work(host: Host) -> None:
@@ -122,8 +122,8 @@ def test_what_is_not_here_is_pulled_and_unpacked_if_there_is_a_client(bench: Ben
     bench.run(work, pulled=())
 
 
-def test_volumes_are_images_beside_the_root(bench: Bench) -> None:
-    """BK-17: read-only, by the path in the container; all are provisioned or none is."""
+def test_bk_17_volumes_are_images_beside_the_root(bench: Bench) -> None:
+    """Read-only, by the path in the container; all are provisioned or none is."""
 
     async def work(host: Host) -> None:
         made = await host.provision(
@@ -164,8 +164,8 @@ def test_a_read_only_root_takes_nothing(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_a_container_is_what_its_image_was(bench: Bench) -> None:
-    """MC-08, MS-35: no tag that moves or goes takes anything away, the config included."""
+def test_mc_08_ms_35_a_container_is_what_its_image_was(bench: Bench) -> None:
+    """No tag that moves or goes takes anything away, the config included."""
 
     async def work(host: Host) -> None:
         made = await host.provision("c")
@@ -201,8 +201,8 @@ def test_an_empty_image_gives_an_empty_root(bench: Bench) -> None:
     bench.run(work, pulled=("empty",))
 
 
-def test_children_go_before_their_parent(bench: Bench) -> None:
-    """MC-06, MC-07, BK-10, BK-11: what fails stays, is counted, and is tried again."""
+def test_mc_06_07_bk_10_11_children_go_before_their_parent(bench: Bench) -> None:
+    """What fails stays, is counted, and is tried again."""
     stuck = {"child"}
     ended: list[str] = []
 
@@ -238,8 +238,8 @@ def test_children_go_before_their_parent(bench: Bench) -> None:
     bench.run(work, stop=stop)
 
 
-def test_who_destroys_at_once_gets_one_answer(bench: Bench) -> None:
-    """MC-05, BK-10: joined, and not cancelled with the one who asked first."""
+def test_mc_05_bk_10_who_destroys_at_once_gets_one_answer(bench: Bench) -> None:
+    """Joined, and not cancelled with the one who asked first."""
     going, may_go = trio.Event(), trio.Event()
     calls: list[str] = []
 
@@ -263,8 +263,8 @@ def test_who_destroys_at_once_gets_one_answer(bench: Bench) -> None:
         begun: list[str] = []
         removing = host.stores.provisions.removing
 
-        def counted(name: str) -> Any:
-            found = removing(name)
+        def counted(name: str, **options: Any) -> Any:
+            found = removing(name, **options)
             begun.append(name)
             return found
 
@@ -288,8 +288,8 @@ def test_who_destroys_at_once_gets_one_answer(bench: Bench) -> None:
     bench.run(work, stop=stop)
 
 
-def test_destroying_cancels_what_is_being_made(bench: Bench) -> None:
-    """MC-03, MC-04, BK-08: the maker is told, and what he made goes once he is done."""
+def test_mc_03_04_bk_08_destroying_cancels_what_is_being_made(bench: Bench) -> None:
+    """The maker is told, and what he made goes once he is done."""
     begun, may_go = trio.Event(), trio.Event()
 
     async def work(host: Host) -> None:
@@ -316,7 +316,7 @@ def test_destroying_cancels_what_is_being_made(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("where", ["recorded", "held", "prepared", "mounted"])
-def test_what_fails_leaves_nothing(bench: Bench, where: str) -> None:
+def test_bk_09_what_fails_leaves_nothing(bench: Bench, where: str) -> None:
     async def work(host: Host) -> None:
         with armed(f"provision.{where}", "enospc"), pytest.raises((OSError, EngineError)):
             await host.provision("c", volumes={"/data": bench.name("two")})
@@ -329,8 +329,8 @@ def test_what_fails_leaves_nothing(bench: Bench, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["unmounted", "discarded", "emptied"])
-def test_what_could_not_be_removed_is_tried_again(bench: Bench, where: str) -> None:
-    """BK-11: nothing is forgotten before it is gone."""
+def test_bk_11_what_could_not_be_removed_is_tried_again(bench: Bench, where: str) -> None:
+    """Nothing is forgotten before it is gone."""
 
     async def work(host: Host) -> None:
         await host.provision("c", volumes={"/data": bench.name("two")})
@@ -383,10 +383,9 @@ def test_what_is_mounted_within_goes_too(bench: Bench, tmp_path: Path) -> None:
     bench.run(work)
 
 
-def test_a_backend_that_is_gone_is_no_reason_to_guess(
+def test_bk_12_a_backend_that_is_gone_is_no_reason_to_guess(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BK-12."""
 
     async def work(host: Host) -> None:
         made = await host.provision("c")
@@ -406,8 +405,8 @@ def test_a_backend_that_is_gone_is_no_reason_to_guess(
     bench.run(work)
 
 
-def test_after_a_reboot_the_known_are_mounted_again(bench: Bench) -> None:
-    """MC-10, BK-15: with what they wrote; what ran does not any more."""
+def test_mc_10_bk_15_after_a_reboot_the_known_are_mounted_again(bench: Bench) -> None:
+    """With what they wrote; what ran does not any more."""
 
     async def work(host: Host) -> None:
         made = {name: await host.provision(name) for name in ("kept", "gone", "ran")}
@@ -437,7 +436,7 @@ def test_after_a_reboot_the_known_are_mounted_again(bench: Bench) -> None:
     bench.run(work, pulled=("one", "two"))
 
 
-def test_recovering_takes_children_before_parents(bench: Bench) -> None:
+def test_bk_15_16_recovering_takes_children_before_parents(bench: Bench) -> None:
     """BK-15, BK-16 (ROOT_RecoverNestedOnReboot): whichever is met first; one has lost its parent."""
 
     async def work(host: Host) -> None:
@@ -455,10 +454,10 @@ def test_recovering_takes_children_before_parents(bench: Bench) -> None:
     bench.run(work)
 
 
-def test_what_nobody_knows_in_the_folder_of_containers(
+def test_bk_11_15_what_nobody_knows_in_the_folder_of_containers(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """BK-11, BK-15: folders of containers that are gone go; anything else is told, and stays."""
+    """Folders of containers that are gone go; anything else is told, and stays."""
 
     async def work(host: Host) -> None:
         await host.provision("c")
@@ -478,8 +477,7 @@ def test_what_nobody_knows_in_the_folder_of_containers(
     bench.run(work)
 
 
-def test_an_ephemeral_container_does_not_outlast_a_restart(bench: Bench) -> None:
-    """MC-12."""
+def test_mc_12_an_ephemeral_container_does_not_outlast_a_restart(bench: Bench) -> None:
 
     async def work(host: Host) -> None:
         await host.provision("c", labels={"lamina.container/ephemeral": "yes"})
@@ -490,8 +488,7 @@ def test_an_ephemeral_container_does_not_outlast_a_restart(bench: Bench) -> None
     bench.run(work)
 
 
-def test_pruning_takes_what_nobody_uses(bench: Bench) -> None:
-    """MS-30, MS-34, MC-09, MS-38."""
+def test_ms_30_31_34_38_mc_09_pruning_takes_what_nobody_uses(bench: Bench) -> None:
 
     async def work(host: Host) -> None:
         await host.provision("c")
@@ -584,8 +581,8 @@ def test_limits_of_a_backend_are_told_before_anything_is_made(bench: Bench) -> N
     bench.run(work, pulled=("many",))
 
 
-def test_who_leaves_while_it_is_made_leaves_nothing(bench: Bench) -> None:
-    """BK-08: what was pulled stays for the next pull, as of any; of the container there is nothing."""
+def test_bk_08_who_leaves_while_it_is_made_leaves_nothing(bench: Bench) -> None:
+    """What was pulled stays for the next pull, as of any; of the container there is nothing."""
 
     async def work(host: Host) -> None:
         with trio.CancelScope() as scope:
@@ -598,8 +595,8 @@ def test_who_leaves_while_it_is_made_leaves_nothing(bench: Bench) -> None:
     bench.run(work, pulled=())
 
 
-def test_pruning_goes_together_with_pulls_and_provisions(bench: Bench) -> None:
-    """MS-29, BK-13: whoever has begun has his image whole, whatever is pruned meanwhile."""
+def test_ms_29_bk_13_pruning_goes_together_with_pulls_and_provisions(bench: Bench) -> None:
+    """Whoever has begun has his image whole, whatever is pruned meanwhile."""
 
     async def work(host: Host) -> None:
         done = trio.Event()

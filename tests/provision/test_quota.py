@@ -86,7 +86,7 @@ def _fill(file: Path, most: int) -> tuple[int, int]:
 
 
 @pytest.mark.quota
-def test_mc15_bk43_writes_stop_at_the_limit_and_nobody_else_suffers(disk: Path):
+def test_mc_15_bk_43_writes_stop_at_the_limit_and_nobody_else_suffers(disk: Path):
     full, free, other = (Layered(disk, name) for name in ("full", "free", "other"))
     limit(full.grows, 4 * _MIB)
     limit(other.grows, 8 * _MIB)
@@ -107,7 +107,7 @@ def test_mc15_bk43_writes_stop_at_the_limit_and_nobody_else_suffers(disk: Path):
 
 
 @pytest.mark.quota
-def test_bk43_renames_work_and_what_is_copied_up_counts(disk: Path):
+def test_bk_43_renames_work_and_what_is_copied_up_counts(disk: Path):
     made = Layered(disk, "one")
     limit(made.grows, 5 * _MIB)
     with made.mounted() as root:
@@ -341,7 +341,7 @@ def _provisioning(
 @pytest.mark.quota
 @pytest.mark.parametrize("backend", ["overlay", "copy"])
 @pytest.mark.usefixtures("umask_0")
-def test_mc15_a_container_has_its_quota_until_it_goes(tmp_path: Path, disk: Path, backend: str):
+def test_mc_15_a_container_has_its_quota_until_it_goes(tmp_path: Path, disk: Path, backend: str):
     async def work(provisioner: Provisioner) -> None:
         about = {"snapshotter": backend}
         free = await provisioner.provision("free", "image:1", **about)

@@ -109,7 +109,9 @@ def test_users_are_whom_docker_takes_them_for(root: int, text: str, found: Accou
         ("root:", InvalidArgument, "is not a user"),
     ],
 )
-def test_who_is_nobody_is_said_to_be(root: int, text: str, kind: type[EngineError], says: str) -> None:
+def test_m_15_who_is_nobody_is_said_to_be(
+    root: int, text: str, kind: type[EngineError], says: str
+) -> None:
     """M-15, with CVE-2024-40635."""
     with pytest.raises(kind) as error:
         resolve_user(root, text)
@@ -128,8 +130,10 @@ def test_an_image_without_lists_has_numbers(host: Host) -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("path", ["etc/passwd", "etc/group", "etc"])
 @pytest.mark.parametrize("user", ["0", "root", "root:root"])
-def test_lists_that_are_none_are_refused_or_empty(host: Host, kind: str, path: str, user: str) -> None:
-    """P-18: whoever somebody is, it is not the host that says so, and nothing waits."""
+def test_p_18_lists_that_are_none_are_refused_or_empty(
+    host: Host, kind: str, path: str, user: str
+) -> None:
+    """Whoever somebody is, it is not the host that says so, and nothing waits."""
     fill(host, path, kind)
     with open_rootfs(host.rootfs) as root, host.unharmed():
         try:
@@ -139,8 +143,8 @@ def test_lists_that_are_none_are_refused_or_empty(host: Host, kind: str, path: s
         assert found == account(0, 0)
 
 
-def test_lists_are_bounded(host: Host) -> None:
-    """P-18: as much as may be, as bad as may be, in seconds and without much memory."""
+def test_p_18_lists_are_bounded(host: Host) -> None:
+    """As much as may be, as bad as may be, in seconds and without much memory."""
     (host.rootfs / "etc").mkdir()
     size = limits.ACCOUNTS - 100
     for users, groups in (
@@ -168,8 +172,8 @@ def test_lists_are_bounded(host: Host) -> None:
         os.truncate(host.rootfs / "etc" / name, 0)
 
 
-def test_groups_are_bounded(host: Host) -> None:
-    """P-18: the kernel takes 65,536 of one process."""
+def test_p_18_groups_are_bounded(host: Host) -> None:
+    """The kernel takes 65,536 of one process."""
     (host.rootfs / "etc").mkdir()
     (host.rootfs / "etc/passwd").write_text("me:x:5:6::/me:/bin/sh\n")
     lines = "".join(f"g:x:{number}:me\n" for number in range(limits.ACCOUNT_GROUPS + 1))
@@ -192,8 +196,8 @@ assert "libnss" not in maps
 """
 
 
-def test_nothing_of_the_image_is_loaded(host: Host, root: int) -> None:
-    """E-01: no name service library, and no module of its Python, wherever it runs."""
+def test_e_01_nothing_of_the_image_is_loaded(host: Host, root: int) -> None:
+    """No name service library, and no module of its Python, wherever it runs."""
     place = host.victim / "owned"
     for name in ("encodings/idna.py", "encodings/latin_1.py", "pwd.py", "re.py", "sitecustomize.py"):
         for below in ("usr/lib/python3", "usr/lib/python3.11", ""):
@@ -268,10 +272,10 @@ def model(users: list[str], groups: list[str], user: str, group: str) -> Account
     user=WORDS,
     group=st.one_of(st.just(""), WORDS),
 )
-def test_lists_are_read_as_a_person_would(
+def test_p_18_lists_are_read_as_a_person_would(
     users: list[str], groups: list[str], user: str, group: str
 ) -> None:
-    """P-18: the first line that names somebody in full counts."""
+    """The first line that names somebody in full counts."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "etc").mkdir()
         (Path(folder) / "etc/passwd").write_text("\n".join(users))

@@ -297,8 +297,8 @@ def test_without_a_network_there_is_a_loopback(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("target", [None, "../run/resolve/stub.conf", "/etc/there"])
-def test_on_the_hosts_network_its_names_are_there(bench: Bench, target: str | None) -> None:
-    """P-31: where the image has a link, the file is made and mounted where that leads within it."""
+def test_p_31_on_the_hosts_network_its_names_are_there(bench: Bench, target: str | None) -> None:
+    """Where the image has a link, the file is made and mounted where that leads within it."""
     if target:
         (bench.rootfs / "etc/resolv.conf").symlink_to(target)
         (bench.rootfs / "etc/there").write_text("of the image")
@@ -359,10 +359,9 @@ def test_what_is_mounted_below_is_read_only_too(bench: Bench, tmp_path: Path) ->
     ],
     ids=lambda value: value.target if isinstance(value, Bind) else "",
 )
-def test_where_nothing_can_be_mounted(
+def test_p_19_31_where_nothing_can_be_mounted(
     bench: Bench, bind: Bind, kind: type[EngineError], says: str
 ) -> None:
-    """P-19, P-31."""
     (bench.rootfs / "out").symlink_to("/proc/self/cwd")
     (bench.rootfs / "top").symlink_to("/")
     error = bench.refused(shell("", binds=[bind]))

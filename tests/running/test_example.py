@@ -76,8 +76,8 @@ def _root(tmp_path: Path) -> Iterator[Path]:
     Scene(tmp_path / "root", tmp_path).clear()
 
 
-def test_it_goes_on_where_it_was_killed(tmp_path: Path, root: Path) -> None:
-    """MC-10, MC-09: tasks outlive it, are found again, and go with their images when not wanted."""
+def test_mc_09_10_it_goes_on_where_it_was_killed(tmp_path: Path, root: Path) -> None:
+    """Tasks outlive it, are found again, and go with their images when not wanted."""
     peer("runc")
     file = tmp_path / "tasks.json"
     archive = str(tar_layout(image(tmp_path / "layout"), tmp_path / "box.tar"))

@@ -61,8 +61,8 @@ def clear(bench: Bench, path: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("path", ["dev", "proc", "sys", "etc", "tmp", "run"])
-def test_folders_that_the_runtime_mounts_on(host: Host, bench: Bench, path: str, kind: str) -> None:
-    """E-02: links, files, devices in their place."""
+def test_e_02_folders_that_the_runtime_mounts_on(host: Host, bench: Bench, path: str, kind: str) -> None:
+    """Links, files, devices in their place."""
     clear(bench, path)
     fill(host, path, kind)
     found = tried(host, bench, shell("true", network=Network.HOST))
@@ -76,8 +76,7 @@ def test_folders_that_the_runtime_mounts_on(host: Host, bench: Bench, path: str,
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("path", ["etc/passwd", "etc/group"])
 @pytest.mark.parametrize("user", ["", "root", "7:root"])
-def test_lists_of_accounts(host: Host, bench: Bench, path: str, kind: str, user: str) -> None:
-    """P-18."""
+def test_p_18_lists_of_accounts(host: Host, bench: Bench, path: str, kind: str, user: str) -> None:
     clear(bench, path)
     fill(host, path, kind)
     tried(host, bench, shell("env; id -u", user=user))
@@ -85,8 +84,8 @@ def test_lists_of_accounts(host: Host, bench: Bench, path: str, kind: str, user:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("path", ["etc/resolv.conf", "etc/hosts"])
-def test_files_that_are_mounted_on(host: Host, bench: Bench, path: str, kind: str) -> None:
-    """P-31: what the host's file is mounted on is in the root file system, whatever is there."""
+def test_p_31_files_that_are_mounted_on(host: Host, bench: Bench, path: str, kind: str) -> None:
+    """What the host's file is mounted on is in the root file system, whatever is there."""
     fill(host, path, kind)
     found = tried(host, bench, shell(f"cat /{path}", network=Network.HOST))
     if kind in {"a FIFO", "a socket", "a device", "a giant", "a link to nothing"}:
@@ -111,7 +110,7 @@ def test_files_that_are_mounted_on(host: Host, bench: Bench, path: str, kind: st
         ({}, "/bin/busybox", "not a directory"),
     ],
 )
-def test_working_folders(
+def test_p_19_working_folders(
     host: Host, bench: Bench, links: dict[str, str], folder: str, says: str
 ) -> None:
     """P-19, with CVE-2024-21626 and CVE-2026-55686."""
@@ -140,7 +139,7 @@ def test_working_folders(
         ({}, "/bin/busybox/x", "not a directory"),
     ],
 )
-def test_volumes(
+def test_p_19_volumes(
     host: Host, bench: Bench, links: dict[str, str], volume: str, says: str, readonly: bool
 ) -> None:
     """P-19, with CVE-2022-23648."""
@@ -152,8 +151,10 @@ def test_volumes(
     assert not list(host.victim.glob("of-*"))
 
 
-def test_a_working_folder_within_what_the_host_lends(host: Host, bench: Bench, tmp_path: Path) -> None:
-    """P-19: another container may write there, and put a link in the way."""
+def test_p_19_a_working_folder_within_what_the_host_lends(
+    host: Host, bench: Bench, tmp_path: Path
+) -> None:
+    """Another container may write there, and put a link in the way."""
     lent = bench.rootfs.parent / "runc" / "lent"  # beside the victim, where he is not looked for
     lent.mkdir(parents=True)
     (lent / "good").mkdir()
@@ -171,15 +172,15 @@ def test_a_working_folder_within_what_the_host_lends(host: Host, bench: Bench, t
     assert "too many levels" in tried(host, bench, shell("pwd", binds=[*binds, inner]))
 
 
-def test_files_of_the_host_are_not_kept_open(bench: Bench) -> None:
+def test_e_02_files_of_the_host_are_not_kept_open(bench: Bench) -> None:
     """E-02, with CVE-2024-21626: a process of the container has its three files, and no other."""
     assert bench.lines(shell("ls -l /proc/self/fd | wc -l")) == [
         "5"
     ]  # `total`, ours and ls's own folder
 
 
-def test_all_at_once(host: Host, bench: Bench) -> None:
-    """E-01, P-18, P-31: an image full of traps, of which none is stepped into."""
+def test_e_01_p_18_31_all_at_once(host: Host, bench: Bench) -> None:
+    """An image full of traps, of which none is stepped into."""
     victim = str(host.victim)
     (bench.rootfs / "etc/mtab").symlink_to("/proc/self/mounts")
     (bench.rootfs / "etc/hostname").symlink_to(f"{victim}/hostname")

@@ -65,8 +65,8 @@ async def nothing(_floor: Floor) -> None:
 
 @pytest.mark.parametrize("where", BEFORE)
 @pytest.mark.parametrize("known", [True, False])
-def test_killed_before_the_process(each: Scene, where: str, known: bool) -> None:
-    """MC-10, MC-12: what was half made goes, whoever knows of it; and can be launched at once."""
+def test_mc_10_12_killed_before_the_process(each: Scene, where: str, known: bool) -> None:
+    """What was half made goes, whoever knows of it; and can be launched at once."""
 
     async def work(floor: Floor) -> None:
         floor.note("one")
@@ -107,8 +107,8 @@ def test_launched_again_where_the_first_was_killed(scene: Scene, where: str) -> 
 
 
 @pytest.mark.parametrize("where", AFTER)
-def test_killed_when_it_runs(each: Scene, where: str) -> None:
-    """MC-10: it runs on, and is found again."""
+def test_mc_10_killed_when_it_runs(each: Scene, where: str) -> None:
+    """It runs on, and is found again."""
 
     async def work(floor: Floor) -> None:
         floor.note("one")
@@ -126,8 +126,8 @@ def test_killed_when_it_runs(each: Scene, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", DESTROYING)
-def test_killed_while_it_destroys(each: Scene, where: str) -> None:
-    """MC-07: whoever comes next ends what was begun."""
+def test_mc_07_killed_while_it_destroys(each: Scene, where: str) -> None:
+    """Whoever comes next ends what was begun."""
 
     async def first(floor: Floor) -> None:
         await floor.launch("one", "sleep", "1000")
@@ -142,8 +142,8 @@ def test_killed_while_it_destroys(each: Scene, where: str) -> None:
     each.run(then, imports=False)
 
 
-def test_an_end_outlives_every_engine(scene: Scene) -> None:
-    """MC-10: how it ended is told after any number of restarts, and no monitor is left."""
+def test_mc_10_an_end_outlives_every_engine(scene: Scene) -> None:
+    """How it ended is told after any number of restarts, and no monitor is left."""
 
     async def first(floor: Floor) -> None:
         await floor.launch("one", "sh", "-c", "sleep 0.1; exit 9")
@@ -173,8 +173,8 @@ def test_nobody_saw_the_end(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_orphans_go_children_first(scene: Scene) -> None:
-    """MC-10: of what nobody knows of any more the children go first; the known stay."""
+def test_mc_10_orphans_go_children_first(scene: Scene) -> None:
+    """Of what nobody knows of any more the children go first; the known stay."""
 
     async def first(floor: Floor) -> None:
         await floor.launch("known", "sleep", "1000")
@@ -191,8 +191,8 @@ def test_orphans_go_children_first(scene: Scene) -> None:
     scene.run(then, imports=False)
 
 
-def test_another_process_is_at_it(scene: Scene) -> None:
-    """MC-04: what another process prepares is let end, or that process, before it is taken away."""
+def test_mc_04_another_process_is_at_it(scene: Scene) -> None:
+    """What another process prepares is let end, or that process, before it is taken away."""
 
     async def work(floor: Floor) -> None:
         words = [scene.root, scene.backend, IMAGE, "launch", "launch.prepared=stop"]
@@ -266,8 +266,8 @@ def test_two_engines_on_one_root(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_after_a_reboot(each: Scene) -> None:
-    """MC-10, BK-16: nothing runs and nothing is mounted; what it wrote is there, and its end unknown."""
+def test_mc_10_bk_16_after_a_reboot(each: Scene) -> None:
+    """Nothing runs and nothing is mounted; what it wrote is there, and its end unknown."""
 
     async def first(floor: Floor) -> None:
         await floor.launch("one", "sh", "-c", "echo mine > /file; echo done; sleep 1000")

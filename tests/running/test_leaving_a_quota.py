@@ -60,7 +60,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.quota
-def test_mc15_root_in_a_container_cannot_leave(tmp_path: Path, disk: Path):
+def test_mc_15_root_in_a_container_cannot_leave(tmp_path: Path, disk: Path):
     rootfs = disk / "1/rootfs"
     rootfs.mkdir(parents=True)
     limit([rootfs], 2 * _MIB)

@@ -68,8 +68,8 @@ def run(scene: Scene, prefix: str, lines: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_among_many(scene: Scene, seed: int) -> None:
-    """MC-10, E-05: neither mount nor process, cgroup, folder or record."""
+def test_mc_10_e_05_killed_among_many(scene: Scene, seed: int) -> None:
+    """Neither mount nor process, cgroup, folder or record."""
     moments = random.Random(seed)
 
     async def then(floor: Floor) -> None:
@@ -86,7 +86,7 @@ def test_killed_among_many(scene: Scene, seed: int) -> None:
     scene.run(then, imports=False)
 
 
-def test_two_hundred(scene: Scene) -> None:
+def test_mc_10_e_05_two_hundred(scene: Scene) -> None:
     scene.run(nothing)
     run(scene, "all", 400)
     assert len(scene.uniques) == 200

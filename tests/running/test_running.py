@@ -147,8 +147,8 @@ def test_folders_of_the_host(each: Scene, tmp_path: Path) -> None:
     assert not (tmp_path / "shared" / "no").exists()
 
 
-def test_images_as_volumes(each: Scene, tmp_path: Path) -> None:
-    """BK-17: mounted read-only where they are asked for, and held as its own image is."""
+def test_bk_17_images_as_volumes(each: Scene, tmp_path: Path) -> None:
+    """Mounted read-only where they are asked for, and held as its own image is."""
 
     async def work(floor: Floor) -> None:
         data = scratch(tmp_path / "data")
@@ -202,8 +202,8 @@ def _namespaces(listed: bytes) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("count", [64, 400])
-def test_many_layers(each: Scene, tmp_path: Path, count: int) -> None:
-    """BK-18: more options than a page has room for."""
+def test_bk_18_many_layers(each: Scene, tmp_path: Path, count: int) -> None:
+    """More options than a page has room for."""
 
     async def work(floor: Floor) -> None:
         name = await floor.bring(deep(tmp_path / "deep", count), "deep:latest")

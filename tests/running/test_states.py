@@ -23,8 +23,8 @@ from tests.running.scene import IMAGE, Floor, Scene
 pytestmark = pytest.mark.root
 
 
-def test_a_container_goes_through_its_states(scene: Scene) -> None:
-    """MC-01, MC-02, MC-08: in order, each with its time, and what it runs is written down before."""
+def test_mc_01_02_08_a_container_goes_through_its_states(scene: Scene) -> None:
+    """In order, each with its time, and what it runs is written down before."""
 
     async def work(floor: Floor) -> None:
         launched = await floor.launch("one", "sleep", "1000")
@@ -52,8 +52,8 @@ def test_a_container_goes_through_its_states(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_no_other_state_follows(scene: Scene) -> None:
-    """MC-02: what is not in the table is refused, and nothing changes."""
+def test_mc_02_no_other_state_follows(scene: Scene) -> None:
+    """What is not in the table is refused, and nothing changes."""
 
     async def work(floor: Floor) -> None:
         await floor.launch("one", "sleep", "1000")
@@ -67,8 +67,8 @@ def test_no_other_state_follows(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_destroyed_while_it_is_provisioned(scene: Scene) -> None:
-    """MC-03: what was made goes, and the launch says what happened."""
+def test_mc_03_destroyed_while_it_is_provisioned(scene: Scene) -> None:
+    """What was made goes, and the launch says what happened."""
     reached, go_on = trio.Event(), trio.Event()
 
     async def work(floor: Floor) -> None:
@@ -94,8 +94,10 @@ async def _removed_meanwhile(launching: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("state", ["preparing", "starting"])
-def test_destroyed_while_it_starts(scene: Scene, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MC-04: what is being prepared or started is let end before anything is taken from under it."""
+def test_mc_04_destroyed_while_it_starts(
+    scene: Scene, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being prepared or started is let end before anything is taken from under it."""
 
     async def work(floor: Floor) -> None:
         gate = floor.held(monkeypatch, state)
@@ -122,8 +124,8 @@ def test_destroyed_while_it_starts(scene: Scene, state: str, monkeypatch: pytest
     scene.run(work)
 
 
-def test_who_destroys_the_same_waits_for_the_same(scene: Scene) -> None:
-    """MC-05: all get one answer, and none who leaves takes it from the others."""
+def test_mc_05_who_destroys_the_same_waits_for_the_same(scene: Scene) -> None:
+    """All get one answer, and none who leaves takes it from the others."""
 
     async def work(floor: Floor) -> None:
         await floor.launch("one", "sleep", "1000")
@@ -149,8 +151,8 @@ def test_who_destroys_the_same_waits_for_the_same(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_children_go_first(scene: Scene) -> None:
-    """MC-06: a parent whose child cannot be removed stays, says why, and is removed when asked again."""
+def test_mc_06_children_go_first(scene: Scene) -> None:
+    """A parent whose child cannot be removed stays, says why, and is removed when asked again."""
 
     async def work(floor: Floor) -> None:
         containers = floor.containers
@@ -176,8 +178,8 @@ def test_children_go_first(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("where", ["destroy.killed", "destroy.deleted"])
-def test_what_cannot_be_destroyed_stays_in_sight(scene: Scene, where: str) -> None:
-    """MC-07: each step after the one before; a failure ends it, is counted, and is tried again."""
+def test_mc_07_what_cannot_be_destroyed_stays_in_sight(scene: Scene, where: str) -> None:
+    """Each step after the one before; a failure ends it, is counted, and is tried again."""
 
     async def work(floor: Floor) -> None:
         await floor.launch("one", "sleep", "1000")
@@ -195,8 +197,8 @@ def test_what_cannot_be_destroyed_stays_in_sight(scene: Scene, where: str) -> No
     scene.run(work)
 
 
-def test_prune_leaves_what_containers_use(scene: Scene) -> None:
-    """MC-09, MS-35: whatever the tag means by now, its image stays until the container goes."""
+def test_mc_09_ms_35_prune_leaves_what_containers_use(scene: Scene) -> None:
+    """Whatever the tag means by now, its image stays until the container goes."""
 
     async def work(floor: Floor) -> None:
         await floor.launch("one", "sleep", "1000")
@@ -212,8 +214,8 @@ def test_prune_leaves_what_containers_use(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_status_is_told_in_order(scene: Scene) -> None:
-    """MC-11: of many who ask, who asked first is answered first, and none sees time run backwards."""
+def test_mc_11_status_is_told_in_order(scene: Scene) -> None:
+    """Of many who ask, who asked first is answered first, and none sees time run backwards."""
 
     async def work(floor: Floor) -> None:
         told: list[tuple[int, Any]] = []
@@ -279,8 +281,8 @@ def test_counted(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_two_launch_the_same(scene: Scene) -> None:
-    """MC-01: all who launch one ID at once get the one container, and one of them made it."""
+def test_mc_01_two_launch_the_same(scene: Scene) -> None:
+    """All who launch one ID at once get the one container, and one of them made it."""
 
     async def work(floor: Floor) -> None:
         found: list[Launched] = []
@@ -299,8 +301,8 @@ def test_two_launch_the_same(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_the_ephemeral_do_not_outlive_a_restart(scene: Scene) -> None:
-    """MC-12: whoever knows of them."""
+def test_mc_12_the_ephemeral_do_not_outlive_a_restart(scene: Scene) -> None:
+    """Whoever knows of them."""
 
     async def work(floor: Floor) -> None:
         await floor.launch("debug", "sleep", "1000", labels={EPHEMERAL: "yes"})
@@ -311,10 +313,10 @@ def test_the_ephemeral_do_not_outlive_a_restart(scene: Scene) -> None:
     scene.run(work)
 
 
-def test_files_are_deleted_later_where_they_resist(
+def test_mc_13_files_are_deleted_later_where_they_resist(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MC-13: what a container wrote is out of the way at once, and deleted by whoever comes next."""
+    """What a container wrote is out of the way at once, and deleted by whoever comes next."""
 
     async def work(floor: Floor) -> None:
         await floor.launch("one", "sh", "-c", "echo x > /file")
@@ -331,8 +333,8 @@ def test_files_are_deleted_later_where_they_resist(
     scene.run(work)
 
 
-def test_no_descriptor_stays_open(scene: Scene) -> None:
-    """MC-14: whatever became of a container, nothing of it is open in the engine."""
+def test_mc_14_no_descriptor_stays_open(scene: Scene) -> None:
+    """Whatever became of a container, nothing of it is open in the engine."""
 
     async def work(floor: Floor) -> None:
         async def once(number: int) -> None:
@@ -360,8 +362,8 @@ def _open_files() -> list[str]:
     return [re.sub(r"[0-9]+", "N", name) for name in names if "/proc/" not in name]
 
 
-def test_what_grows_with_writes_is_measured(each: Scene) -> None:
-    """MC-15: what a container writes counts as its own, before and after a restart."""
+def test_mc_15_what_grows_with_writes_is_measured(each: Scene) -> None:
+    """What a container writes counts as its own, before and after a restart."""
 
     async def write(floor: Floor) -> None:
         await floor.launch("one", "sh", "-c", "dd if=/dev/zero of=/file bs=1k count=512; sleep 1000")

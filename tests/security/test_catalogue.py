@@ -14,12 +14,12 @@ CATALOGUE = {
 }
 
 NOT_APPLY_PATH = {
-    "P-18": "reading /etc/passwd and its like out of an image: applying reads no file of a layer",
-    "P-19": "volumes, working folder and log path of a config: a layer has none",
+    "P-18": "reading /etc/passwd and its like out of an image: tests/provision/test_users.py",
+    "P-19": "volumes and working folder of a config: tests/running/test_hostile_rootfs.py",
     "P-20": "a container that swaps folders meanwhile: nobody else can write to what is being applied",
     "P-21": "links and foreign folders inside the store: checked where the root is opened",
     "P-22": "digests as paths: parsed before a layer is looked for, tested with the digest parser",
-    "P-31": "files written into a started container's root: lamina does not start any yet",
+    "P-31": "files written into a container's root: tests/provision/test_inside.py",
     "X-15": "the immutable flag: no archive holds it, and none of these backends sets it",
     "T-21": "comparison with other readers over random archives: a property test of the tar reader",
 }
