@@ -102,7 +102,7 @@ START_GRACE_S = 2.0  # for a runtime to end whose start nobody waits for any mor
 LAST_OUTPUT_S = 2.0  # after a container's end, while someone outside holds its output open
 LAST_OUTPUT = 4 * MIB  # read of it then
 CGROUP_EMPTY_S = 10.0  # for killed processes to leave their cgroup
-FAREWELL_S = 10.0  # after a container's end, for clients to take what it wrote last
+FAREWELL_S = 10.0  # after a container's end, for clients but the first to take what it wrote last
 
 # What a registry decides.
 CHALLENGE = 16 * 1024  # characters of what a host asks for credentials with

@@ -190,7 +190,9 @@ class _Wanted:
     ) -> int:
         stdin, terminal = self.options.stdin, self.options.terminal
         try:
-            return await _foreground(containers, status, attachment, stdin=stdin, terminal=terminal)
+            return await _foreground(
+                containers, status, attachment, stdin=stdin, terminal=terminal, is_own=True
+            )
         finally:
             with trio.CancelScope(shield=True):
                 await attachment.aclose()
@@ -216,8 +218,12 @@ async def _foreground(
     *,
     stdin: bool,
     terminal: bool,
+    is_own: bool = False,
 ) -> int:
-    """Attend to a container until it ends, or is left; return this command's exit code."""
+    """Attend to a container until it ends, or is left; return this command's exit code.
+
+    One that is its own has nobody else to write to.
+    """
     name = status.id
     end = partial(ended, folder_of(containers.stores.root.path, status.unique))
     kill = partial(containers.kill, name)
@@ -232,7 +238,8 @@ async def _foreground(
         case Leaving.HUNG_UP:
             return 128 + left.signal
         case Leaving.UNREAD:
-            await containers.stop(name, grace_s=0)  # as SIGPIPE ends who writes to nobody
+            if is_own:
+                await containers.stop(name, grace_s=0)  # as SIGPIPE ends who writes to nobody
             return 0
     outcome = attachment.outcome
     if outcome is None or outcome.code is None:

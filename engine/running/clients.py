@@ -103,6 +103,11 @@ class Clients:
         """Say whether something is still on its way to a client."""
         return any(client.to_send for client in self._all)
 
+    @property
+    def is_first_sent_to(self) -> bool:
+        """Say whether something is still on its way to the client that was there from the start."""
+        return any(client.to_send for client in self._all if client is self._first)
+
     def output(self, kind: bytes, data: bytes) -> None:
         """Send on what the container wrote."""
         framed = frame(kind, data)

@@ -27,6 +27,7 @@ from engine.fs.kernel import adopt_orphans
 from engine.fs.locks import lock_byte
 from engine.limits import FAREWELL_S, LAST_OUTPUT_S, START_GRACE_S
 from engine.running.cgroups import was_oom_killed
+from engine.running.clients import Clients
 from engine.running.frames import FAILED, STARTED, frame
 from engine.running.jobs import ENVIRONMENT, Launch
 from engine.running.logfile import LogFile
@@ -173,13 +174,24 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
         _put_exit(written)
     finally:  # who waits is told, whatever can be kept of it
         relay.clients.tell_end(written)
-        end = time.monotonic() + FAREWELL_S
-        while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
-            polling.once(left)
+        _farewell(polling, relay.clients)
     if launch.exit_argv and not relay.clients.first_saw_end:
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(launch.exit_argv[0], launch.exit_argv)
+
+
+def _farewell(polling: Polling, clients: Clients) -> None:
+    """Wait until clients have taken what there is: not long, but for the first as long as he is there.
+
+    He may have been stopped at his terminal (Ctrl-Z). It holds up nobody: the end is known.
+    """
+    end = time.monotonic() + FAREWELL_S
+    while clients.any_sent_to:
+        left = end - time.monotonic()
+        if left <= 0 and not clients.is_first_sent_to:
+            return
+        polling.once(left if left > 0 else None)
 
 
 def _reserve_exit() -> None:

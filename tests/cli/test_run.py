@@ -342,6 +342,18 @@ def test_who_attaches_later_sees_to_no_removal(place: Place):
     place.until_gone("brief")
 
 
+def test_who_looks_on_and_leaves_ends_nothing(place: Place):
+    """A container is not killed because the reader of an `attach` has seen enough."""
+    script = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done"
+    place("run", "-d", "--name", "talks", "busybox", "sh", "-c", script)
+    process = place.start("attach", "talks", stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert place.listed()["talks"]["state"] == "running"
+
+
 def test_kill(place: Place, web: str):
     place("kill", "-s", "SIGINT", web)
     place.until_state(web, "stopped")

@@ -125,7 +125,10 @@ BOUNDS = {
     ),
     "LAST_OUTPUT_S": (2.0, "what is in a pipe is read in milliseconds"),
     "LAST_OUTPUT": (4 * MIB, "four times what a pipe holds (pipe-max-size)"),
-    "FAREWELL_S": (10.0, "a client that takes longer is stuck; the exit code is in its file by then"),
+    "FAREWELL_S": (
+        10.0,
+        "one who looks on and takes longer is stuck; the exit code is in its file by then",
+    ),
     "EVENTS": (10_000, "some MiB; a store of that many images, removed at once"),
     "REFERRERS": (1000, "signatures and SBOMs of one image are tens"),
     "REFERRER_PAGES": (100, "a page has tens"),
