@@ -11,7 +11,7 @@ record; of a container whose record somebody else moved meanwhile no step succee
     failed, gone     it stays for another try; nothing is left of it
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -25,7 +25,15 @@ from engine.metadata.leases import begin
 from engine.metadata.nodes import LEASE, Node, snapshot_node
 from engine.metadata.references import CONTAINER, ReferenceStore
 
-__all__ = ["HeldRoot", "ProvisionStore", "Removing", "Settled"]
+__all__ = ["HeldRoot", "IsMeant", "ProvisionStore", "Removing", "Settled", "anyone"]
+
+IsMeant = Callable[[Container, bool], bool]
+"""Says of a container as it is, and of whether somebody works on it, whether it is meant."""
+
+
+def anyone(_container: Container, _is_held: bool) -> bool:
+    """Mean a container however it is."""
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +194,8 @@ class ProvisionStore:
 
     # -- removing -----------------------------------------------------------------------------
 
-    def removing(self, name: str, *, mine: str = "") -> Removing | None:
-        """Have a container be on its way out; None if there is none.
+    def removing(self, name: str, *, mine: str = "", is_meant: IsMeant = anyone) -> Removing | None:
+        """Have a container be on its way out; None if there is none that is meant.
 
         It is the caller's to remove if nobody holds it, or he does, by the lease `mine`; else whoever
         does finds it moved.
@@ -198,6 +206,8 @@ class ProvisionStore:
                 return None
             is_mine = bool(mine) and old.lease == mine
             is_free = not self._containers.is_held_in(txn, old)
+            if not is_meant(old, not is_free):
+                return None
             lease = old.lease
             if is_free:
                 self._end(txn, old.lease)  # of who died over it

@@ -14,7 +14,7 @@ from engine.errors import EngineError, FailedPrecondition
 from engine.failpoints import hit
 from engine.kv.schema import Container
 from engine.metadata.containers import may_run
-from engine.metadata.provisions import Removing
+from engine.metadata.provisions import IsMeant, Removing, anyone
 from engine.provision.rootfs import RootFileSystems, joined
 from engine.stores import Stores
 
@@ -40,25 +40,27 @@ class Destroyer:
         self._roots = roots
         self._stop = stop
 
-    async def destroy(self, container: str, above: frozenset[str] = frozenset()) -> bool:
-        """Remove a container that is not among those `above`; False if there is none."""
+    async def destroy(
+        self, container: str, above: frozenset[str] = frozenset(), is_meant: IsMeant = anyone
+    ) -> bool:
+        """Remove a container that is not among those `above`; False if there is none that is meant."""
         removing: Removing | None = None
         with trio.CancelScope(shield=True):
-            removing = await trio.to_thread.run_sync(self._begin, container)
+            removing = await trio.to_thread.run_sync(self._begin, container, is_meant)
             if removing is not None and removing.is_mine:
                 await self._remove(removing.container, above)
         if removing is None:
             return False
         return removing.is_mine or await self._joined(removing.container, above)
 
-    def _begin(self, container: str) -> Removing | None:
+    def _begin(self, container: str, is_meant: IsMeant) -> Removing | None:
         found = self._containers.find(container)
         if found is not None and self._stop is None and may_run(found[0]):
             raise FailedPrecondition(
                 f"container {container} may be running, and nobody here can stop it; "
                 f"remove it with `lamina rm --force {container}`"
             )
-        removing = self._provisions.removing(container)
+        removing = self._provisions.removing(container, is_meant=is_meant)
         hit("destroy.recorded")
         return removing
 
@@ -75,7 +77,7 @@ class Destroyer:
             if is_held:
                 pause = await rest(pause)
             else:  # he died, or left it
-                await self.destroy(removing.id, above)
+                await self.destroy(removing.id, above, lambda one, _: one.unique == removing.unique)
                 return True
 
     async def undo(self, mine: Container) -> bool:
@@ -108,7 +110,7 @@ class Destroyer:
         for child in await trio.to_thread.run_sync(self._containers.children, mine.id):
             if child not in above:
                 try:
-                    await self.destroy(child, above)
+                    await self.destroy(child, above, lambda one, _: one.parent == mine.id)
                 except EngineError as error:
                     errors.append(error)
         if errors:

@@ -24,6 +24,7 @@ from engine.gc.collect import Collected
 from engine.kv.schema import Container
 from engine.labels import Labels
 from engine.metadata.containers import ON_THE_WAY, ContainerState
+from engine.metadata.provisions import IsMeant, anyone
 from engine.oci.platform import Platform
 from engine.oci.reference import parse_reference
 from engine.progress import Report, silent
@@ -175,8 +176,8 @@ class Provisioner:
         looking = partial(self._containers.find, wanted.container)
         while (looked := await trio.to_thread.run_sync(looking)) is not None:
             found, is_held = looked
-            if found.state == ContainerState.PROVISIONING and not is_held:  # a crash left it
-                await self.destroy(found.id)
+            if _is_left_unmade(found, is_held):
+                await self.destroy(found.id, is_meant=_is_left_unmade)
                 continue
             if not wanted.is_met_by(found):
                 raise AlreadyExists(
@@ -268,16 +269,17 @@ class Provisioner:
 
     # -- removing -----------------------------------------------------------------------------
 
-    async def destroy(self, container: str) -> bool:
-        """Unmount and remove all of a container, children first; False if there is none.
+    async def destroy(self, container: str, *, is_meant: IsMeant = anyone) -> bool:
+        """Unmount and remove all of a container, children first; False if there is none that is meant.
 
+        `is_meant` looks at it in the last moment: it may be another of the same ID by then.
         One that is being made is cancelled, whoever makes it, and what was made goes once that has
         really ended. Who asks for the same at the same time gets the same answer; a caller who is
         cancelled cancels nothing. What fails stays in its record (`destroying`, `errors`, `error`):
         asked again, it is tried again. FailedPrecondition if something may run in it and nobody was
         given to stop that.
         """
-        return await self._destroyer.destroy(container)
+        return await self._destroyer.destroy(container, is_meant=is_meant)
 
     # -- after a crash ------------------------------------------------------------------------
 
@@ -295,12 +297,20 @@ class Provisioner:
         damaged = await trio.to_thread.run_sync(self._containers.damaged)
         failed = {record.name: record.error for record in damaged}
 
+        def is_to_go(container: Container, is_held: bool) -> bool:
+            if known is not None and (
+                container.id not in known or label_rules.EPHEMERAL in container.labels
+            ):
+                return True
+            return container.state in _HALF_MADE and not is_held
+
         def going() -> list[str]:
-            return [container.id for container in found if self._is_to_go(container, known)]
+            is_held = self._containers.is_held
+            return [one.id for one in found if is_to_go(one, is_held(one))]
 
         for container in await trio.to_thread.run_sync(going):
             try:
-                await self.destroy(container)
+                await self.destroy(container, is_meant=is_to_go)
             except EngineError as error:
                 failed[container] = str(error)
         left = await trio.to_thread.run_sync(self._containers.walk)
@@ -312,13 +322,6 @@ class Provisioner:
         there = {container.id for container in left}
         destroyed = [container.id for container in found if container.id not in there]
         return Recovered(kept=kept, destroyed=destroyed, failed=failed)
-
-    def _is_to_go(self, container: Container, known: Collection[str] | None) -> bool:
-        if known is not None and (
-            container.id not in known or label_rules.EPHEMERAL in container.labels
-        ):
-            return True
-        return container.state in _HALF_MADE and not self._containers.is_held(container)
 
     # -- images -------------------------------------------------------------------------------
 
@@ -403,3 +406,8 @@ class Provisioner:
                 raise
 
         return await trio.to_thread.run_sync(updated)
+
+
+def _is_left_unmade(container: Container, is_held: bool) -> bool:
+    """Say whether who was making a container died over it."""
+    return container.state == ContainerState.PROVISIONING and not is_held

@@ -3,6 +3,7 @@
 For version 1, 2, and both at once (hybrid). Sync; safe from any thread. Light: the monitor imports it.
 """
 
+import errno
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ __all__ = [
     "Consumption",
     "Layout",
     "consumption",
+    "exists",
     "kill_all",
     "layout",
     "name_of",
@@ -65,6 +67,11 @@ def layout() -> Layout:
 def name_of(container: str) -> str:
     """Return what a container's specification has as its `cgroupsPath`."""
     return f"/lamina-{container}"
+
+
+def exists(container: str) -> bool:
+    """Say whether a container has a cgroup."""
+    return bool(_folders(container))
 
 
 def consumption(container: str) -> Consumption | None:
@@ -149,13 +156,25 @@ def _kill(pid: int, name: str) -> None:
 
 
 def remove(container: str) -> None:
-    """Remove a container's cgroup, of all controllers; processes in it are killed first."""
-    kill_all(container)
+    """Remove a container's cgroup, of all controllers; processes in it are killed first. Unavailable."""
+    end = time.monotonic() + CGROUP_EMPTY_S
     with os_errors(f"cgroup {name_of(container)}"):
-        for folder in _folders(container):
-            for below in reversed(list(_walk(folder))):
-                with suppress(FileNotFoundError):
-                    os.rmdir(below)
+        while folders := _folders(container):
+            kill_all(container)
+            try:
+                for folder in folders:
+                    _remove(folder)
+            except OSError as error:
+                # It lists no process, and yet is busy with one for a moment.
+                if error.errno != errno.EBUSY or time.monotonic() > end:
+                    raise
+                time.sleep(_POLL_S)
+
+
+def _remove(folder: str) -> None:
+    for below in reversed(list(_walk(folder))):
+        with suppress(FileNotFoundError):
+            os.rmdir(below)
 
 
 def _processes(container: str) -> set[int]:

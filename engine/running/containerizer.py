@@ -153,7 +153,7 @@ class Containerizer:
                     record, attachment = started
                     return Launched(status=told(record), attachment=attachment)
             elif await trio.to_thread.run_sync(self._settling.is_half_made, record):
-                await self._provisioner.destroy(record.id)
+                await self._provisioner.destroy(record.id, is_meant=partial(_is_still, record))
             else:
                 await trio.sleep(limits.CONTAINER_LOOK_S)  # another process launches it
         except BaseException as error:
@@ -329,24 +329,28 @@ class Containerizer:
         cleared: list[str] = []
         failed: dict[str, str] = {}
         for record in await trio.to_thread.run_sync(self._settling.walk):
-            if await self._is_half_made(record):
+            half = await self._half_made(record)
+            if half is not None:
                 try:
-                    await self._provisioner.destroy(record.id)
-                    cleared.append(record.id)
+                    if await self._provisioner.destroy(half.id, is_meant=partial(_is_still, half)):
+                        cleared.append(half.id)
                 except EngineError as error:
                     failed[record.id] = str(error)
         return cleared, failed
 
-    async def _is_half_made(self, record: Container) -> bool:
-        """Say whether a launch left half a container, once its monitor, if any, has given up."""
+    async def _half_made(self, record: Container) -> Container | None:
+        """Return what a launch left half made of a container, once its monitor, if any, has given up."""
         while record.state in {ContainerState.PREPARING, ContainerState.STARTING}:
             if await trio.to_thread.run_sync(self._settling.is_half_made, record):
-                return True
+                return record
             if await trio.to_thread.run_sync(self._settling.records.is_held, record):
-                return False
+                return None
             await trio.sleep(limits.CONTAINER_LOOK_S)
-            record = await self._look(record.id)
-        return False
+            try:
+                record = await self._look(record.id)
+            except NotFound:  # somebody else removed it
+                return None
+        return None
 
     async def prune(self, keep: Collection[str] = ()) -> Collected:
         """Remove all images but those to `keep` and those in use by a container, at any time."""
@@ -370,3 +374,8 @@ async def open_containerizer(
     """
     async with open_monitors(reaper) as monitors:
         yield Containerizer(engine, monitors, runtime)
+
+
+def _is_still(record: Container, found: Container, _is_held: bool) -> bool:
+    """Say whether a container is as it was: by then another may have finished it, or begun it anew."""
+    return found == record

@@ -90,8 +90,10 @@ class LogFollower:
         """Open the file after the one that is read, -1 if there is none."""
         here = _inode(self._file)
         newest, older = self._opened("log"), self._opened("log.1")
-        # Where what is read was neither of them it has gone, and `log.1` comes after it.
-        wanted = newest if older < 0 or _inode(older) == here or _inode(newest) == here else older
+        # Where what is read was neither of them it has gone, and `log.1` comes after it. There may be no
+        # `log`: its monitor is turning it, or was killed at that.
+        is_one = self._file >= 0 and here in {_inode(older), _inode(newest)}
+        wanted = newest if older < 0 or is_one else older
         for file in {newest, older} - {-1, wanted}:
             os.close(file)
         if wanted >= 0 and _inode(wanted) == here:

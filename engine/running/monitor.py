@@ -8,6 +8,7 @@ that it makes is in the container's folder:
     log       what the container wrote (`engine.running.logfile`)
     attach    the socket for clients (`engine.running.frames`), until the container has ended
     exit      how the container ended: {"code": n, "at": ns, "oom": true or false}
+    exit.new  until then the room for that: the container may have filled the disk
 """
 
 import json
@@ -37,6 +38,7 @@ from engine.running.stdio import Stdio
 __all__ = ["watch"]
 
 _FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_EXIT = 256  # bytes at most
 
 
 class _NotStarted(Exception):
@@ -83,6 +85,7 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
     if _ready(channel.fileno(), seconds=0):
         # Locked first, then looked: who finds nobody at work on what a dead engine left may remove it.
         raise _NotStarted("nobody waits for it any more")
+    _reserve_exit()
     stdio = Stdio(terminal=launch.terminal, stdin=launch.stdin)
     runtime = os.posix_spawn(
         launch.argv[0],
@@ -166,21 +169,31 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
         polling.once(left)
     told = {"code": code[0] if code[0] >= 0 else 128 - code[0], "at": at}
     written = json.dumps({**told, "oom": was_oom_killed(launch.id)}).encode()
-    _put_exit(written)
-    relay.clients.tell_end(written)
-    end = time.monotonic() + FAREWELL_S
-    while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
-        polling.once(left)
+    try:
+        _put_exit(written)
+    finally:  # who waits is told, whatever can be kept of it
+        relay.clients.tell_end(written)
+        end = time.monotonic() + FAREWELL_S
+        while relay.clients.any_sent_to and (left := end - time.monotonic()) > 0:
+            polling.once(left)
     if launch.exit_argv and not relay.clients.first_saw_end:
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execv(launch.exit_argv[0], launch.exit_argv)
 
 
+def _reserve_exit() -> None:
+    """Take the room on the disk that telling of the end needs."""
+    file = os.open("exit.new", os.O_WRONLY | _FILE, 0o600)
+    os.posix_fallocate(file, 0, _EXIT)
+    os.close(file)
+
+
 def _put_exit(written: bytes) -> None:
     """Leave how the container ended, whole and durable."""
-    file = os.open("exit.new", os.O_WRONLY | os.O_TRUNC | _FILE, 0o600)
+    file = os.open("exit.new", os.O_WRONLY | _FILE, 0o600)
     os.write(file, written)
+    os.ftruncate(file, len(written))
     flush(file)
     os.close(file)
     os.rename("exit.new", "exit")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from engine.errors import (
     printable,
 )
 from engine.limits import RUNTIME_S
-from engine.running.cgroups import Layout, kill_all, layout, remove
+from engine.running.cgroups import Layout, exists, layout, remove
 from engine.running.jobs import ENVIRONMENT, PATH
 from engine.running.runtime_log import RUNTIME_LOG
 
@@ -195,12 +196,16 @@ def kill(runtime: Runtime, states: Path, container: str, signal: int) -> bool:
 
 def delete(runtime: Runtime, states: Path, container: str) -> None:
     """Kill what runs in a container; remove the runtime's state and the cgroup. Nothing may be left."""
-    kill_all(container)  # the runtime would look whether they have ended ten times a second
-    if (states / container).exists():
+    if exists(container):
+        # All that it ran is in there. What else a runtime does is the same, but takes a process of 4 ms,
+        # and looks ten times a second whether what it killed has ended.
+        remove(container)
+        with os_errors(str(states)), suppress(FileNotFoundError):
+            shutil.rmtree(states / container)
+    elif (states / container).exists():
         done = _done(runtime, states, "delete", "--force", container)
         if done.returncode and not _says(done, _GONE):
             raise _error(done)
-    remove(container)
 
 
 def update(runtime: Runtime, states: Path, container: str, resources: bytes) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import NotSupported
 from engine.running.runc import Runtime, find_runtime
 from tests.conftest import peer
 from tests.monitors.monitored import Bundle, bundle_in
@@ -27,9 +28,18 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def runtime() -> Runtime:
-    return find_runtime()
+def _working() -> Iterator[str]:
+    for name in ("crun", "runc"):
+        try:
+            yield find_runtime(name).name
+        except NotSupported:
+            continue
+
+
+@pytest.fixture(params=list(_working()) or ["runc"])
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    """Each runtime that works here."""
+    return find_runtime(request.param)
 
 
 @pytest.fixture

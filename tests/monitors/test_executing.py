@@ -129,12 +129,14 @@ def test_cancelled_at_any_moment(bundle):
     within(one, work)
 
 
-TERMINAL = """
+TERMINAL = r"""
 import sys, trio
 from pathlib import Path
 from engine.running.executing import execute
 from engine.running.runc import ExecCommand, find_runtime
-command = ExecCommand(args=["/bin/sh", "-c", "stty size; read x; echo got $x; exit 5"], terminal=True)
+# The runtime sets the size once the command has begun.
+script = "while [ \"$(stty size)\" != '21 63' ]; do :; done; stty size; read x; echo got $x; exit 5"
+command = ExecCommand(args=["/bin/sh", "-c", script], terminal=True)
 async def main():
     return await execute(
         find_runtime(), Path(sys.argv[1]), Path(sys.argv[2]), command, stdin=0, stdout=1, stderr=2
@@ -157,9 +159,10 @@ def test_a_terminal(bundle):
         os.close(theirs)
         told = b""
         for wanted in (b"21 63", b"got this"):
-            while wanted not in told:
-                await trio.lowlevel.wait_readable(ours)
-                told += os.read(ours, 1000)
+            with trio.fail_after(30):
+                while wanted not in told:
+                    await trio.lowlevel.wait_readable(ours)
+                    told += os.read(ours, 1000)
             os.write(ours, b"this\n")
         assert await process.wait() == 5
         os.close(ours)

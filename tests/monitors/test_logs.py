@@ -142,6 +142,18 @@ def test_no_log_is_empty(folder):
         assert [line.data for line in follower.more()] == [b"begun\n"]
 
 
+def test_a_log_that_is_just_turned_is_not_empty(folder):
+    """Amid a turn there is `log.1` alone; so there is for good if the monitor dies then."""
+    (folder / "log.1").write_bytes(record(b"before"))
+    assert text(folder) == b"before\n"
+    assert text(folder, tail=1) == b"before\n"
+    with closing(LogFollower(folder)) as follower:
+        assert [line.data for line in follower.more()] == [b"before\n"]
+        assert not follower.more()
+        (folder / "log").write_bytes(record(b"after"))
+        assert [line.data for line in follower.more()] == [b"after\n"]
+
+
 def test_following_over_rotations(folder):
     """Each line once, in order, however the log turns meanwhile."""
     log = LogFile(4096)

@@ -439,7 +439,7 @@ class ContainersMachine(RuleBasedStateMachine):
             is_gone = any(op.what == "destroy" for op in last) or (not done and old is None)
             assert is_gone or may_go, f"{name} is gone: {ops}"
         elif one["state"] in _HALF:
-            tried = [op for op in over if op.id == name or op.id in parents[name]]
+            tried = [op for op in over if op.id == name or op.may_remove(name, parents)]
             is_left = old is not None and old["state"] in _HALF and not done
             # Who could not remove it, was killed, or found that it had become a parent.
             assert is_left or tried or cut, f"{name} is {one['state']}: {ops}"

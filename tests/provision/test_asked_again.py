@@ -1,4 +1,4 @@
-"""A container that is asked for again while somebody mends it, removes it, or has left it half made."""
+"""A container that somebody else makes, mends, removes or has left half made while one asks for it."""
 
 import threading
 from typing import Any
@@ -8,10 +8,11 @@ import trio
 from msgspec.structs import replace
 
 from engine.kv.schema import CONTAINERS
-from engine.metadata.containers import ContainerState
+from engine.metadata.containers import ContainerState, ContainerStore
 from engine.mount import deactivate
 from engine.mounts.table import is_mounted
 from engine.provision import provisioner, rootfs
+from engine.provision.destroying import Destroyer
 from tests.provision.scene import Bench, Host
 
 pytestmark = pytest.mark.root
@@ -86,3 +87,66 @@ def test_mc_12_what_was_left_half_made_is_in_nobodys_way(bench: Bench) -> None:
         await host.provisioner.destroy("c")
 
     bench.run(work, pulled=("one", "two"))
+
+
+def test_recovering_leaves_what_was_finished_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MC-12: seen half made, and made by the time that it is looked who makes it."""
+    made, seen = threading.Event(), threading.Event()
+    walk = ContainerStore.walk
+
+    def hit(name: str) -> None:
+        if name == "provision.mounted":
+            made.set()
+            assert seen.wait(_PATIENCE_S)
+
+    async def work(host: Host) -> None:
+        is_done = trio.Event()
+
+        async def provision() -> None:
+            await host.provision("c")
+            is_done.set()
+
+        def walked(self: ContainerStore) -> Any:
+            found = walk(self)
+            monkeypatch.setattr(ContainerStore, "walk", walk)
+            seen.set()
+            trio.from_thread.run(is_done.wait)
+            return found
+
+        monkeypatch.setattr(rootfs, "hit", hit)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(provision)
+            assert await trio.to_thread.run_sync(made.wait, _PATIENCE_S)
+            monkeypatch.setattr(ContainerStore, "walk", walked)
+            recovered = await host.provisioner.recover()
+        assert (recovered.kept, recovered.destroyed, recovered.failed) == (["c"], [], {})
+        assert (await host.provisioner.status("c")).state == ContainerState.PROVISIONED
+        await host.provisioner.destroy("c")
+
+    bench.run(work)
+
+
+def test_two_who_find_the_same_half_made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MC-12: the later does not remove what the first has made instead."""
+
+    async def work(host: Host) -> None:
+        made = await host.provision("c")
+        with host.stores.root.meta.write() as txn:
+            state = str(ContainerState.PROVISIONING)
+            half = replace(made.container, state=state, lease="of someone dead")
+            CONTAINERS.put(txn, half, "default", "c")
+        destroy = Destroyer.destroy
+        firsts: list[str] = []
+
+        async def later(*arguments: Any, **options: Any) -> bool:
+            monkeypatch.setattr(Destroyer, "destroy", destroy)
+            firsts.append((await host.provision("c")).container.unique)
+            return await destroy(*arguments, **options)
+
+        monkeypatch.setattr(Destroyer, "destroy", later)
+        assert [(await host.provision("c")).container.unique] == firsts
+        await host.provisioner.destroy("c")
+
+    bench.run(work)

@@ -263,8 +263,8 @@ def test_mc_05_bk_10_who_destroys_at_once_gets_one_answer(bench: Bench) -> None:
         begun: list[str] = []
         removing = host.stores.provisions.removing
 
-        def counted(name: str) -> Any:
-            found = removing(name)
+        def counted(name: str, **options: Any) -> Any:
+            found = removing(name, **options)
             begun.append(name)
             return found
 
