@@ -17,11 +17,11 @@ from engine.errors import EngineError, FailedPrecondition, NotFound, Unavailable
 from engine.metadata.mounts import MountRecord, MountState, MountStore, same_place
 from engine.mount import deactivate
 from engine.mounts.holders import held
-from engine.mounts.table import MountID, MountTable, mount_id
+from engine.mounts.table import MountID, MountTable, here, mount_id
 from engine.processes import boot_id, pid_namespace
 from engine.snapshots import Snapshotter
 
-__all__ = ["Claims", "Released", "Seen", "discard", "id_of", "placed"]
+__all__ = ["Claims", "Released", "Seen", "anew", "discard", "id_of", "placed"]
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +182,19 @@ def _is_shown(record: MountRecord, table: MountTable) -> bool:
 def id_of(record: MountRecord) -> MountID:
     """Return what the kernel knows a recorded mount by."""
     return MountID(record.mount_id, record.unique_id)
+
+
+def anew(record: MountRecord) -> MountRecord:
+    """Return a record for this process to mount again what it tells of: the kernel has no such mount."""
+    return msgspec.structs.replace(
+        record,
+        boot=boot_id(),
+        space=here(),
+        processes=pid_namespace(),
+        mount_id=0,
+        unique_id=0,
+        device="",
+    )
 
 
 def placed(record: MountRecord, table: MountTable) -> MountRecord:

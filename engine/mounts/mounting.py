@@ -27,7 +27,7 @@ from engine.kv.schema import now
 from engine.kv.table import Damaged
 from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, with_options, writes_to
-from engine.mounts.claims import Claims, Seen, discard, id_of, placed
+from engine.mounts.claims import Claims, Seen, anew, discard, id_of, placed
 from engine.mounts.holders import describe, holders
 from engine.mounts.table import MountEntry, MountTable, here, is_mounted, mount_id
 from engine.processes import boot_id, pid_namespace
@@ -169,16 +169,7 @@ class Mounting:
     def mount_kept(self, record: MountRecord, target: Path, options: Sequence[str]) -> MountRecord:
         """Mount again what `kept` returned, whether or not its image still has a name."""
         target = self.ready(target)
-        again = msgspec.structs.replace(
-            record,
-            target=str(target),
-            boot=boot_id(),
-            space=here(),
-            processes=pid_namespace(),
-            mount_id=0,
-            unique_id=0,
-            device="",
-        )
+        again = msgspec.structs.replace(anew(record), target=str(target))
         return self._mount(again, record, self._snapshotter(record.backend), options)
 
     def _kept_for(self, order: Order, target: Path) -> MountRecord | None:

@@ -22,11 +22,11 @@ from engine.fs.removal import remove_entry
 from engine.kv.schema import CONTAINERS, Container
 from engine.metadata.mounts import MountRecord, MountState, MountStore
 from engine.mount import Mount, activate, deactivate, grows_with, writes_to
-from engine.mounts.claims import id_of
+from engine.mounts.claims import anew, id_of
 from engine.mounts.holders import occupied
 from engine.mounts.table import MountID, MountTable, here, is_mounted, mount_id
 from engine.oci.digest import parse_digest
-from engine.processes import boot_id, pid_namespace
+from engine.processes import boot_id
 from engine.provision.places import all_folders, folder_of, is_unique, mount_keys, target_of
 from engine.provision.provisioned import Provisioned
 from engine.provision.quota import change_limit, limit
@@ -168,7 +168,7 @@ class RootFileSystems:
             except NotFound:
                 raise DataLoss(f"container {mine.id} has lost its snapshot {key}; remove it") from None
             self._check_unused(record, mounts, sight)
-            done.append(_mount(_anew(record), mounts))
+            done.append(_mount(anew(record), mounts))
             hit("restore.mounted")
         return done
 
@@ -299,18 +299,6 @@ def _mount(claim: MountRecord, mounts: Sequence[Mount]) -> MountRecord:
         device = f"{os.major(number)}:{os.minor(number)}"
     return msgspec.structs.replace(
         claim, state=MountState.MOUNTED, mount_id=found.id, unique_id=found.unique, device=device
-    )
-
-
-def _anew(record: MountRecord) -> MountRecord:
-    return msgspec.structs.replace(
-        record,
-        boot=boot_id(),
-        space=here(),
-        processes=pid_namespace(),
-        mount_id=0,
-        unique_id=0,
-        device="",
     )
 
 

@@ -26,10 +26,8 @@ from engine.observing.metering import Statistics, Verb
 from engine.oci.platform import Platform
 from engine.oci.signals import parse_signal
 from engine.progress import Report, silent
-from engine.provision.inside import open_rootfs
 from engine.provision.provisioned import Provisioned
 from engine.provision.provisioner import Provisioner
-from engine.provision.users import resolve_user
 from engine.running import cgroups
 from engine.running.attaching import Attachment, attach
 from engine.running.bundle import resource_limits
@@ -39,7 +37,6 @@ from engine.running.launching import Begin, Launching
 from engine.running.monitors import Monitors, open_monitors
 from engine.running.options import ExecOptions, Resources, RunOptions
 from engine.running.reaping import Reaper
-from engine.running.runc import ExecCommand
 from engine.running.settling import SettledContainers, told
 from engine.running.statuses import (
     ContainerStatus,
@@ -261,25 +258,9 @@ class Containerizer:
         record = await self._running(container)
         folder = self._settling.folder(record)
 
-        def prepared() -> ExecCommand:
-            account = None
-            if options.user:
-                with open_rootfs(folder / "rootfs") as root:
-                    account = resolve_user(root, options.user)
-            return ExecCommand(
-                args=options.args,
-                env=[f"HOME={account.home}", *options.env] if account else options.env,
-                cwd=options.cwd,
-                uid=account.uid if account else None,
-                gid=account.gid if account else None,
-                groups=account.groups if account else (),
-                terminal=options.terminal,
-            )
-
-        command = await trio.to_thread.run_sync(prepared)
         runtime = await trio.to_thread.run_sync(self._tool.find)
         return await execute(
-            runtime, self._tool.states, folder, command, stdin=stdin, stdout=stdout, stderr=stderr
+            runtime, self._tool.states, folder, options, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
     async def usage(self, container: str) -> ContainerUsage:

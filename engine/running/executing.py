@@ -16,7 +16,8 @@ import trio
 from engine.errors import os_errors
 from engine.running.further import write_process
 from engine.running.jobs import ENVIRONMENT
-from engine.running.runc import ExecCommand, Runtime, exec_argv, exec_failure
+from engine.running.options import ExecOptions
+from engine.running.runc import Runtime, exec_argv, exec_failure
 from engine.running.runtime_log import said
 
 __all__ = ["execute"]
@@ -26,7 +27,7 @@ async def execute(
     runtime: Runtime,
     states: Path,
     folder: Path,
-    execution: ExecCommand,
+    options: ExecOptions,
     *,
     stdin: int | None = None,
     stdout: int | None = None,
@@ -36,11 +37,11 @@ async def execute(
 
     None is /dev/null. With a terminal `stdin` and `stdout` are one, which the runtime connects to one of
     the container's, sizes too. Cancelled, it is killed. CommandFailed if it cannot be run (126, 127),
-    FailedPrecondition if the container does not run.
+    FailedPrecondition if the container does not run, and what `write_process` raises.
     """
     name = f"exec-{secrets.token_hex(8)}"
     log, told = folder / f"{name}.log", folder / f"{name}.json"
-    await trio.to_thread.run_sync(write_process, folder, execution, told)
+    await trio.to_thread.run_sync(write_process, folder, options, told)
     try:
         return await _executed(
             exec_argv(runtime, states, folder.name, told, log), log, (stdin, stdout, stderr)

@@ -30,7 +30,6 @@ from engine.running.jobs import ENVIRONMENT, PATH
 from engine.running.runtime_log import RUNTIME_LOG
 
 __all__ = [
-    "ExecCommand",
     "Runtime",
     "RuntimeState",
     "delete",
@@ -72,20 +71,6 @@ class RuntimeState(msgspec.Struct, frozen=True):
     status: str
     """`creating`, `created`, `running`, `paused` or `stopped`."""
     pid: int = 0
-
-
-class ExecCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """A further command for a container that runs; what is empty is as for its first one."""
-
-    args: Sequence[str]
-    env: Sequence[str] = ()
-    """`KEY=VALUE`, over what its first process was given."""
-    cwd: str = ""
-    uid: int | None = None
-    gid: int | None = None
-    """Counts with a `uid` alone."""
-    groups: Sequence[int] = ()
-    terminal: bool = False
 
 
 @cache

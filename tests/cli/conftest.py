@@ -1,14 +1,17 @@
 """Fixtures of the command line's tests: images, and stores that hold them, made once and copied."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.testing.archives import archive, layout, member
+from tests.cli.container_places import Place, place_at
 from tests.command import lamina, lamina_json
+from tests.conftest import peer
+from tests.running.images import image as running_image
 
 BASE = archive(
     member("etc/", "5", mode=0o755),
@@ -62,3 +65,17 @@ def target(tmp_path: Path) -> Path:
     folder = tmp_path / "mnt"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout of an image that runs, where there is a runtime."""
+    peer("runc")
+    return running_image(tmp_path_factory.mktemp("image") / "busybox")
+
+
+@pytest.fixture
+def place(tmp_path: Path, busybox: Path) -> Iterator[Place]:
+    """A store that has it."""
+    with place_at(tmp_path / "root", busybox) as found:
+        yield found

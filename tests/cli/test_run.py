@@ -6,18 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.oci.signals import parse_signal
 from engine.testing.taking_registry import TakingRegistry
-from tests.cli.container_places import Place, place_at
+from tests.cli.container_places import Place
 from tests.cli.failing import assert_one_line
-from tests.conftest import peer
 from tests.processes import until
-from tests.running.images import image
 
 pytestmark = pytest.mark.root
 
@@ -26,18 +23,6 @@ _STUBBORN = (
     *("sh", "-c"),
     "trap 'echo got' INT; trap '' TERM HUP; echo ready; while :; do sleep 0.05; done",
 )
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    peer("runc")
-    return image(tmp_path_factory.mktemp("image") / "busybox")
-
-
-@pytest.fixture
-def place(tmp_path: Path, layout: Path) -> Iterator[Place]:
-    with place_at(tmp_path / "root", layout) as found:
-        yield found
 
 
 def _ready(process: subprocess.Popen[bytes]) -> None:

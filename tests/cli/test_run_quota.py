@@ -6,29 +6,21 @@ from pathlib import Path
 import pytest
 
 from tests.cli.container_places import Place, place_at
-from tests.conftest import peer
 from tests.filesystems import formatted, in_memory
-from tests.running.images import image
 
 pytestmark = pytest.mark.root
 
 _FILL = ("sh", "-c", "dd if=/dev/zero of=/data bs=64k count=200 2>&1; rm /data; echo again >/data")
 
 
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    peer("runc")
-    return image(tmp_path_factory.mktemp("image") / "busybox")
-
-
 @pytest.mark.quota
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
-def test_mc_15_a_container_that_is_full_is_told_so(tmp_path: Path, layout: Path, kind: str):
+def test_mc_15_a_container_that_is_full_is_told_so(tmp_path: Path, busybox: Path, kind: str):
     make = ("-Oproject,quota", "-Equotatype=prjquota") if kind == "ext4" else ()
     (tmp_path / "disk").mkdir()
     with (
         formatted(kind, tmp_path / "image", tmp_path / "disk", "prjquota", make=make) as disk,
-        place_at(disk / "root", layout) as place,
+        place_at(disk / "root", busybox) as place,
     ):
         full = place("run", "--rm", "--storage-opt", "size=4m", "busybox", *_FILL).stdout
         assert "No space left" in full or "quota exceeded" in full.lower(), full
@@ -37,8 +29,8 @@ def test_mc_15_a_container_that_is_full_is_told_so(tmp_path: Path, layout: Path,
 
 
 @pytest.fixture
-def place(tmp_path: Path, layout: Path) -> Iterator[Place]:
-    with in_memory(tmp_path / "disk") as disk, place_at(disk / "root", layout) as found:
+def place(tmp_path: Path, busybox: Path) -> Iterator[Place]:
+    with in_memory(tmp_path / "disk") as disk, place_at(disk / "root", busybox) as found:
         yield found
 
 

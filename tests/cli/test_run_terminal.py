@@ -10,14 +10,11 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cli.container_places import Place, place_at
+from tests.cli.container_places import Place
 from tests.cli.failing import assert_one_line
-from tests.conftest import peer
-from tests.running.images import image
 
 pytestmark = pytest.mark.root
 
@@ -82,18 +79,6 @@ class Screen:
             self.hang_up()
         self.process.kill()
         self.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    peer("runc")
-    return image(tmp_path_factory.mktemp("image") / "busybox")
-
-
-@pytest.fixture
-def place(tmp_path: Path, layout: Path) -> Iterator[Place]:
-    with place_at(tmp_path / "root", layout) as found:
-        yield found
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """An import that is cancelled at any step of its tasks leaves nothing, and the next one is whole."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import settings
 from engine.app import Engine, open_engine
 from engine.kv.schema import INGESTS, LEASE_ITEMS, LEASES, TRASH
 from engine.testing.archives import archive, layout, member
+from tests.cancelling import cancelled_at
 from tests.conftest import AMD64
 
 pytestmark = pytest.mark.root
@@ -16,32 +18,6 @@ pytestmark = pytest.mark.root
 # Steps between two that are tried; each in the deep profile.
 _STRIDE = 1 if settings().max_examples > 100 else 9
 LAYERS = [archive(*(member(f"{layer}/{n}", data=b"x") for n in range(30))) for layer in range(3)]
-
-
-class _Canceller(trio.abc.Instrument):
-    """Cancels a scope before the nth step that any task takes, and counts them."""
-
-    def __init__(self, scope: trio.CancelScope, nth: int) -> None:
-        self.steps = 0
-        self._scope = scope
-        self._nth = nth
-
-    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
-        self.steps += 1
-        if self.steps == self._nth:
-            self._scope.cancel()
-
-
-async def cancelled_at(engine: Engine, image: Path, nth: int) -> bool:
-    """Import and unpack, cancelled at a step; say whether there were so many."""
-    with trio.CancelScope() as scope:
-        canceller = _Canceller(scope, nth)
-        trio.lowlevel.add_instrument(canceller)
-        try:
-            await engine.import_image(image, snapshotter="overlay")
-        finally:
-            trio.lowlevel.remove_instrument(canceller)
-    return canceller.steps >= nth
 
 
 def check_nothing(engine: Engine) -> None:
@@ -61,9 +37,10 @@ def test_an_import_cancelled_at_any_step_leaves_nothing(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with open_engine(tmp_path / "root", platform=AMD64) as engine:
+            imported = partial(engine.import_image, image, snapshotter="overlay")
             nth, goes_on = 1, True
             while goes_on:
-                goes_on = await cancelled_at(engine, image, nth)
+                goes_on = await cancelled_at(nth, imported)
                 if list(engine.stores.images.walk()):  # it was done, or as good as done
                     assert len(list(engine.stores.snapshotter("overlay").walk())) == len(LAYERS)
                     await engine.remove_image("x:1", collect=True)

@@ -25,6 +25,8 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in COMMANDS.split():
         (folder / "bin" / name).symlink_to("busybox")
     (folder / "etc" / "text").write_text("no program\n")
+    (folder / "etc" / "passwd").write_text("five:x:5:6::/home:\n")
+    (folder / "etc" / "group").write_text("seven:x:7:five\neight:x:8:five\n")
     return folder
 
 

@@ -16,7 +16,7 @@ from engine.running import runc
 from engine.running.attaching import ended
 from engine.running.executing import execute
 from engine.running.monitors import open_monitors
-from engine.running.runc import ExecCommand
+from engine.running.options import ExecOptions
 from tests.processes import until
 
 pytestmark = pytest.mark.root
@@ -43,7 +43,7 @@ def within(one, work):
 
 async def executed(one, *args, given=b"", **more):
     """Run a command with pipes, which hold all of it; return its exit code and its two outputs."""
-    command = ExecCommand(args=args, **more)
+    command = ExecOptions(args=args, **more)
     (stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr) = (os.pipe() for _ in range(3))
     try:
         os.write(to_stdin, given)
@@ -66,7 +66,7 @@ def test_outputs_and_exit_code(bundle):
     async def work():
         found = await executed(one, "/bin/sh", "-c", "cat; echo err >&2; exit 42", given=b"in")
         assert found == (42, b"in", b"err\n")
-        assert await execute(one.runtime, one.states, one.folder, ExecCommand(args=["/bin/true"])) == 0
+        assert await execute(one.runtime, one.states, one.folder, ExecOptions(args=["/bin/true"])) == 0
         assert (await executed(one, "/bin/sh", "-c", "kill -9 $$"))[0] == 137
 
     within(one, work)
@@ -76,11 +76,11 @@ def test_who_where_and_with_what(bundle):
     one = bundle("/bin/sleep", "1000")
 
     async def work():
-        script = "id -u; id -g; id -G; pwd; echo $HERE $MORE"
+        script = "id -u; id -g; id -G; pwd; echo $HERE $MORE $HOME"
         _, told, _ = await executed(
-            one, "/bin/sh", "-c", script, uid=5, gid=6, groups=[7, 8], cwd="/tmp", env=["MORE=so=1"]
+            one, "/bin/sh", "-c", script, user="five", cwd="/tmp", env=["MORE=so=1"]
         )
-        assert told == b"5\n6\n6 7 8\n/tmp\nyes so=1\n"
+        assert told == b"5\n6\n6 7 8\n/tmp\nyes so=1 /home\n"
 
     within(one, work)
 
@@ -108,7 +108,7 @@ def test_a_cancelled_command_is_killed(bundle):
 
     async def work():
         with trio.move_on_after(0.3) as scope:
-            await execute(one.runtime, one.states, one.folder, ExecCommand(args=["/bin/sleep", "2000"]))
+            await execute(one.runtime, one.states, one.folder, ExecOptions(args=["/bin/sleep", "2000"]))
         assert scope.cancelled_caught
         await trio.to_thread.run_sync(until, lambda: len(one.running()) == 2)  # it and its monitor
 
@@ -122,7 +122,7 @@ def test_cancelled_at_any_moment(bundle):
         for moment in range(10):
             with trio.move_on_after(0.004 * moment):
                 await execute(
-                    one.runtime, one.states, one.folder, ExecCommand(args=["/bin/sleep", "2000"])
+                    one.runtime, one.states, one.folder, ExecOptions(args=["/bin/sleep", "2000"])
                 )
             await trio.to_thread.run_sync(until, lambda: len(one.running()) == 2)
 
@@ -133,10 +133,11 @@ TERMINAL = r"""
 import sys, trio
 from pathlib import Path
 from engine.running.executing import execute
-from engine.running.runc import ExecCommand, find_runtime
+from engine.running.options import ExecOptions
+from engine.running.runc import find_runtime
 # The runtime sets the size once the command has begun.
 script = "while [ \"$(stty size)\" != '21 63' ]; do :; done; stty size; read x; echo got $x; exit 5"
-command = ExecCommand(args=["/bin/sh", "-c", script], terminal=True)
+command = ExecOptions(args=["/bin/sh", "-c", script], terminal=True)
 async def main():
     return await execute(
         find_runtime(), Path(sys.argv[1]), Path(sys.argv[2]), command, stdin=0, stdout=1, stderr=2
