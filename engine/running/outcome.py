@@ -19,8 +19,8 @@ _LARGEST = 4096
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a container's process.
 
-    Neither `ended` nor `monitored`: it was never started, or nobody will ever know its exit code. Whether
-    it runs is told by the cgroup of its pid (`engine.running.settling`).
+    Neither `ended` nor `monitored`: it was never started, or nobody will know its exit code. Whether it
+    runs is told by the cgroup of its pid (`engine.running.settling`).
     """
 
     ended: bool
