@@ -40,6 +40,8 @@ __all__ = ["watch"]
 
 _FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _EXIT = 256  # bytes at most
+_MAKING = b"runc:["  # `runc:[2:INIT]`
+_MOMENT_S = 0.0005  # that it takes from the runtime's end
 
 
 class _NotStarted(Exception):
@@ -102,8 +104,20 @@ def _begin(launch: Launch, channel: socket.socket) -> tuple[Stdio, int]:
     with suppress(FileNotFoundError):
         os.unlink(RUNTIME_LOG)
     pid = int(Path("pid").read_bytes())
+    _wait_for_command(pid)
     stdio.begun()
     return stdio, pid
+
+
+def _wait_for_command(pid: int) -> None:
+    """Wait until a container's process is its command, and not what runc made it of.
+
+    A signal before that would end Go's runtime, by itself as nothing ends a first process: with code 2.
+    """
+    end = time.monotonic() + START_GRACE_S
+    with suppress(OSError):  # it is gone
+        while Path(f"/proc/{pid}/comm").read_bytes().startswith(_MAKING) and time.monotonic() < end:
+            time.sleep(_MOMENT_S)
 
 
 def _wait(runtime: int, channel: socket.socket) -> None:
