@@ -24,7 +24,7 @@ def programs(tmp_path, monkeypatch):
     """A search path with what a test puts there."""
     folder = tmp_path / "programs"
     folder.mkdir()
-    monkeypatch.setattr(runc, "_PATH", str(folder))
+    monkeypatch.setattr(runc, "PATH", str(folder))
     find_runtime.cache_clear()
 
     def add(name, says, status=0):
