@@ -4,6 +4,7 @@ Async.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from math import isnan
 
 import click
 
@@ -15,7 +16,7 @@ from engine.cli.ending import Incomplete
 from engine.cli.naming import container_named
 from engine.cli.output import View, document
 from engine.cli.running import run
-from engine.errors import EngineError, FailedPrecondition, NotFound
+from engine.errors import EngineError, FailedPrecondition, InvalidArgument, NotFound
 from engine.metadata.containers import ContainerState
 from engine.oci.signals import parse_signal
 from engine.running.containerizer import Containerizer, open_containerizer
@@ -65,6 +66,12 @@ def _number(_context: click.Context, _parameter: click.Parameter, text: str) -> 
     return parse_signal(text)
 
 
+def _seconds(_context: click.Context, _parameter: click.Parameter, seconds: float) -> float:
+    if isnan(seconds):  # which is in any range
+        raise InvalidArgument("--time nan: write how many seconds")
+    return seconds
+
+
 @click.command("stop")
 @_names
 @click.option(
@@ -72,6 +79,7 @@ def _number(_context: click.Context, _parameter: click.Parameter, text: str) -> 
     "--time",
     "seconds",
     type=click.FloatRange(0, 1e6),
+    callback=_seconds,
     default=10.0,
     show_default="10",
     metavar="SECONDS",

@@ -77,7 +77,7 @@ def _ended(folder: Path) -> Outcome | None:
 
 def _is_monitored(folder: Path) -> bool:
     try:
-        file = os.open(folder / "monitor", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(folder / "monitor", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

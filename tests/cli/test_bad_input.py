@@ -57,6 +57,8 @@ USAGE: list[tuple[str, int, str]] = [
     (f"content rm sha256:{0:064}", 3, "no blob"),
     (f"content verify sha256:{0:064}", 3, "no blob"),
     ("snapshots rm absent", 3, "no snapshot absent"),
+    ("stop absent --time nan", 2, "--time nan"),
+    ("stop absent --time inf", 2, "is not in the range"),
     ("snapshots rm :apple:[bold]", 3, "no snapshot :apple:[bold];"),
     ("snapshots usage absent", 3, "no snapshot absent"),
     (f"snapshots rm {CHAIN[0]}", 6, "has children"),
