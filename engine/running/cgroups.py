@@ -1,4 +1,4 @@
-"""The cgroup of a container, `/lamina-<id>`: what it uses, and its removal.
+"""The cgroup of a container, `/lamina-UNIQUE`: what it uses, and its removal.
 
 For version 1, 2, and both at once (hybrid). Sync; safe from any thread. Light: the monitor imports it.
 """
@@ -64,24 +64,24 @@ def layout() -> Layout:
     return Layout.LEGACY if os.path.isdir(f"{_ROOT}/memory") else Layout.NONE
 
 
-def name_of(container: str) -> str:
+def name_of(unique: str) -> str:
     """Return what a container's specification has as its `cgroupsPath`."""
-    return f"/lamina-{container}"
+    return f"/lamina-{unique}"
 
 
-def exists(container: str) -> bool:
+def exists(unique: str) -> bool:
     """Say whether a container has a cgroup."""
-    return bool(_folders(container))
+    return bool(_folders(unique))
 
 
-def consumption(container: str) -> Consumption | None:
+def consumption(unique: str) -> Consumption | None:
     """Return what a container uses; None if it has no cgroup."""
-    folders = _folders(container)
+    folders = _folders(unique)
     if not folders:
         return None
     if layout() is Layout.UNIFIED:
         return _unified(folders[0])
-    return _legacy(container)
+    return _legacy(unique)
 
 
 def _unified(folder: str) -> Consumption:
@@ -98,9 +98,9 @@ def _unified(folder: str) -> Consumption:
     )
 
 
-def _legacy(container: str) -> Consumption:
+def _legacy(unique: str) -> Consumption:
     def at(controller: str, name: str) -> str:
-        return f"{_ROOT}/{controller}{name_of(container)}/{name}"
+        return f"{_ROOT}/{controller}{name_of(unique)}/{name}"
 
     limit = _number(at("memory", "memory.limit_in_bytes"))
     moved = _read(at("blkio", "blkio.throttle.io_service_bytes")).splitlines()
@@ -120,23 +120,23 @@ def _legacy(container: str) -> Consumption:
     )
 
 
-def was_oom_killed(container: str) -> bool:
+def was_oom_killed(unique: str) -> bool:
     """Say whether something in a container was killed because its memory did not suffice."""
-    name = name_of(container)
+    name = name_of(unique)
     for file in (f"{_ROOT}{name}/memory.events", f"{_ROOT}/memory{name}/memory.oom_control"):
         if _fields(_read(file), " ").get("oom_kill", 0):
             return True
     return False
 
 
-def kill_all(container: str) -> None:
+def kill_all(unique: str) -> None:
     """Kill all processes of a container; return when its cgroup is empty. Unavailable if it is not."""
     end = time.monotonic() + CGROUP_EMPTY_S
-    while pids := _processes(container):
+    while pids := _processes(unique):
         for pid in pids:
-            _kill(pid, name_of(container))
+            _kill(pid, name_of(unique))
         if time.monotonic() > end:
-            raise Unavailable(f"container {container}: process {min(pids)} was killed but does not end")
+            raise Unavailable(f"container {unique}: process {min(pids)} was killed but does not end")
         time.sleep(_POLL_S)
 
 
@@ -155,12 +155,12 @@ def _kill(pid: int, name: str) -> None:
             os.close(process)
 
 
-def remove(container: str) -> None:
+def remove(unique: str) -> None:
     """Remove a container's cgroup, of all controllers; processes in it are killed first. Unavailable."""
     end = time.monotonic() + CGROUP_EMPTY_S
-    with os_errors(f"cgroup {name_of(container)}"):
-        while folders := _folders(container):
-            kill_all(container)
+    with os_errors(f"cgroup {name_of(unique)}"):
+        while folders := _folders(unique):
+            kill_all(unique)
             try:
                 for folder in folders:
                     _remove(folder)
@@ -177,18 +177,18 @@ def _remove(folder: str) -> None:
             os.rmdir(below)
 
 
-def _processes(container: str) -> set[int]:
+def _processes(unique: str) -> set[int]:
     """Return the processes in a container's cgroups and in those below."""
     found: set[int] = set()
-    for folder in _folders(container):
+    for folder in _folders(unique):
         for below in _walk(folder):
             found.update(map(int, _read(f"{below}/cgroup.procs").split()))
     return found - {0}
 
 
-def _folders(container: str) -> list[str]:
+def _folders(unique: str) -> list[str]:
     """Return the folders of a container's cgroup, one for each hierarchy that has it."""
-    name = name_of(container)
+    name = name_of(unique)
     roots = [_ROOT]
     if layout() is not Layout.UNIFIED:
         with suppress(OSError), os.scandir(_ROOT) as entries:

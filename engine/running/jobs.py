@@ -21,8 +21,8 @@ class Launch(NamedTuple):
 
     folder: str
     """The container's own, with its `config.json`; everything of its monitor is in it."""
-    id: str
-    """What the runtime calls the container, and what its cgroup is called: `lamina-<id>`."""
+    unique: str
+    """What the runtime calls the container, and what its cgroup is called: `lamina-UNIQUE`."""
     argv: tuple[str, ...]
     """What starts it, detached (`engine.running.runc.run_argv`)."""
     terminal: bool = False
@@ -44,5 +44,5 @@ def encoded(launch: Launch) -> bytes:
 
 def decoded(data: bytes) -> Launch:
     """Return the job that `encoded` made bytes of."""
-    folder, name, argv, terminal, stdin, attached, log_limit, exit_argv = json.loads(data)
-    return Launch(folder, name, tuple(argv), terminal, stdin, attached, log_limit, tuple(exit_argv))
+    folder, unique, argv, terminal, stdin, attached, log_limit, exit_argv = json.loads(data)
+    return Launch(folder, unique, tuple(argv), terminal, stdin, attached, log_limit, tuple(exit_argv))

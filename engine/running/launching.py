@@ -116,7 +116,7 @@ class Launching:
         runtime = await trio.to_thread.run_sync(tool.find)
         launch = Launch(
             folder=str(provisioned.folder),
-            id=record.unique,
+            unique=record.unique,
             argv=run_argv(runtime, tool.states, record.unique, terminal=options.terminal),
             terminal=options.terminal,
             stdin=options.stdin,

@@ -183,7 +183,7 @@ def _attend(launch: Launch, channel: socket.socket, stdio: Stdio, pid: int) -> N
     while not relay.is_drained and (left := end - time.monotonic()) > 0:
         polling.once(left)
     told = {"code": code[0] if code[0] >= 0 else 128 - code[0], "at": at}
-    written = json.dumps({**told, "oom": was_oom_killed(launch.id)}).encode()
+    written = json.dumps({**told, "oom": was_oom_killed(launch.unique)}).encode()
     try:
         _put_exit(written)
     finally:  # who waits is told, whatever can be kept of it

@@ -133,34 +133,30 @@ def _warn_of(runtime: Runtime) -> None:
         )
 
 
-def run_argv(
-    runtime: Runtime, states: Path, container: str, *, terminal: bool = False
-) -> tuple[str, ...]:
+def run_argv(runtime: Runtime, states: Path, unique: str, *, terminal: bool = False) -> tuple[str, ...]:
     """Return the command that starts a container, detached, from within its folder.
 
     `states` is where the runtime keeps what it knows (ROOT/runtime).
     """
     logged = ("--log", RUNTIME_LOG, "--log-format", "json")
     console = ("--console-socket", "console") if terminal else ()
-    rest = ("run", "--detach", "--pid-file", "pid", *console, container)
+    rest = ("run", "--detach", "--pid-file", "pid", *console, unique)
     return (runtime.path, "--root", str(states), *logged, *rest)
 
 
-def exec_argv(
-    runtime: Runtime, states: Path, container: str, process: Path, log: Path
-) -> tuple[str, ...]:
+def exec_argv(runtime: Runtime, states: Path, unique: str, process: Path, log: Path) -> tuple[str, ...]:
     """Return the command that runs a further process in a container, which the file `process` describes.
 
     Its own errors go to the file `log`.
     """
     logged = ("--log", str(log), "--log-format", "json")
     told = ("--process", str(process))
-    return (runtime.path, "--root", str(states), *logged, "exec", *told, container)
+    return (runtime.path, "--root", str(states), *logged, "exec", *told, unique)
 
 
-def state(runtime: Runtime, states: Path, container: str) -> RuntimeState | None:
+def state(runtime: Runtime, states: Path, unique: str) -> RuntimeState | None:
     """Return what the runtime knows of a container; None if nothing."""
-    done = _done(runtime, states, "state", container)
+    done = _done(runtime, states, "state", unique)
     if done.returncode == 0:
         try:
             return msgspec.json.decode(done.stdout, type=RuntimeState)
@@ -171,31 +167,31 @@ def state(runtime: Runtime, states: Path, container: str) -> RuntimeState | None
     raise _error(done)
 
 
-def kill(runtime: Runtime, states: Path, container: str, signal: int) -> bool:
+def kill(runtime: Runtime, states: Path, unique: str, signal: int) -> bool:
     """Send a signal to a container's first process; False if that does not run any more."""
-    done = _done(runtime, states, "kill", container, str(signal))
+    done = _done(runtime, states, "kill", unique, str(signal))
     if done.returncode and not _says(done, _GONE):
         raise _error(done)
     return done.returncode == 0
 
 
-def delete(runtime: Runtime, states: Path, container: str) -> None:
+def delete(runtime: Runtime, states: Path, unique: str) -> None:
     """Kill what runs in a container; remove the runtime's state and the cgroup. Nothing may be left."""
-    if exists(container):
+    if exists(unique):
         # All that it ran is in there. What else a runtime does is the same, but takes a process of 4 ms,
         # and looks ten times a second whether what it killed has ended.
-        remove(container)
+        remove(unique)
         with os_errors(str(states)), suppress(FileNotFoundError):
-            shutil.rmtree(states / container)
-    elif (states / container).exists():
-        done = _done(runtime, states, "delete", "--force", container)
+            shutil.rmtree(states / unique)
+    elif (states / unique).exists():
+        done = _done(runtime, states, "delete", "--force", unique)
         if done.returncode and not _says(done, _GONE):
             raise _error(done)
 
 
-def update(runtime: Runtime, states: Path, container: str, resources: bytes) -> None:
+def update(runtime: Runtime, states: Path, unique: str, resources: bytes) -> None:
     """Change what a running container may use: `linux.resources` of a specification, as JSON."""
-    done = _done(runtime, states, "update", "--resources", "/dev/stdin", container, given=resources)
+    done = _done(runtime, states, "update", "--resources", "/dev/stdin", unique, given=resources)
     if done.returncode:
         raise _error(done)
 
