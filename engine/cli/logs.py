@@ -29,7 +29,11 @@ _LOOK_S = 0.05  # between two looks at a log that is followed
 @click.argument("word", metavar="CONTAINER", shell_complete=container_names)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until it has ended.")
 @click.option(
-    "-n", "--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines; else all."
+    "-n",
+    "--tail",
+    type=click.IntRange(0, sys.maxsize),
+    metavar="N",
+    help="Begin with the last N lines; else all.",
 )
 @click.option("--since", default="", metavar="TIME", help="Nothing before a moment, or an age as 10m.")
 @click.option("-t", "--timestamps", is_flag=True, help="Show when each line was written.")

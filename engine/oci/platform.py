@@ -16,7 +16,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     os: str = ""
     variant: str = ""
     os_version: str = msgspec.field(default="", name="os.version")
-    os_features: list[str] = msgspec.field(default_factory=list, name="os.features")
+    os_features: tuple[str, ...] = msgspec.field(default=(), name="os.features")
 
     def __str__(self) -> str:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))

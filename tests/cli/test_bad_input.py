@@ -57,6 +57,7 @@ USAGE: list[tuple[str, int, str]] = [
     (f"content rm sha256:{0:064}", 3, "no blob"),
     (f"content verify sha256:{0:064}", 3, "no blob"),
     ("snapshots rm absent", 3, "no snapshot absent"),
+    (f"logs absent --tail {1 << 64}", 2, "is not in the range"),
     ("stop absent --time nan", 2, "--time nan"),
     ("stop absent --time inf", 2, "is not in the range"),
     ("snapshots rm :apple:[bold]", 3, "no snapshot :apple:[bold];"),

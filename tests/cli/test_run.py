@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.oci.signals import parse_signal
+from engine.stores import host_platform
 from engine.testing.taking_registry import TakingRegistry
 from tests.cli.container_places import Place
 from tests.cli.failing import assert_one_line
@@ -325,6 +326,14 @@ def test_who_attaches_later_sees_to_no_removal(place: Place):
     place("run", "-d", "--rm", "-i", "--name", "brief", "busybox", "sh", "-c", "read x; exit $x")
     place("attach", "brief", input="3\n", code=3)
     place.until_gone("brief")
+
+
+def test_a_platform_that_is_asked_for(place: Place):
+    host = host_platform()
+    done = place(
+        "run", "--rm", "--platform", f"{host.os}/{host.architecture}", "busybox", "echo", "here"
+    )
+    assert done.stdout == "here\n"
 
 
 def test_who_looks_on_and_leaves_ends_nothing(place: Place):

@@ -18,10 +18,15 @@ def no_time(monkeypatch):
     monkeypatch.setattr(monitor, "FAREWELL_S", 0.0)
 
 
+@pytest.fixture
 def made():
-    """Return the clients of a monitor with nobody yet, and what it waits with."""
+    """The clients of a monitor with nobody yet, and what it waits with."""
     polling = Polling()
-    return polling, Clients(polling, lambda _: True, lambda *_: None, lambda: None)
+    clients = Clients(polling, lambda _: True, lambda *_: None, lambda: None)
+    yield polling, clients
+    for client in list(clients._all):
+        clients.drop(client)
+    polling._selector.close()
 
 
 def said(clients):
@@ -31,9 +36,9 @@ def said(clients):
 
 
 @pytest.mark.usefixtures("no_time")
-def test_the_first_client_may_have_been_stopped():
+def test_the_first_client_may_have_been_stopped(made):
     """By Ctrl-Z for longer than others are waited for, who stall as well."""
-    polling, clients = made()
+    polling, clients = made
     ours, his = socket.socketpair()
     other, stalled = socket.socketpair()
     with his, stalled:
@@ -51,15 +56,13 @@ def test_the_first_client_may_have_been_stopped():
         assert not waiting.is_alive()
         assert len(frames) == PIECES + 1
         assert clients.first_saw_end
-    ours.close()
-    other.close()
 
 
 @pytest.mark.usefixtures("no_time")
-def test_others_are_not_waited_for_for_ever():
-    polling, clients = made()
+def test_others_are_not_waited_for_for_ever(made):
+    polling, clients = made
     other, stalled = socket.socketpair()
-    with other, stalled:
+    with stalled:
         clients.add(other, attached=False).attached = True
         said(clients)
         monitor._farewell(polling, clients)
@@ -67,8 +70,8 @@ def test_others_are_not_waited_for_for_ever():
 
 
 @pytest.mark.usefixtures("no_time")
-def test_a_first_client_who_is_gone_is_not_waited_for():
-    polling, clients = made()
+def test_a_first_client_who_is_gone_is_not_waited_for(made):
+    polling, clients = made
     ours, his = socket.socketpair()
     clients.add(ours, attached=True)
     said(clients)
