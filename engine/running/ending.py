@@ -58,14 +58,19 @@ class Ending:
             raise FailedPrecondition(f"container {record.id} has just ended: it does not run")
 
     async def stop(self, record: Container, number: int, grace_s: float) -> Ended:
-        """Ask a container to end, and kill it if it has not after some time."""
+        """Ask a container to end, and kill it if it has not after some time. Raises Unavailable."""
         with suppress(FailedPrecondition):
             await self.send(record, number)
         with trio.move_on_after(grace_s):
             return await self.wait(record)
         with suppress(FailedPrecondition):
             await self.send(record, signal.SIGKILL)
-        return await self.wait(record)
+        with trio.move_on_after(limits.MONITOR_ENDS_S):
+            return await self.wait(record)
+        raise Unavailable(
+            f"container {record.id} does not end; stop it from the pid namespace that it was run from, "
+            "or try again"
+        )
 
     # -- for it to be removed -----------------------------------------------------------------
 
