@@ -42,6 +42,7 @@ _LISTINGS = (
     ("leases", "ls"),
     ("namespaces", "ls"),
     ("image", "label", "app:1"),
+    ("ps", "--all"),
 )
 
 
@@ -151,8 +152,15 @@ _WORKING = (
     ("namespaces", "create", "other"),
     ("namespaces", "label", "other", "a=b"),
     ("namespaces", "rm", "other"),
+    ("attach", "web"),
+    ("exec", "web", "true"),
+    ("logs", "web"),
+    ("stop", "web"),
+    ("kill", "web"),
+    ("rm", "web"),
+    ("image", "prune", "--all"),
 )
-_MAKING = (("import",), ("pull",), ("copy",), ("demo",), ("completion",), ("image", "ls"))
+_MAKING = (("import",), ("pull",), ("run",), ("copy",), ("demo",), ("completion",), ("image", "ls"))
 
 
 @pytest.mark.parametrize("words", _WORKING)
