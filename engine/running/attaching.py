@@ -118,14 +118,15 @@ class Attachment:
 
 async def _connect(folder: Path) -> Attachment:
     """Connect to a monitor. OSError if there is none."""
-    connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # By descriptor: the path of a socket has 107 bytes at most (unix(7)).
     opened = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        await connection.connect(f"/proc/self/fd/{opened}/attach")
-    except BaseException:
-        connection.close()
-        raise
+        connection = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await connection.connect(f"/proc/self/fd/{opened}/attach")
+        except BaseException:
+            connection.close()
+            raise
     finally:
         os.close(opened)
     return Attachment(connection)

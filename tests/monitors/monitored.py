@@ -63,6 +63,8 @@ class Bundle:
 
     def is_still(self) -> bool:
         """Say whether its container writes no more: it waits."""
+        if not (self.folder / "log").exists():
+            return False
         before = (self.folder / "log").stat()
         time.sleep(0.05)
         after = (self.folder / "log").stat()
