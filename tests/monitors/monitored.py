@@ -63,11 +63,12 @@ class Bundle:
 
     def is_still(self) -> bool:
         """Say whether its container writes no more: it waits."""
-        if not (self.folder / "log").exists():
+        try:
+            before = (self.folder / "log").stat()
+            time.sleep(0.05)
+            after = (self.folder / "log").stat()
+        except FileNotFoundError:  # it is not begun yet, or is just being turned
             return False
-        before = (self.folder / "log").stat()
-        time.sleep(0.05)
-        after = (self.folder / "log").stat()
         return after.st_size > 0 and (before.st_size, before.st_ino) == (after.st_size, after.st_ino)
 
     def running(self) -> list[int]:
